@@ -1,0 +1,1 @@
+"""One entry script a step of the method: arguments, calls to the parts, files."""

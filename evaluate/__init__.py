@@ -1,0 +1,1 @@
+"""How good a checkpoint is, and how fast the code."""

@@ -1,0 +1,1 @@
+"""What is learnt: encoders, the pairwise loss, the DRO objectives and the optimizers."""

@@ -1,0 +1,1 @@
+"""What the drivers share: stores, files, batches, search, clusters, metrics, processes. Knows no model."""

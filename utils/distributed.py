@@ -1,0 +1,124 @@
+"""One process or many: set-up, rank, and the few collectives that the project needs.
+
+Every function works without a process group as well (rank 0 of 1), so that nothing else in the project asks
+whether it runs distributed. On CUDA the backend is nccl, else gloo.
+"""
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from utils.errors import InputError
+
+T = TypeVar("T")
+
+# Time for all processes to find each other, and the longest that one may wait for another inside a collective.
+RENDEZVOUS_TIMEOUT = timedelta(seconds=90)
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+
+def set_up(no_cuda: bool = False, local_rank: int = -1) -> torch.device:
+    """Joins the process group that the launcher describes, if any, and returns this process's device.
+
+    `local_rank` is the launcher's argument (torch.distributed.launch passes --local_rank or --local-rank, torchrun
+    sets LOCAL_RANK instead). Raises `InputError` with the reason when the processes cannot find each other.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", max(local_rank, 0)))
+    use_cuda = torch.cuda.is_available() and not no_cuda
+    device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        if local_rank >= torch.cuda.device_count():
+            raise InputError(
+                f"local rank {local_rank} has no GPU of its own ({torch.cuda.device_count()} on this machine); "
+                "start at most as many processes as there are GPUs, or pass --no_cuda"
+            )
+        torch.cuda.set_device(device)
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        _join(use_cuda, device)
+    return device
+
+
+def _join(use_cuda: bool, device: torch.device) -> None:
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise InputError(f"WORLD_SIZE is set but {', '.join(missing)} is not; start with torchrun")
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        # torchrun's agent hosts the store itself and says so in this variable.
+        store = dist.TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            size,
+            is_master=rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+            timeout=RENDEZVOUS_TIMEOUT,
+        )
+        store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(
+            "nccl" if use_cuda else "gloo",
+            store=store,
+            rank=rank,
+            world_size=size,
+            timeout=COLLECTIVE_TIMEOUT,
+            device_id=device if use_cuda else None,
+        )
+    except (dist.DistError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"rank {rank} of {size} could not join the others at {address}: {reason}. Is the port in use by another "
+            "program (choose one with --master_port), or did another process of this run not start?"
+        ) from None
+
+
+def tear_down() -> None:
+    """Leaves the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes what is written once."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Sums `tensor` over all processes, in place, and returns it."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def on_main(function: Callable[[], T]) -> T:
+    """Calls `function` on the main process only and hands its result (small, plain data) to every process.
+
+    An `InputError` there is raised in every process, so that none is left waiting.
+    """
+    if world_size() == 1:
+        return function()
+    outcome: list = [None, None]
+    if is_main():
+        try:
+            outcome[0] = function()
+        except InputError as error:
+            outcome[1] = str(error)
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise InputError(outcome[1])
+    return outcome[0]

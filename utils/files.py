@@ -1,0 +1,174 @@
+"""Files and folders that are complete or absent, and lines of text that know where they stand.
+
+Whatever this project writes for a later step is built beside its place under a name that starts with a dot and
+holds `.partial-`, flushed to the disk and then renamed. A crash leaves only such partial names behind; the next
+writer of the same path removes them.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from utils.errors import InputError
+
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+def _partial_path(path: Path) -> Path:
+    """A fresh name beside `path`; what earlier crashes left there for the same path is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{path.name}.partial-*"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    return path.parent / f".{path.name}.partial-{os.getpid()}"
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames inside `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
+    """Opens a file for writing that appears at `path` only when the block ends without an error.
+
+    Text is UTF-8 with `\\n` line ends. `mode` is "w" or "wb". One writer a path at a time.
+    """
+    path = Path(path)
+    partial = _partial_path(path)
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    try:
+        with partial.open(mode, **text) as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields an empty folder to fill; it appears at `path`, in place of what was there, when the block ends well."""
+    path = Path(path)
+    partial = _partial_path(path)
+    partial.mkdir()
+    try:
+        yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        if path.exists():
+            outgoing = path.parent / f".{path.name}.partial-outgoing"
+            path.replace(outgoing)
+            partial.replace(path)
+            shutil.rmtree(outgoing)
+        else:
+            partial.replace(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes `value` as indented JSON, atomically. Not-a-number is refused, as JSON has none."""
+    with atomic_file(path) as handle:
+        json.dump(value, handle, indent=2, ensure_ascii=False, allow_nan=False)
+        handle.write("\n")
+
+
+def read_json(path: str | os.PathLike) -> dict:
+    """Reads a JSON object; raises `InputError` where the file is missing or is no JSON object."""
+    path = Path(path)
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError("no such file", path) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"is not valid JSON ({error}); it was damaged or is another file: make it again", path
+        ) from None
+    if not isinstance(value, dict):
+        raise InputError(f"holds a JSON {type(value).__name__} where an object was expected", path)
+    return value
+
+
+def sha256_of_file(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file's content, as hexadecimal digits."""
+    with Path(path).open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def find_file(folder: str | os.PathLike, *names: str) -> Path:
+    """The first of `names` (plain, or gzipped as NAME.gz) that exists in `folder`; `InputError` where none does."""
+    folder = Path(folder)
+    for name in names:
+        for candidate in (folder / name, folder / f"{name}.gz"):
+            if candidate.is_file():
+                return candidate
+    raise InputError(f"holds none of {', '.join(names)} (plain or with .gz)", folder)
+
+
+def open_binary(path: str | os.PathLike) -> IO[bytes]:
+    """Opens a plain or gzipped file (told by its first two bytes) for reading."""
+    path = Path(path)
+    try:
+        handle = path.open("rb")
+    except FileNotFoundError:
+        raise InputError("no such file", path) from None
+    except IsADirectoryError:
+        raise InputError("is a folder where a file was expected", path) from None
+    if handle.read(2) == GZIP_MAGIC:
+        handle.close()
+        return gzip.open(path, "rb")
+    handle.seek(0)
+    return handle
+
+
+def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
+    """Yields (line number from 1, line without its end) of a plain or gzipped UTF-8 file.
+
+    Only `\\n` (or `\\r\\n`) ends a line, so that text may hold any other separator of Unicode. Raises `InputError`
+    for a missing or empty file, for bytes that are not UTF-8 and for a broken gzip stream, with the line.
+    """
+    number = 0
+    with open_binary(path) as handle:
+        try:
+            for number, line in enumerate(handle, start=1):
+                try:
+                    yield number, line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+                except UnicodeDecodeError as error:
+                    raise InputError(
+                        f"is not valid UTF-8 at byte {error.start} of the line; convert the file (iconv)",
+                        path,
+                        number,
+                    ) from None
+        except (gzip.BadGzipFile, EOFError) as error:
+            raise InputError(
+                f"the gzip stream is broken ({error}); fetch the file again", path, number + 1
+            ) from None
+    if number == 0:
+        raise InputError("the file is empty", path)
+
+
+def split_fields(line: str, count: int, path: str | os.PathLike, number: int) -> list[str]:
+    """Splits a line at its tabs into exactly `count` fields (the last keeps further tabs)."""
+    fields = line.split("\t", count - 1)
+    if len(fields) < count:
+        raise InputError(
+            f"expected {count} fields separated by tabs, found {len(fields)}: {line[:80]!r}", path, number
+        )
+    return fields
