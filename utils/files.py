@@ -157,9 +157,7 @@ def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
                         number,
                     ) from None
         except (gzip.BadGzipFile, EOFError) as error:
-            raise InputError(
-                f"the gzip stream is broken ({error}); fetch the file again", path, number + 1
-            ) from None
+            raise InputError(f"the gzip stream is broken ({error}); fetch the file again", path, number + 1) from None
     if number == 0:
         raise InputError("the file is empty", path)
 

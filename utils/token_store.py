@@ -131,9 +131,7 @@ class TokenStoreWriter:
             if "\n" in text_id or "\r" in text_id:
                 raise InputError(f"the id {text_id!r} holds a line break, which ids.txt cannot keep")
         self._offsets.append(self._tokens.length + np.cumsum(lengths))
-        flat = np.fromiter(
-            (t for row in token_rows for t in row), dtype=self._tokens.dtype, count=int(lengths.sum())
-        )
+        flat = np.fromiter((t for row in token_rows for t in row), dtype=self._tokens.dtype, count=int(lengths.sum()))
         self._tokens.append(flat)
         self._ids.writelines(f"{text_id}\n" for text_id in ids)
 
@@ -183,17 +181,13 @@ class TokenStore:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise InputError(
-                "no such token store; make it with data/msmarco_data.py or data/beir_data.py", folder
-            )
+            raise InputError("no such token store; make it with data/msmarco_data.py or data/beir_data.py", folder)
         self.meta = _read_meta(self.folder / "meta.json")
         self.tokens = _open_array(self.folder / "tokens.npy", self.meta.tokens, memory_map=True)
         self.offsets = _open_array(self.folder / "offsets.npy", self.meta.rows + 1)
         steps = np.diff(self.offsets)
         if self.offsets[0] != 0 or self.offsets[-1] != self.meta.tokens or (len(steps) and steps.min() < 0):
-            raise InputError(
-                "the offsets do not fit the tokens; the store is damaged: make it again", self.folder
-            )
+            raise InputError("the offsets do not fit the tokens; the store is damaged: make it again", self.folder)
 
     def __len__(self) -> int:
         return self.meta.rows
@@ -231,9 +225,7 @@ class TokenStore:
             positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
             values = self.tokens[self.offsets[start] : self.offsets[stop]].astype(np.uint64) + np.uint64(1)
             running = np.concatenate([np.zeros(1, np.uint64), np.cumsum(values * multipliers[positions])])
-            hashes[start:stop] = (running[offsets[1:]] - running[offsets[:-1]]) * np.uint64(
-                0x9E3779B97F4A7C15
-            )
+            hashes[start:stop] = (running[offsets[1:]] - running[offsets[:-1]]) * np.uint64(0x9E3779B97F4A7C15)
             hashes[start:stop] ^= lengths.astype(np.uint64)
         return hashes
 

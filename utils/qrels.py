@@ -1,0 +1,62 @@
+"""Relevance judgments by row: which passage rows are judged for which query rows, and how relevant."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from utils.errors import InputError
+from utils.files import atomic_file, read_lines, split_fields
+
+
+@dataclass(frozen=True)
+class Qrels:
+    """Judgments, sorted by query row, then passage row: three int64 arrays of one length.
+
+    A passage is relevant to a query where `relevance` is above 0.
+    """
+
+    query_rows: np.ndarray
+    passage_rows: np.ndarray
+    relevance: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.query_rows)
+
+    @cached_property
+    def positives(self) -> dict[int, np.ndarray]:
+        """Query row → its relevant passage rows, ascending; only queries that have one."""
+        relevant = self.relevance > 0
+        queries, passages = self.query_rows[relevant], self.passage_rows[relevant]
+        rows, starts = np.unique(queries, return_index=True)
+        return dict(zip(rows.tolist(), np.split(passages, starts[1:]), strict=True)) if len(rows) else {}
+
+
+def write_qrels(path: str | Path, judgments: Iterable[tuple[int, int, int]]) -> None:
+    """Writes (query row, passage row, relevance) lines in ascending order, atomically."""
+    with atomic_file(path) as handle:
+        handle.writelines(f"{query}\t{passage}\t{grade}\n" for query, passage, grade in sorted(judgments))
+
+
+def read_qrels(path: str | Path, query_count: int, passage_count: int) -> Qrels:
+    """Reads what `write_qrels` wrote; raises `InputError` for a row outside the stores or a judgment given twice."""
+    rows = []
+    for number, line in read_lines(path):
+        try:
+            query, passage, grade = map(int, split_fields(line, 3, path, number))
+        except ValueError:
+            raise InputError(f"expected three whole numbers, found {line[:80]!r}", path, number) from None
+        if not (0 <= query < query_count and 0 <= passage < passage_count):
+            raise InputError(
+                f"query row {query} or passage row {passage} is outside the token stores ({query_count} queries, "
+                f"{passage_count} passages); the file belongs to other stores: tokenize again",
+                path,
+                number,
+            )
+        rows.append((query, passage, grade))
+    table = np.array(sorted(rows), dtype=np.int64)
+    if len(table) > 1 and (np.diff(table[:, :2], axis=0) == 0).all(axis=1).any():
+        raise InputError("judges a query and passage twice; tokenize again", path)
+    return Qrels(table[:, 0], table[:, 1], table[:, 2])
