@@ -2,8 +2,11 @@
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from utils import distributed
@@ -40,3 +43,28 @@ def progress(
         dynamic_ncols=True,
         leave=not terminal,
     )
+
+
+class TrainingLog:
+    """TensorBoard curves, written by the main process. Values may be tensors on any device."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self._writer = SummaryWriter(str(folder)) if distributed.is_main() else None
+
+    def scalars(self, step: int, values: Mapping[str, float | Tensor]) -> None:
+        """One point of several curves at an optimizer step."""
+        if self._writer:
+            for name, value in values.items():
+                self._writer.add_scalar(name, float(value), step)
+
+    def clusters(self, step: int, name: str, values: Tensor, present: Tensor) -> None:
+        """One point of a curve a cluster, `name`/00 …: `values` (K,) where `present` (K,) holds."""
+        if self._writer:
+            shown = present.tolist()
+            for cluster, value in enumerate(values.tolist()):
+                if shown[cluster]:
+                    self._writer.add_scalar(f"{name}/{cluster:02d}", value, step)
+
+    def close(self) -> None:
+        if self._writer:
+            self._writer.close()

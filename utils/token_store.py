@@ -55,7 +55,7 @@ class TokenizerInfo:
 
 @dataclass(frozen=True)
 class TokenStoreMeta:
-    """The content of meta.json. `max_length` counts tokens, special ones included; `sha256` is of tokens and offsets."""
+    """The content of meta.json. `max_length` counts special tokens too; `sha256` is of tokens and offsets."""
 
     format_version: int
     tokenizer: str
@@ -229,9 +229,9 @@ class TokenStore:
             hashes[start:stop] ^= lengths.astype(np.uint64)
         return hashes
 
-    def expect(self, tokenizer_fingerprint: str, max_length: int) -> None:
-        """Raises `InputError` unless the store was made with that tokenizer and that maximum length."""
-        if self.meta.tokenizer_fingerprint != tokenizer_fingerprint:
+    def expect(self, tokenizer, max_length: int) -> "TokenStore":
+        """Itself, if it was made with that tokenizer (of transformers) and that maximum length; else `InputError`."""
+        if self.meta.tokenizer_fingerprint != TokenizerInfo.of(tokenizer).fingerprint:
             raise InputError(
                 f"was made with another tokenizer ({self.meta.tokenizer}) than the checkpoint's; tokenize the "
                 "collection again with the checkpoint's own, or use a checkpoint with the store's tokenizer",
@@ -243,6 +243,7 @@ class TokenStore:
                 "give the same length here, or tokenize again",
                 self.folder,
             )
+        return self
 
 
 def _read_meta(path: Path) -> TokenStoreMeta:

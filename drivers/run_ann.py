@@ -1,0 +1,230 @@
+"""Trains one episode on mined negatives, from the newest checkpoint of --training_dir.
+
+    python drivers/run_ann.py --round 0 --model_type rdot_nll_condenser --init_model_dir CHECKPOINT \
+        --training_dir OUT/saved_models --data_dir OUT/preprocessed --ann_dir OUT/ann_data --result_dir OUT/results \
+        --max_steps 1000
+    python -m torch.distributed.launch --nproc_per_node 8 drivers/run_ann.py …
+
+An episode is a run of its own because its data are: the mined file of the episode is fixed while it lasts. Started
+again, it goes on from the newest checkpoint, inside the episode too; an episode that is done is left alone.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from model.dro import make_objective, watched_layers
+from model.encoders import Encoder, find_model_type, load_encoder
+from model.optimizers import LearningRate, make_optimizer
+from model.training_step import StepResult, TrainingStep
+from model.triplets import TripletModel
+from utils import distributed
+from utils.arguments import option, parse, required
+from utils.batching import Sequences, make_step_batches, take_step
+from utils.checkpoint import (
+    TrainerState,
+    load_training_state,
+    newest_checkpoint,
+    read_trainer_state,
+    save_checkpoint,
+)
+from utils.episode import mined_file, read_episode, read_result
+from utils.errors import InputError, run
+from utils.logs import TrainingLog, progress, say
+from utils.precision import choose_precision
+from utils.token_store import TokenStore
+
+
+@dataclass
+class Arguments:
+    data_dir: str = required("token stores, as data/msmarco_data.py writes them")
+    ann_dir: str = required("mined files, as drivers/run_ann_data_gen.py writes them")
+    training_dir: str = option("", "checkpoints; the newest valid one is gone on from (default: output_dir)")
+    output_dir: str = option("", "where checkpoints are saved (default: training_dir)")
+    result_dir: str = option("", "ann_ndcg_N files of the mined episodes (default: ann_dir)")
+    init_model_dir: str = option("", "checkpoint to begin with where training_dir holds none")
+    model_name_or_path: str = option("", "the same, as a hub name or folder; used where init_model_dir is not given")
+    model_type: str = option("rdot_nll", "rdot_nll, rdot_nll_multi_chunk or rdot_nll_condenser")
+    model_size: str = option("base", "base or large: iDRO compares gradients over the last 3 or 2 layers")
+    task_name: str = option("MSMarco", "name of the run in its log")
+    triplet: bool = option(True, "train on (query, positive, negative) triplets, the only form of mined files")
+    round: int = option(0, "the episode, from 0")
+    max_steps: int = option(0, "optimizer steps of one episode; 0: one pass over its mined file")
+    max_seq_length: int = option(128, "tokens of a passage, as in the token store")
+    max_query_length: int = option(64, "tokens of a query, as in the token store")
+    per_gpu_train_batch_size: int = option(16, "triplets a process and backward pass")
+    per_gpu_eval_batch_size: int = option(128, "taken for the miner's sake; training does not evaluate")
+    gradient_accumulation_steps: int = option(1, "backward passes an optimizer step")
+    optimizer: str = option("lamb", "lamb or adamW")
+    learning_rate: float = option(5e-6, "peak learning rate of the first episode")
+    weight_decay: float = option(0.0, "weight decay of matrices")
+    adam_epsilon: float = option(1e-8, "epsilon in the optimizer's denominator")
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: never")
+    warmup_steps: int = option(0, "steps of linear warm-up")
+    num_training_steps: int = option(0, "steps at which the learning rate reaches 0; 0: max_steps")
+    total_training_steps: int = option(0, "steps of all episodes, over which their peaks sink; 0: peaks stay")
+    single_warmup: bool = option(False, "warm up and decay once a run rather than once an episode")
+    fp16: bool = option(False, "mixed precision: float16 on CUDA, bfloat16 on a CPU that has it")
+    group: int = option(0, "1: use the clusters of the mined file; 0: plain ERM")
+    n_groups: int = option(50, "clusters, as many as were mined with")
+    dro_type: str = option("idro", "idro or dro-greedy, in upper or lower case")
+    alpha: float = option(0.25, "iDRO: power of the losses; DRO-greedy: share of the data that weighs most")
+    ema: float = option(0.1, "iDRO: power of the old weights; DRO-greedy: decay of the running means")
+    rho: float = option(0.05, "iDRO: step size of the weights")
+    eps: float = option(0.01, "the least weight of a cluster")
+    logging_steps: int = option(10, "steps between log entries")
+    save_steps: int = option(0, "steps between checkpoints; 0: only at the end of the episode")
+    log_dir: str = option("", "TensorBoard folder (default: output_dir/logs)")
+    cache_dir: str = option("", "where models from the hub are kept")
+    seed: int = option(42, "seed of dropout")
+    no_cuda: bool = option(False, "stay on the CPU")
+    local_rank: int = option(-1, "set by torch.distributed.launch")
+
+    def __post_init__(self) -> None:
+        self.training_dir = self.training_dir or self.output_dir
+        self.output_dir = self.output_dir or self.training_dir
+        self.result_dir = self.result_dir or self.ann_dir
+        self.init_model_dir = self.init_model_dir or self.model_name_or_path
+        self.log_dir = self.log_dir or str(Path(self.output_dir, "logs"))
+        if not self.training_dir:
+            raise InputError("give --training_dir or --output_dir: where checkpoints are and go")
+        if not self.triplet:
+            raise InputError("--triplet false: mined files hold triplets only")
+        for name in ("per_gpu_train_batch_size", "gradient_accumulation_steps", "logging_steps", "n_groups"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} is {getattr(self, name)}; at least 1 is needed")
+
+
+def find_start(args: Arguments) -> tuple[str, TrainerState | None]:
+    """The checkpoint to load, and where training stands there (None for an initial model)."""
+    folder = distributed.on_main(lambda: newest_checkpoint(args.training_dir))
+    if folder is not None:
+        return str(folder), read_trainer_state(folder)
+    if args.round > 0:
+        raise InputError(f"no checkpoint, and round {args.round} goes on from one: train round 0", args.training_dir)
+    if not args.init_model_dir:
+        raise InputError("no checkpoint there; give --init_model_dir to begin with", args.training_dir)
+    return args.init_model_dir, None
+
+
+def make_training_step(args: Arguments, encoder: Encoder, device: torch.device) -> TrainingStep:
+    precision = choose_precision(args.fp16, device)
+    model = TripletModel(encoder.to(device).train())
+    layers = encoder.base_model.encoder.layer
+    objective = make_objective(
+        args.dro_type if args.group else "erm",
+        args.n_groups if args.group else 1,
+        alpha=args.alpha,
+        ema=args.ema,
+        rho=args.rho,
+        eps=args.eps,
+    )
+    optimizer = make_optimizer(args.optimizer, model, args.learning_rate, args.weight_decay, args.adam_epsilon)
+    if distributed.world_size() > 1:
+        model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    return TrainingStep(
+        model,
+        objective.to(device),
+        optimizer,
+        torch.amp.GradScaler(device.type, enabled=precision.needs_scaler),
+        precision,
+        args.max_grad_norm,
+        watched=list(layers[-watched_layers(args.model_size, len(layers)) :].parameters()),
+    )
+
+
+def log_step(
+    log: TrainingLog, state: TrainerState, result: StepResult, weights: Tensor, learning_rate: float
+) -> None:
+    values = {"loss": result.loss, "learning_rate": learning_rate, "gradient_norm": result.gradient_norm}
+    log.scalars(state.global_step, values)
+    if len(weights) > 1:
+        log.clusters(state.global_step, "cluster_loss", result.cluster_losses, result.counts > 0)
+        log.clusters(state.global_step, "cluster_weight", weights, weights >= 0)
+
+
+def main() -> None:
+    args = parse(Arguments, __doc__)
+    device = distributed.set_up(args.no_cuda, args.local_rank)
+
+    checkpoint, saved = find_start(args)
+    encoder, tokenizer = load_encoder(args.model_type, checkpoint, args.cache_dir or None)
+    query_store = TokenStore(Path(args.data_dir, "train-query")).expect(tokenizer, args.max_query_length)
+    passage_store = TokenStore(Path(args.data_dir, "passages")).expect(tokenizer, args.max_seq_length)
+    queries = Sequences(query_store)
+    passages = Sequences(passage_store, find_model_type(args.model_type).chunk_length)
+    mined_by = read_result(args.result_dir, args.round)
+    episode = read_episode(
+        mined_file(args.ann_dir, args.round),
+        len(query_store),
+        len(passage_store),
+        args.n_groups if args.group else None,
+    )
+    global_batch = args.per_gpu_train_batch_size * args.gradient_accumulation_steps * distributed.world_size()
+    max_steps = args.max_steps or -(-episode.triplets // global_batch)
+
+    resumed = saved is not None and saved.round >= args.round
+    state = saved if resumed else TrainerState(args.round, saved.global_step if saved else 0)
+    if state.round > args.round or state.episode_step >= max_steps:
+        say(f"round {args.round} is trained already: {checkpoint}")
+        return
+    step = make_training_step(args, encoder, device)
+    torch.manual_seed(args.seed + 1_000_000 * args.round + distributed.rank())
+    if saved:
+        same_processes = saved.processes == distributed.world_size()
+        load_training_state(checkpoint, step.optimizer, step.scaler, random_states=resumed and same_processes)
+    if resumed:
+        step.objective.load_state_dict({name: torch.tensor(value) for name, value in state.dro.items()})
+    rate = LearningRate(
+        args.learning_rate,
+        episode_start=state.global_step - state.episode_step,
+        warmup_steps=args.warmup_steps,
+        num_training_steps=args.num_training_steps or max_steps,
+        total_training_steps=args.total_training_steps,
+        single_warmup=args.single_warmup,
+    )
+    say(
+        f"{args.task_name} round {args.round}: steps {state.episode_step} to {max_steps} of {global_batch} triplets "
+        f"({episode.triplets:,} mined) from {checkpoint}, {args.dro_type if args.group else 'erm'}, "
+        f"{distributed.world_size()} processes on {device.type}, {step.precision.dtype}"
+    )
+
+    log = TrainingLog(args.log_dir)
+    log.scalars(rate.episode_start, {f"dev/{name}": mined_by[name] for name in ("ndcg", "mrr")})
+    with progress(total=max_steps, initial=state.episode_step, unit="steps", label=f"round {args.round}") as bar:
+        while state.episode_step < max_steps:
+            learning_rate = rate.at(state.global_step)
+            parts, state.position = take_step(
+                state.position, episode.triplets, args.per_gpu_train_batch_size, args.gradient_accumulation_steps
+            )
+            batches = [batch.to(device) for batch in make_step_batches(episode, parts, queries, passages)]
+            weights = step.objective.weights.clone()
+            result = step(batches, learning_rate)
+            state.global_step += 1
+            state.episode_step += 1
+            bar.update()
+            if result.skipped:
+                say(f"warning: step {state.global_step} is skipped, its gradient is not finite")
+            last = state.episode_step == max_steps
+            if last or state.episode_step % args.logging_steps == 0:
+                log_step(log, state, result, weights, learning_rate)
+                bar.set_postfix(loss=f"{float(result.loss):.4f}")
+            if last or (args.save_steps and state.episode_step % args.save_steps == 0):
+                state.processes = distributed.world_size()
+                state.dro = {name: value.tolist() for name, value in step.objective.state_dict().items()}
+                folder = save_checkpoint(
+                    args.output_dir, encoder, tokenizer, args.max_seq_length, step.optimizer, step.scaler, state
+                )
+                say(f"step {state.global_step}: loss {float(result.loss):.4f}, saved {folder}")
+    log.close()
+    distributed.tear_down()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,139 @@
+"""The encoders: a text's vector is read off its first token, and a score is a dot product of two vectors.
+
+    rdot_nll               RoBERTa, then a linear head to 768 and LayerNorm       (ANCE FirstP, arXiv:2007.00808)
+    rdot_nll_multi_chunk   the same; a document is cut into chunks of 512 tokens,
+                           and its best chunk scores                              (ANCE MaxP)
+    rdot_nll_condenser     BERT, the last layer's [CLS] vector as it is           (COCO-DR, arXiv:2210.15212)
+
+One sequence gives one vector everywhere. That a document may be several sequences is a matter of how rows are cut
+into sequences and scores are joined, not of the encoder.
+
+The classes are transformers' own kind, with the names of the public ANCE checkpoints (`roberta.*`,
+`embeddingHead.*`, `norm.*`), so that `from_pretrained` reads those and any plain BERT or RoBERTa checkpoint, and
+what `save_pretrained` writes loads with `AutoModel`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer, BertModel, PreTrainedTokenizerFast, RobertaModel
+from transformers.models.bert.modeling_bert import BertPreTrainedModel
+from transformers.models.roberta.modeling_roberta import RobertaPreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from utils.errors import InputError
+from utils.logs import say
+
+EMBEDDING_DIM = 768
+
+
+class RobertaDot(RobertaPreTrainedModel):
+    """RoBERTa's first token, a linear head to 768 dimensions and LayerNorm. (input_ids, mask) → (B, 768)."""
+
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        self.roberta = RobertaModel(config, add_pooling_layer=False)
+        self.embeddingHead = nn.Linear(config.hidden_size, EMBEDDING_DIM)
+        self.norm = nn.LayerNorm(EMBEDDING_DIM)
+        self.post_init()
+
+    @property
+    def embedding_dim(self) -> int:
+        return EMBEDDING_DIM
+
+    @property
+    def head(self) -> tuple[nn.Linear, nn.LayerNorm]:
+        """What follows the first token's vector."""
+        return self.embeddingHead, self.norm
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        hidden = self.roberta(input_ids, attention_mask=attention_mask).last_hidden_state  # B, T, H
+        return self.norm(self.embeddingHead(hidden[:, 0]))
+
+
+class BertDot(BertPreTrainedModel):
+    """BERT's [CLS] vector of the last layer. (input_ids, mask) → (B, hidden size)."""
+
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        self.bert = BertModel(config, add_pooling_layer=False)
+        self.post_init()
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.config.hidden_size
+
+    @property
+    def head(self) -> None:
+        return None
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.bert(input_ids, attention_mask=attention_mask).last_hidden_state[:, 0]
+
+
+Encoder = RobertaDot | BertDot
+
+
+@dataclass(frozen=True)
+class ModelType:
+    """An encoder class and, where a document is cut, the chunk length in tokens."""
+
+    encoder: type[Encoder]
+    chunk_length: int | None = None
+
+
+MODEL_TYPES = {
+    "rdot_nll": ModelType(RobertaDot),
+    "rdot_nll_multi_chunk": ModelType(RobertaDot, chunk_length=512),
+    "rdot_nll_condenser": ModelType(BertDot),
+}
+
+
+def find_model_type(name: str) -> ModelType:
+    """The entry of `MODEL_TYPES`; `InputError` with the names that there are."""
+    if name not in MODEL_TYPES:
+        raise InputError(f"--model_type {name!r} is unknown; there are {', '.join(MODEL_TYPES)}")
+    return MODEL_TYPES[name]
+
+
+def load_encoder(
+    model_type: str, checkpoint: str, cache_dir: str | None = None
+) -> tuple[Encoder, PreTrainedTokenizerFast]:
+    """Loads a checkpoint (a folder or a hub name): the encoder, in float32, and its tokenizer.
+
+    A plain RoBERTa has no `embeddingHead` and `norm`: these are the only weights that may be missing, start at
+    random and are named in a warning. Raises `InputError` for a checkpoint of another architecture or one that
+    lacks other weights.
+    """
+    encoder_class = find_model_type(model_type).encoder
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(checkpoint, cache_dir=cache_dir)
+        if not isinstance(config, encoder_class.config_class):
+            raise InputError(
+                f"is a {config.model_type} checkpoint, and --model_type {model_type} wants "
+                f"{encoder_class.config_class.model_type}",
+                checkpoint,
+            )
+        encoder, loading = encoder_class.from_pretrained(
+            checkpoint, config=config, cache_dir=cache_dir, dtype=torch.float32, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, cache_dir=cache_dir)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"no checkpoint can be loaded from there ({str(error).splitlines()[0]}); give a folder with config.json, "
+            "weights and tokenizer, or the name of a model on the hub that this machine can reach",
+            checkpoint,
+        ) from None
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()
+    missing = sorted(loading["missing_keys"])
+    if any(not name.startswith(("embeddingHead.", "norm.")) for name in missing):
+        raise InputError(f"lacks weights of the encoder: {', '.join(missing[:5])} …; it is another model", checkpoint)
+    if missing:
+        say(f"warning: {checkpoint} has no {', '.join(missing)}: they start at random")
+    return encoder, tokenizer

@@ -1,0 +1,96 @@
+"""One optimizer step: coefficients, forward, one backward pass, clip, step, and what the objective learns from it.
+
+Every sum runs over the step's global batch: all processes and all accumulated batches. The counts of the clusters
+are known before any forward pass, since the mined file carries them, so each triplet's coefficient is too, and the
+gradient is that of one process with the whole batch.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from model.dro import ERM
+from model.group_gradients import GroupGradients
+from utils.batching import TripletBatch
+from utils.distributed import all_reduce_sum, world_size
+from utils.precision import Precision
+
+
+@dataclass
+class StepResult:
+    """What a step saw. `loss`: mean l_i; `cluster_losses` f_g and `counts` n_g, (K,); `skipped`: not finite."""
+
+    loss: Tensor
+    cluster_losses: Tensor
+    counts: Tensor
+    gradient_norm: Tensor
+    skipped: bool
+
+
+class TrainingStep:
+    """Takes optimizer steps on a `TripletModel`, which may be wrapped in DistributedDataParallel.
+
+    `watched` are the parameters whose gradients the objective compares between clusters. A step whose gradient
+    holds inf or nan is skipped, and leaves the parameters and the objective as they were.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: ERM,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        precision: Precision,
+        max_grad_norm: float,
+        watched: list[Tensor],
+    ) -> None:
+        self.model, self.objective, self.optimizer, self.scaler = model, objective, optimizer, scaler
+        self.precision, self.max_grad_norm = precision, max_grad_norm
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        n_groups = len(objective.weights)
+        self.group_gradients = GroupGradients(watched, n_groups) if objective.needs_gradient_products else None
+
+    def __call__(self, batches: list[TripletBatch], learning_rate: float) -> StepResult:
+        """Steps on this process's batches of the global batch (more than one: gradient accumulation)."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        n_groups = len(self.objective.weights)
+        known = torch.cat([batch.clusters[batch.clusters >= 0] for batch in batches])
+        counts = all_reduce_sum(torch.bincount(known, minlength=n_groups))
+        loss_sums = torch.zeros(n_groups, device=counts.device)
+        for number, batch in enumerate(batches, start=1):
+            losses = self._accumulate(batch, counts, last=number == len(batches))
+            counted = batch.clusters >= 0
+            loss_sums.index_add_(0, batch.clusters[counted], losses.detach()[counted])
+        all_reduce_sum(loss_sums)
+
+        self.scaler.unscale_(self.optimizer)
+        limit = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
+        cluster_losses = loss_sums / counts.clamp(min=1)
+        products = self.group_gradients.inner_products() if self.group_gradients else None
+        skipped = not bool(norm.isfinite())
+        if self.scaler.is_enabled() or not skipped:  # the scaler skips by itself, and learns from it
+            self.scaler.step(self.optimizer)
+        if not skipped:
+            self.objective.update(cluster_losses, counts, products)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepResult(loss_sums.sum() / counts.sum(), cluster_losses, counts, norm, skipped)
+
+    def _accumulate(self, batch: TripletBatch, counts: Tensor, last: bool) -> Tensor:
+        """Forward and backward of one batch; gradients are exchanged with the other processes on the last one."""
+        wrapped = isinstance(self.model, DistributedDataParallel)
+        with self.model.no_sync() if wrapped and not last else nullcontext():
+            with self.precision.autocast():
+                losses = self.model(batch)
+            coefficients = self.objective.coefficients(batch.clusters, counts)
+            # DistributedDataParallel averages over processes; the sum is what is meant.
+            loss = (coefficients * losses).sum() * (world_size() if wrapped else 1)
+            if self.group_gradients:
+                self.group_gradients.collect(self.scaler.scale(losses), batch.clusters, counts)
+            self.scaler.scale(loss).backward()
+        return losses

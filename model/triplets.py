@@ -1,0 +1,32 @@
+"""The pairwise loss of triplets, and the module that computes it for a batch."""
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model.encoders import Encoder
+from utils.batching import TripletBatch
+
+
+def pairwise_nll(positive_scores: Tensor, negative_scores: Tensor) -> Tensor:
+    """l = -log(e^{s+} / (e^{s+} + e^{s-})) = softplus(s- - s+), elementwise and in float32 (ANCE, eq. 2)."""
+    return functional.softplus(negative_scores.float() - positive_scores.float())
+
+
+class TripletModel(nn.Module):
+    """An encoder and the loss on its vectors: a `TripletBatch` of B triplets → losses (B,), float32.
+
+    Queries and passages go through one encoder in one call of this module, as DistributedDataParallel needs it.
+    Each distinct text is encoded once; its vector serves every triplet that holds it.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, batch: TripletBatch) -> Tensor:
+        queries = self.encoder(batch.queries.input_ids, batch.queries.attention_mask)  # distinct queries, D
+        passages = self.encoder(batch.passages.input_ids, batch.passages.attention_mask)  # sequences, D
+        query = queries[batch.query].unsqueeze(1)  # B, 1, D
+        positive = (query * passages[batch.positive]).sum(-1).amax(1)  # B, C, D → B
+        negative = (query * passages[batch.negative]).sum(-1).amax(1)
+        return pairwise_nll(positive, negative) * batch.weights

@@ -1,0 +1,33 @@
+"""Command lines of the entry scripts: a dataclass of arguments, one field a flag, parsed by transformers' parser."""
+
+import argparse
+from dataclasses import field
+from typing import Any, TypeVar
+
+from transformers import HfArgumentParser
+
+T = TypeVar("T")
+
+
+def option(default: Any, help: str) -> Any:
+    """A flag with a default. The help names the unit."""
+    return field(default=default, metadata={"help": help})
+
+
+def required(help: str) -> Any:
+    """A flag that must be given."""
+    return field(metadata={"help": help})
+
+
+def parse(arguments: type[T], description: str) -> T:
+    """Parses sys.argv into `arguments`; both --like_this and --like-this are taken. Exits with code 2 on misuse."""
+    parser = HfArgumentParser(
+        arguments,
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    values, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True, look_for_args_file=False)
+    if unknown:
+        parser.error(f"unknown arguments: {' '.join(unknown)}")
+    return values

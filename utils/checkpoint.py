@@ -1,0 +1,201 @@
+"""Checkpoints: a model that others can load, and what training needs to go on exactly where it stood.
+
+    TRAINING_DIR/checkpoint-STEP/
+        config.json, model.safetensors, tokenizer.json, …   for transformers' AutoModel and AutoTokenizer
+        modules.json, 1_Pooling/, 2_Dense/, 3_LayerNorm/    for SentenceTransformer(path); the last two with a head
+        optimizer.pt, random_states.pt                      read with weights_only=True: nothing in them can run
+        trainer_state.json                                  round, step, position in the data, DRO state
+
+The folder appears by a rename once it is whole. STEP counts optimizer steps over all episodes.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from utils import distributed
+from utils.errors import InputError
+from utils.files import atomic_folder, read_json, sha256_of_file, write_json
+from utils.logs import say
+
+FORMAT_VERSION = 1
+WEIGHTS = "model.safetensors"
+
+
+@dataclass
+class TrainerState:
+    """Where a run stands. Steps are optimizer steps.
+
+    `round` is the episode and `episode_step` the steps done in it; `position` is the number of triplets of the
+    mined file's order that these steps have used; `dro` is the objective's own state as plain lists.
+    """
+
+    round: int = 0
+    global_step: int = 0
+    episode_step: int = 0
+    position: int = 0
+    processes: int = 1
+    batch_size: int = 0
+    seed: int = 0
+    dro: dict[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+
+def checkpoint_step(folder: str | Path) -> int:
+    """The step in a checkpoint's name, 0 for a folder with another name (an initial model)."""
+    name = re.fullmatch(r"checkpoint-(\d+)", Path(folder).name)
+    return int(name[1]) if name else 0
+
+
+def newest_checkpoint(training_dir: str | Path) -> Path | None:
+    """The valid checkpoint of the highest step, None where there is none. Invalid ones are named and passed over."""
+    candidates = [path for path in Path(training_dir).glob("checkpoint-*") if re.search(r"-\d+$", path.name)]
+    for folder in sorted(candidates, key=checkpoint_step, reverse=True):
+        try:
+            read_trainer_state(folder)
+            if not (folder / WEIGHTS).is_file() or not (folder / "config.json").is_file():
+                raise InputError("weights or configuration are missing", folder)
+        except InputError as error:
+            say(f"warning: not a valid checkpoint, passed over: {error}")
+        else:
+            return folder
+    return None
+
+
+def read_trainer_state(folder: str | Path) -> TrainerState:
+    """Reads trainer_state.json; `InputError` where it is missing or not as written here."""
+    path = Path(folder) / "trainer_state.json"
+    content = read_json(path)
+    if content.get("format_version") != FORMAT_VERSION:
+        raise InputError(f"format version {content.get('format_version')!r}; this code reads {FORMAT_VERSION}", path)
+    for entry in fields(TrainerState):
+        if entry.name != "dro" and type(content.get(entry.name)) is not int:
+            raise InputError(f"{entry.name} is {content.get(entry.name)!r}, not a whole number", path)
+    return TrainerState(**{entry.name: content[entry.name] for entry in fields(TrainerState)})
+
+
+def fingerprint_of_weights(checkpoint: str | Path, encoder: torch.nn.Module) -> str:
+    """The SHA-256 of a checkpoint's weights: of its file, or of the parameters for a model from elsewhere."""
+    weights = Path(checkpoint) / WEIGHTS
+    if weights.is_file() and checkpoint_step(checkpoint):
+        return sha256_of_file(weights)
+    digest = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save_checkpoint(
+    training_dir: str | Path,
+    encoder: torch.nn.Module,
+    tokenizer: Any,
+    max_length: int,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    state: TrainerState,
+) -> Path:
+    """Saves checkpoint-STEP; every process must call it, for its random states. Returns the folder.
+
+    `encoder` is one of model/encoders.py; `max_length` (tokens) is what SentenceTransformer cuts texts to.
+    """
+    folder = Path(training_dir) / f"checkpoint-{state.global_step}"
+    random_states = _gather_random_states()
+
+    def write() -> str:
+        with atomic_folder(folder) as partial:
+            encoder.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            _write_sentence_transformers_files(partial, encoder, max_length)
+            torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}, partial / "optimizer.pt")
+            torch.save(random_states, partial / "random_states.pt")
+            write_json(partial / "trainer_state.json", asdict(state))
+        return str(folder)
+
+    distributed.on_main(write)
+    return folder
+
+
+def load_training_state(
+    folder: str | Path, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, random_states: bool
+) -> None:
+    """Loads the optimizer's and scaler's state, and this process's random states where `random_states` is set."""
+    folder = Path(folder)
+    saved = _load(folder / "optimizer.pt")
+    optimizer.load_state_dict(saved["optimizer"])
+    scaler.load_state_dict(saved["scaler"])
+    if random_states:
+        states = _load(folder / "random_states.pt")
+        torch.set_rng_state(states[distributed.rank()]["cpu"])
+        if torch.cuda.is_available() and "cuda" in states[distributed.rank()]:
+            torch.cuda.set_rng_state(states[distributed.rank()]["cuda"])
+
+
+def _load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise InputError(
+            f"cannot be read ({str(error).splitlines()[0][:120]}); remove this checkpoint, and the run goes on from "
+            "the one before",
+            path,
+        ) from None
+
+
+def _gather_random_states() -> list[dict[str, torch.Tensor]]:
+    """The random states of every process, on the main process (elsewhere only its own)."""
+    own = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        own["cuda"] = torch.cuda.get_rng_state()
+    if distributed.world_size() == 1:
+        return [own]
+    gathered = [None] * distributed.world_size()
+    dist.all_gather_object(gathered, {name: value.numpy() for name, value in own.items()})
+    return [{name: torch.from_numpy(np.array(value)) for name, value in one.items()} for one in gathered]
+
+
+def _write_sentence_transformers_files(folder: Path, encoder: torch.nn.Module, max_length: int) -> None:
+    """The files by which SentenceTransformer(folder) gives the encoder's own vectors, scored by dot product.
+
+    The type names are those that every version since 2.0 reads.
+    """
+
+    def write(name: str, content: Any) -> None:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    hidden = encoder.config.hidden_size
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    pooling = {"word_embedding_dimension": hidden, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    write("sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
+    write("1_Pooling/config.json", pooling)
+    if encoder.head is not None:
+        linear, norm = encoder.head
+        modules += [("2_Dense", "Dense"), ("3_LayerNorm", "LayerNorm")]
+        dense = {"in_features": hidden, "out_features": encoder.embedding_dim, "bias": True}
+        write("2_Dense/config.json", {**dense, "activation_function": "torch.nn.modules.linear.Identity"})
+        write("3_LayerNorm/config.json", {"dimension": encoder.embedding_dim})
+        save_file(
+            {f"linear.{k}": v.contiguous() for k, v in linear.state_dict().items()}, folder / "2_Dense" / WEIGHTS
+        )
+        save_file(
+            {f"norm.{k}": v.contiguous() for k, v in norm.state_dict().items()}, folder / "3_LayerNorm" / WEIGHTS
+        )
+    write(
+        "modules.json",
+        [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for i, (path, kind) in enumerate(modules)
+        ],
+    )
+    write(
+        "config_sentence_transformers.json", {"similarity_fn_name": "dot", "prompts": {}, "default_prompt_name": None}
+    )

@@ -1,0 +1,84 @@
+"""Hard negatives: drawn from what ranks high but is not relevant, and dealt into passes over the queries (ANCE).
+
+Every draw is a function of (seed, episode, query, passage) alone, so that neither the number of processes nor the
+order of the queries has a say in it. There is no generator with a state: each candidate gets a 64-bit key by a
+hash of those four numbers, and the candidates of the lowest keys are drawn, which is a uniform draw without
+replacement (counter-based random numbers; Salmon et al. 2011, mixing function SplitMix64 of Steele et al. 2014).
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from utils.episode import MinedLines
+
+LAST = np.uint64(2**64 - 1)
+SHUFFLE = 0x5B0FF1E  # stands in the place of a passage when queries are shuffled
+
+
+def random_keys(*numbers: np.ndarray | int) -> np.ndarray:
+    """A 64-bit hash of each combination of whole numbers (broadcast together), uint64."""
+    keys = np.zeros((), dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        for number in numbers:
+            keys = keys + np.uint64(0x9E3779B97F4A7C15) + np.asarray(number).astype(np.uint64)
+            keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            keys = keys ^ (keys >> np.uint64(31))
+    return keys
+
+
+def draw_negatives(
+    query_rows: np.ndarray,
+    ranked_rows: np.ndarray,
+    positives: dict[int, np.ndarray],
+    passage_hashes: np.ndarray,
+    count: int,
+    *,
+    seed: int,
+    episode: int,
+) -> np.ndarray:
+    """Up to `count` negatives a query from its ranking: int64 (Q, count), padded with -1 on the right.
+
+    `query_rows` int64 (Q,); `ranked_rows` int64 (Q, k), -1 where a ranking is shorter; `positives` as
+    `Qrels.positives`; `passage_hashes` uint64 (passages,) as `TokenStore.row_hashes`. Every relevant passage of the
+    query is excluded, and every passage whose tokens equal a relevant one's.
+    """
+    excluded = ranked_rows < 0
+    for i, query in enumerate(query_rows.tolist()):
+        relevant = positives.get(query)
+        if relevant is not None:
+            excluded[i] |= np.isin(passage_hashes[ranked_rows[i]], passage_hashes[relevant])
+    keys = random_keys(seed, episode, query_rows[:, None], ranked_rows)
+    keys[excluded] = LAST
+    order = np.argsort(keys, axis=1, kind="stable")[:, :count]
+    drawn = np.where(np.take_along_axis(excluded, order, axis=1), -1, np.take_along_axis(ranked_rows, order, axis=1))
+    return np.pad(drawn, ((0, 0), (0, count - drawn.shape[1])), constant_values=-1)
+
+
+def deal_passes(
+    query_rows: np.ndarray,
+    negatives: np.ndarray,
+    positives: dict[int, np.ndarray],
+    clusters: np.ndarray | None,
+    passes: int,
+    *,
+    seed: int,
+    episode: int,
+) -> Iterator[MinedLines]:
+    """Deals each query's negatives into passes over the queries, each pass in an order of its own.
+
+    `negatives` as `draw_negatives` gives them; `clusters` int64 (Q,) or None. Pass j gets the negatives j,
+    j + passes, j + 2 passes … of every query: all are dealt, and a query's passes differ by one at most. A query
+    with several positives takes them in turn from pass to pass and from episode to episode.
+    """
+    for number in range(passes):
+        order = np.argsort(random_keys(seed, episode, query_rows, SHUFFLE + number), kind="stable")
+        turn = episode * passes + number
+        chosen = [positives[query] for query in query_rows[order].tolist()]
+        yield MinedLines(
+            query_rows=query_rows[order],
+            positive_rows=np.array([rows[turn % len(rows)] for rows in chosen], dtype=np.int64),
+            negatives=negatives[order, number::passes],
+            clusters=None if clusters is None else clusters[order],
+        )
