@@ -1,0 +1,160 @@
+"""How good a ranking is: nDCG, MAP, MRR and recall by ir-measures, and the run file that trec_eval reads.
+
+ir-measures hands the counting to trec_eval's own code, so that the numbers are those of the literature. Two things
+are done here. trec_eval orders a run by score and breaks ties by document id; a ranking here has an order of its own
+(score downwards, then row upwards), so trec_eval is given the ranks, negated, as scores. And none of the measures
+depends on which passages stand in a ranking, only on the ranks that the relevant ones hold: every query's ranking is
+named by its ranks, and 6,980 queries of 1,000 passages share one list of names instead of 7 million strings.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import ir_measures
+import numpy as np
+from ir_measures import AP, RR, R, nDCG
+
+from utils.errors import InputError
+from utils.files import atomic_file
+from utils.qrels import Qrels
+
+MEASURES = {
+    "ndcg@10": nDCG @ 10,
+    "map@10": AP @ 10,
+    "mrr@10": RR @ 10,
+    "mrr": RR,
+    "recall@100": R @ 100,
+    "recall@1000": R @ 1000,
+}
+
+# Judged pairs looked up at once: 1,000 ranks of 8 bytes for each are 64 MiB.
+PAIRS_A_BLOCK = 8_192
+
+
+class Evaluation(NamedTuple):
+    """`means` of each measure over the judged queries; `values` a query, float64 (queries,), nan if not judged."""
+
+    means: dict[str, float]
+    values: dict[str, np.ndarray]
+
+    @property
+    def queries(self) -> int:
+        """How many queries the means are over."""
+        return int(np.isfinite(next(iter(self.values.values()))).sum())
+
+
+def evaluate_run(ranked_rows: np.ndarray, qrels: Qrels, measures: Sequence[str] = tuple(MEASURES)) -> Evaluation:
+    """Evaluates a ranking of passage rows, best first, against the judgments.
+
+    `ranked_rows` is int64 (queries, k); row i ranks for query row i, and a ranking of fewer than k passages is padded
+    with -1 at its end. `measures` are keys of `MEASURES`:
+
+    - ndcg@10: gain = grade, discount = 1 / log2(rank + 1), ideal over all relevant passages (as trec_eval and BEIR);
+    - map@10: precision at each relevant rank up to 10, over the number of all relevant passages (not at most 10);
+    - mrr@10: as MS MARCO's own script, 1 / rank of the first relevant passage, 0 beyond rank 10; mrr without the cut;
+    - recall@c: relevant passages among the first c (or the first k, where k < c) over all relevant ones.
+
+    A passage is relevant where its grade is above 0; grades of 0 and below gain nothing. A query without a relevant
+    passage has nan and does not count; one with relevant passages and an empty ranking has 0 and counts. A mean is
+    the correctly rounded sum of the values over their number: the order of the queries does not matter.
+
+    Raises `InputError` where no query has a relevant passage, ValueError for a ranking that breaks the rules above.
+    """
+    ranking_lengths = _check_ranking(ranked_rows)
+    relevant = qrels.relevance > 0
+    if not relevant.any():
+        raise InputError("no query has a relevant passage, so there is nothing to measure; check the qrels file")
+    query_rows, grades = qrels.query_rows[relevant], qrels.relevance[relevant]
+    if query_rows.max() >= len(ranked_rows):
+        raise ValueError(f"a judgment of query row {query_rows.max()} for a ranking of {len(ranked_rows)} queries")
+    ranks = _find_ranks(ranked_rows, query_rows, qrels.passage_rows[relevant])
+
+    names = [str(rank) for rank in range(1, ranked_rows.shape[1] + 1)]
+    judgments: dict[str, dict[str, int]] = {}
+    for number, (query, rank, grade) in enumerate(zip(query_rows, ranks, grades, strict=True)):
+        name = names[rank - 1] if rank else f"not ranked {number}"
+        judgments.setdefault(str(query), {})[name] = int(grade)
+    rankings = {
+        length: {name: -float(rank) for rank, name in enumerate(names[:length])}
+        for length in np.unique(ranking_lengths).tolist()
+    }
+    run = {query: rankings[ranking_lengths[int(query)]] for query in judgments}
+
+    of_measure = {MEASURES[name]: name for name in measures}
+    values = {name: np.full(len(ranked_rows), np.nan) for name in measures}
+    for metric in ir_measures.iter_calc(list(of_measure), judgments, run):
+        values[of_measure[metric.measure]][int(metric.query_id)] = metric.value
+    means = {name: math.fsum(value[np.isfinite(value)]) / len(judgments) for name, value in values.items()}
+    return Evaluation(means, values)
+
+
+def _check_ranking(ranked_rows: np.ndarray) -> np.ndarray:
+    """The length of each ranking, int64 (queries,); ValueError for a passage after padding or ranked twice."""
+    if ranked_rows.ndim != 2 or ranked_rows.dtype.kind != "i":
+        raise ValueError(f"a ranking is (queries, k) integers, not {ranked_rows.dtype} {ranked_rows.shape}")
+    ranked = ranked_rows >= 0
+    if (ranked[:, 1:] & ~ranked[:, :-1]).any():
+        raise ValueError("a ranking has padding (-1) before a passage")
+    ordered = np.sort(ranked_rows, axis=1)
+    if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any():
+        raise ValueError("a ranking holds a passage twice")
+    return ranked.sum(axis=1)
+
+
+def _find_ranks(ranked_rows: np.ndarray, query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
+    """The rank from 1 of passage j in the ranking of query j, int64 (pairs,); 0 where it is not ranked."""
+    ranks = np.zeros(len(query_rows), dtype=np.int64)
+    for start in range(0, len(query_rows), PAIRS_A_BLOCK):
+        block = slice(start, start + PAIRS_A_BLOCK)
+        found = ranked_rows[query_rows[block]] == passage_rows[block, None]  # pairs, k
+        pair, column = np.nonzero(found)
+        ranks[start + pair] = column + 1
+    return ranks
+
+
+def mean_by_cluster(values: np.ndarray, clusters: np.ndarray, n_clusters: int) -> np.ndarray:
+    """The mean of `values` (queries,) within each cluster of queries, float64 (n_clusters,).
+
+    `clusters` is int64 (queries,), in [0, n_clusters). Queries whose value is nan (not judged) do not count; a
+    cluster without any other has nan.
+    """
+    if len(clusters) and (clusters.min() < 0 or clusters.max() >= n_clusters):
+        raise ValueError(f"clusters {clusters.min()} to {clusters.max()} where there are {n_clusters}")
+    judged = ~np.isnan(values)
+    sums = np.bincount(clusters[judged], weights=values[judged], minlength=n_clusters)
+    counts = np.bincount(clusters[judged], minlength=n_clusters)
+    return np.divide(sums, counts, out=np.full(n_clusters, np.nan), where=counts > 0)
+
+
+def write_trec_run(
+    path: str | Path,
+    query_ids: Sequence[str],
+    passage_ids: Sequence[str],
+    ranked_rows: np.ndarray,
+    scores: np.ndarray,
+    tag: str,
+) -> None:
+    """Writes "query-id Q0 passage-id rank score tag" lines, ranks from 1, atomically.
+
+    `ranked_rows` int64 and `scores` float32 are (queries, k), padded with -1 rows at the end; the scores keep all
+    their digits. A reader that sorts by score again (trec_eval does) may order passages of equal score otherwise.
+    The format separates fields by white space: an id that holds any, or is empty, is an `InputError` naming it; in
+    the tag, which is only a label, it becomes "-".
+    """
+    tag = "-".join(tag.split()) or "run"
+    used_passages = np.unique(ranked_rows[ranked_rows >= 0]).tolist()
+    for kind, ids in (("query", query_ids), ("passage", (passage_ids[row] for row in used_passages))):
+        for text_id in ids:
+            if text_id.split() != [text_id]:
+                raise InputError(
+                    f"the {kind} id {text_id!r} is empty or holds white space: a run cannot name it", path
+                )
+    with atomic_file(path) as handle:
+        for query_id, rows, row_scores in zip(query_ids, ranked_rows.tolist(), scores, strict=True):
+            handle.writelines(
+                f"{query_id} Q0 {passage_ids[row]} {rank} {score:.9g} {tag}\n"
+                for rank, (row, score) in enumerate(zip(rows, row_scores.tolist(), strict=True), start=1)
+                if row >= 0
+            )
