@@ -61,7 +61,7 @@ class GreedyDRO(ERM):
         present = counts > 0
         running = torch.where(self.seen, torch.lerp(self.mean_loss, losses, self.ema), losses)
         self.mean_loss.copy_(torch.where(present, running, self.mean_loss))
-        share = counts / counts.sum()
+        share = counts.to(self.share.dtype) / counts.sum()
         self.share.copy_(torch.where(self.seen.any(), torch.lerp(self.share, share, self.ema), share))
         self.seen.logical_or_(present)
 

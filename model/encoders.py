@@ -74,6 +74,8 @@ class BertDot(BertPreTrainedModel):
 
 Encoder = RobertaDot | BertDot
 
+transformers_logging.disable_progress_bar()  # for files of one shard they tell nothing
+
 
 @dataclass(frozen=True)
 class ModelType:
@@ -109,7 +111,6 @@ def load_encoder(
     encoder_class = find_model_type(model_type).encoder
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(checkpoint, cache_dir=cache_dir)
         if not isinstance(config, encoder_class.config_class):
@@ -130,7 +131,6 @@ def load_encoder(
         ) from None
     finally:
         transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()
     missing = sorted(loading["missing_keys"])
     if any(not name.startswith(("embeddingHead.", "norm.")) for name in missing):
         raise InputError(f"lacks weights of the encoder: {', '.join(missing[:5])} …; it is another model", checkpoint)

@@ -60,7 +60,7 @@ class TrainingStep:
         n_groups = len(self.objective.weights)
         known = torch.cat([batch.clusters[batch.clusters >= 0] for batch in batches])
         counts = all_reduce_sum(torch.bincount(known, minlength=n_groups))
-        loss_sums = torch.zeros(n_groups, device=counts.device)
+        loss_sums = torch.zeros_like(self.objective.weights)
         for number, batch in enumerate(batches, start=1):
             losses = self._accumulate(batch, counts, last=number == len(batches))
             counted = batch.clusters >= 0

@@ -1,5 +1,6 @@
 """The pairwise loss of triplets, and the module that computes it for a batch."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -8,12 +9,13 @@ from utils.batching import TripletBatch
 
 
 def pairwise_nll(positive_scores: Tensor, negative_scores: Tensor) -> Tensor:
-    """l = -log(e^{s+} / (e^{s+} + e^{s-})) = softplus(s- - s+), elementwise and in float32 (ANCE, eq. 2)."""
-    return functional.softplus(negative_scores.float() - positive_scores.float())
+    """l = -log(e^{s+} / (e^{s+} + e^{s-})) = softplus(s- - s+), elementwise, in float32 at least (ANCE, eq. 2)."""
+    wide = torch.promote_types(positive_scores.dtype, torch.float32)
+    return functional.softplus(negative_scores.to(wide) - positive_scores.to(wide))
 
 
 class TripletModel(nn.Module):
-    """An encoder and the loss on its vectors: a `TripletBatch` of B triplets → losses (B,), float32.
+    """An encoder and the loss on its vectors: a `TripletBatch` of B triplets → losses (B,), float32 or wider.
 
     Queries and passages go through one encoder in one call of this module, as DistributedDataParallel needs it.
     Each distinct text is encoded once; its vector serves every triplet that holds it.

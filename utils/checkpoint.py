@@ -43,8 +43,6 @@ class TrainerState:
     episode_step: int = 0
     position: int = 0
     processes: int = 1
-    batch_size: int = 0
-    seed: int = 0
     dro: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 

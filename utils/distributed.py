@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -122,3 +123,12 @@ def on_main(function: Callable[[], T]) -> T:
     if outcome[1] is not None:
         raise InputError(outcome[1])
     return outcome[0]
+
+
+def gather_rows(rows: np.ndarray) -> np.ndarray:
+    """The rows of every process one after another, on the main process; elsewhere the process's own."""
+    if world_size() == 1:
+        return rows
+    gathered = [None] * world_size() if is_main() else None
+    dist.gather_object(rows, gathered)
+    return np.concatenate(gathered) if is_main() else rows

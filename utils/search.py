@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from utils import distributed
+from utils.batching import Sequences
 from utils.embedding_store import EmbeddingMatrix
 
 PASSAGE_BLOCK = 65_536
@@ -52,7 +53,7 @@ def search(
 
     `queries` float32 (Q, D). Products run in float32.
     """
-    query = torch.from_numpy(np.ascontiguousarray(queries)).to(device)
+    query = torch.from_numpy(np.array(queries)).to(device)
     top = query.new_empty(len(query), 0)
     top_rows = torch.empty(len(query), 0, dtype=torch.int64, device=device)
     for start in range(first, last, PASSAGE_BLOCK):
@@ -96,6 +97,27 @@ def search_together(
     distributed.barrier()
     distributed.on_main(lambda: shutil.rmtree(exchange))
     return first, scores.numpy(), rows.numpy()
+
+
+def search_rows(
+    queries: EmbeddingMatrix,
+    passages: EmbeddingMatrix,
+    sequences: Sequences,
+    k: int,
+    device: torch.device,
+    exchange: Path,
+) -> tuple[int, np.ndarray, np.ndarray]:
+    """As `search_together`, with passages that may be several sequences, of which the best one scores.
+
+    Returns rows of the token store rather than of the matrix, (queries of the share, min(k, rows)).
+    """
+    counts = np.diff(sequences.row_starts)
+    k = min(k, len(counts))
+    most = int(counts.max(initial=1))  # k · most sequences hold at least k rows
+    first, scores, found = search_together(queries, passages, k * most, device, exchange)
+    if most == 1:
+        return first, scores, found
+    return first, *best_chunks(scores, found, sequences.rows, k)
 
 
 def best_chunks(

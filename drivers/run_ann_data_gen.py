@@ -1,0 +1,213 @@
+"""Mines an episode: encodes the collection with the newest checkpoint and draws hard negatives from what ranks high.
+
+    python drivers/run_ann_data_gen.py --model_type rdot_nll_condenser --init_model_dir CHECKPOINT \
+        --training_dir OUT/saved_models --data_dir OUT/preprocessed --output_dir OUT/ann_data \
+        --result_dir OUT/results --cluster_query --cluster_centroids 50 --end_output_num 0
+    python -m torch.distributed.launch --nproc_per_node 8 drivers/run_ann_data_gen.py …
+
+Writes the mined file, the query clusters and, last of all, the dev metrics of the checkpoint, whose file makes the
+episode ready. Embeddings stay on disk: what a crash interrupts, and what the evaluation needs of the same
+checkpoint, is not encoded twice.
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+
+from model.encoders import find_model_type, load_encoder
+from utils import distributed
+from utils.arguments import option, parse, required
+from utils.batching import Sequences
+from utils.checkpoint import checkpoint_step, fingerprint_of_weights, newest_checkpoint
+from utils.clustering import cluster_queries, nearest_centroid
+from utils.embedding_store import EmbeddingMatrix
+from utils.encoding import encode_store
+from utils.episode import mined_file, newest_episode, read_result, write_mined_file, write_result
+from utils.errors import InputError, run
+from utils.logs import say
+from utils.metrics import evaluate_run, mean_by_cluster
+from utils.negatives import deal_passes, draw_negatives
+from utils.precision import choose_precision
+from utils.qrels import read_qrels
+from utils.search import search_rows
+from utils.token_store import TokenStore
+
+DEV_DEPTH = 1_000  # passages ranked a dev query, for recall@1000
+POLL_SECONDS = 30
+
+
+@dataclass
+class Arguments:
+    data_dir: str = required("token stores, as data/msmarco_data.py writes them")
+    output_dir: str = required("where mined files, clusters and embeddings go")
+    training_dir: str = required("checkpoints of the run; the newest valid one mines")
+    result_dir: str = option("", "where ann_ndcg_N files go (default: output_dir)")
+    init_model_dir: str = option("", "checkpoint to begin with where training_dir holds none: a folder or a hub name")
+    public_ann_data_dir: str = option("", "embeddings of the initial checkpoint, shared between experiments")
+    model_type: str = option("rdot_nll", "rdot_nll, rdot_nll_multi_chunk or rdot_nll_condenser")
+    max_seq_length: int = option(128, "tokens of a passage, as in the token store")
+    max_query_length: int = option(64, "tokens of a query, as in the token store")
+    per_gpu_eval_batch_size: int = option(128, "texts a process encodes at once")
+    topk_training: int = option(200, "passages ranked a training query, from which negatives are drawn")
+    negative_sample: int = option(30, "negatives drawn a query")
+    ann_chunk_factor: int = option(5, "passes over the queries that the negatives are dealt into")
+    end_output_num: int = option(0, "number of the last episode to mine; -1: whenever a newer checkpoint appears")
+    group: int = option(0, "1: training will use clusters, so --cluster_query must be set")
+    cluster_query: bool = option(False, "cluster the training queries, and write each line's cluster")
+    cluster_centroids: int = option(50, "clusters of the training queries")
+    inference: bool = option(False, "encode only")
+    fp16: bool = option(False, "mixed precision: float16 on CUDA, bfloat16 on a CPU that has it")
+    seed: int = option(42, "seed of the clusters and of the negatives")
+    cache_dir: str = option("", "where models from the hub are kept")
+    no_cuda: bool = option(False, "stay on the CPU")
+    local_rank: int = option(-1, "set by torch.distributed.launch")
+
+    def __post_init__(self) -> None:
+        self.result_dir = self.result_dir or self.output_dir
+        if self.group and not self.cluster_query:
+            raise InputError("--group 1 trains on clusters, and --cluster_query is not set")
+        for name in ("per_gpu_eval_batch_size", "topk_training", "negative_sample", "ann_chunk_factor"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} is {getattr(self, name)}; at least 1 is needed")
+
+
+def find_checkpoint(args: Arguments, number: int) -> str:
+    """The newest checkpoint that mined no episode yet; with --end_output_num -1, waits for one to appear."""
+    mined = read_result(args.result_dir, number - 1).get("checkpoint") if number else None
+    while True:
+        newest = distributed.on_main(lambda: str(newest_checkpoint(args.training_dir) or args.init_model_dir))
+        if not newest:
+            raise InputError("no checkpoint there; give --init_model_dir to begin with", args.training_dir)
+        if newest != mined:
+            return newest
+        if args.end_output_num >= 0:
+            raise InputError(
+                f"episode {number - 1} was mined with the newest checkpoint, {newest}; train it first",
+                args.training_dir,
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def encode_all(args: Arguments, checkpoint: str, device: torch.device) -> dict[str, EmbeddingMatrix]:
+    """The embeddings of the passages and of both query sets with this checkpoint."""
+    encoder, tokenizer = load_encoder(args.model_type, checkpoint, args.cache_dir or None)
+    initial = checkpoint_step(checkpoint) == 0
+    folder = Path(args.output_dir, f"embeddings-{checkpoint_step(checkpoint)}")
+    if initial and args.public_ann_data_dir:
+        folder = Path(args.public_ann_data_dir)
+    weights = fingerprint_of_weights(checkpoint, encoder)
+    encoder = encoder.to(device).eval()
+    chunk_length = find_model_type(args.model_type).chunk_length
+    return {
+        name: encode_store(
+            encoder,
+            TokenStore(Path(args.data_dir, name)).expect(tokenizer, length),
+            name,
+            folder,
+            weights,
+            batch_size=args.per_gpu_eval_batch_size,
+            chunk_length=chunk_length if name == "passages" else None,
+            device=device,
+            precision=choose_precision(args.fp16, device),
+        )
+        for name, length in (
+            ("train-query", args.max_query_length),
+            ("dev-query", args.max_query_length),
+            ("passages", args.max_seq_length),
+        )
+    }
+
+
+def mine(args: Arguments, number: int, checkpoint: str, device: torch.device) -> None:
+    """Mines episode `number` with a checkpoint."""
+    say(f"episode {number}: mining with {checkpoint}, {distributed.world_size()} processes on {device.type}")
+    embeddings = encode_all(args, checkpoint, device)
+    if args.inference:
+        return
+    passages = TokenStore(Path(args.data_dir, "passages"))
+    counts = len(embeddings["train-query"]), len(embeddings["dev-query"])
+    train_qrels = read_qrels(Path(args.data_dir, "train-qrel.tsv"), counts[0], len(passages))
+    dev_qrels = read_qrels(Path(args.data_dir, "dev-qrel.tsv"), counts[1], len(passages))
+    sequences = Sequences(passages, find_model_type(args.model_type).chunk_length)
+    exchange = Path(args.output_dir, "search")
+
+    _, _, ranking = search_rows(
+        embeddings["dev-query"], embeddings["passages"], sequences, DEV_DEPTH, device, exchange
+    )
+    dev_ranking = distributed.gather_rows(ranking)
+    first, _, ranking = search_rows(
+        embeddings["train-query"], embeddings["passages"], sequences, args.topk_training, device, exchange
+    )
+    say(f"episode {number}: searched {sum(counts):,} queries")
+    query_rows = np.arange(first, first + len(ranking))
+    negatives = draw_negatives(
+        query_rows,
+        ranking,
+        train_qrels.positives,
+        passages.row_hashes(),
+        args.negative_sample,
+        seed=args.seed,
+        episode=number,
+    )
+    negatives = distributed.gather_rows(negatives)
+
+    def write() -> None:
+        result = {"checkpoint": checkpoint, "episode": number}
+        evaluation = evaluate_run(dev_ranking, dev_qrels)
+        result |= {"ndcg": evaluation.means["ndcg@10"], **evaluation.means}
+        clusters = None
+        if args.cluster_query:
+            clusters = cluster_queries(
+                embeddings["train-query"].rows(0, counts[0]), args.cluster_centroids, args.seed
+            )
+            clusters.save(Path(args.output_dir, f"clusters_{number}"))
+            of_dev = nearest_centroid(embeddings["dev-query"].rows(0, counts[1]), clusters.centroids)
+            by_cluster = mean_by_cluster(evaluation.values["mrr@10"], of_dev, args.cluster_centroids)
+            result["clusters"] = args.cluster_centroids
+            result["cluster_sizes"] = clusters.sizes.tolist()
+            result["cluster_dev_queries"] = np.bincount(of_dev, minlength=args.cluster_centroids).tolist()
+            result["cluster_mrr"] = [None if np.isnan(mrr) else mrr for mrr in by_cluster.tolist()]
+        passes = deal_passes(
+            np.arange(counts[0]),
+            negatives,
+            train_qrels.positives,
+            clusters.assignment if clusters else None,
+            args.ann_chunk_factor,
+            seed=args.seed,
+            episode=number,
+        )
+        result["triplets"] = write_mined_file(mined_file(args.output_dir, number), passes)
+        short = int(((negatives >= 0).sum(1) < args.negative_sample).sum())
+        if short:
+            say(f"episode {number}: {short:,} queries have fewer than {args.negative_sample} candidates")
+        write_result(args.result_dir, number, result)
+        say(
+            f"episode {number}: {result['triplets']:,} triplets; dev MRR@10 {result['mrr@10']:.4f}, "
+            f"nDCG@10 {result['ndcg']:.4f}"
+        )
+
+    distributed.on_main(write)
+
+
+def main() -> None:
+    args = parse(Arguments, __doc__)
+    device = distributed.set_up(args.no_cuda, args.local_rank)
+    number = distributed.on_main(lambda: newest_episode(args.result_dir)) + 1
+    if args.end_output_num >= 0 and number > args.end_output_num:
+        say(f"episode {number - 1} is mined already: {mined_file(args.output_dir, number - 1)}")
+    while args.end_output_num == -1 or number <= args.end_output_num:
+        mine(args, number, find_checkpoint(args, number), device)
+        if args.inference:
+            break
+        number += 1
+    distributed.tear_down()
+
+
+if __name__ == "__main__":
+    run(main)

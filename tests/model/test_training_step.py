@@ -1,0 +1,112 @@
+"""The step: many processes or accumulated batches give what one process gives with the whole batch."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from model.dro import make_objective
+from model.training_step import TrainingStep
+from model.triplets import TripletModel
+from tests.processes import run_processes
+from tests.tiny_models import random_episode, random_store, tiny_bert
+from utils import distributed
+from utils.batching import Sequences, make_step_batches, take_step
+from utils.precision import Precision
+
+K = 5
+FLOAT32 = Precision("cpu", torch.float32)
+
+
+def make_step(name: str, precision: Precision = FLOAT32) -> TrainingStep:
+    model = TripletModel(tiny_bert(layers=3))
+    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)  # Adam would blow the rounding of zeros up
+    watched = list(model.encoder.bert.encoder.layer[-2:].parameters())
+    if distributed.world_size() > 1:
+        model = DistributedDataParallel(model)
+    objective = make_objective(name, K, alpha=0.25, ema=0.1, rho=0.5, eps=0.01)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return TrainingStep(model, objective, optimizer, scaler, precision, 1.0, watched)
+
+
+def train(folder: str, name: str, batch_size: int, accumulation: int, steps: int) -> dict[str, torch.Tensor]:
+    """Losses, cluster weights and parameters after several steps, over the end of the mined file."""
+    queries, passages = (
+        random_store(Path(folder, f"q{distributed.rank()}"), 12, seed=1),
+        random_store(Path(folder, f"p{distributed.rank()}"), 30, seed=2),
+    )
+    episode = random_episode(12, 30, n_groups=K, lines=14, seed=3)
+    step = make_step(name)
+    position, losses, weights = 0, [], []
+    for _ in range(steps):
+        parts, position = take_step(position, episode.triplets, batch_size, accumulation)
+        result = step(make_step_batches(episode, parts, Sequences(queries), Sequences(passages)), 1e-2)
+        losses.append(result.loss)
+        weights.append(step.objective.weights.clone())
+    return {
+        "losses": torch.stack(losses),
+        "weights": torch.stack(weights),
+        "parameters": torch.cat([p.detach().flatten() for p in step.parameters]),
+    }
+
+
+@pytest.mark.parametrize("name", ["erm", "dro-greedy", "idro"])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_ranks_equal_one_process_with_the_whole_batch_also_in_uneven_last_batches(tmp_path, name, processes):
+    episode = random_episode(12, 30, n_groups=K, lines=14, seed=3)
+    batch = 12
+    assert 0 < episode.triplets % batch < batch
+    steps = -(-episode.triplets // batch) + 1
+    one = train(str(tmp_path), name, batch, 1, steps)
+    for many in run_processes(train, processes, str(tmp_path), name, batch // processes, 1, steps):
+        for key, value in one.items():
+            torch.testing.assert_close(
+                many[key], value, rtol=2e-4, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}"
+            )
+    assert not torch.allclose(one["weights"][-1], one["weights"][0]) or name == "erm"
+
+
+def test_a_rank_without_a_triplet_changes_nothing(tmp_path):
+    triplets = random_episode(12, 30, n_groups=K, lines=14, seed=3).triplets
+    batch = triplets - 1  # the second step has one triplet for two ranks
+    batch -= batch % 2
+    one = train(str(tmp_path), "idro", batch, 1, 2)
+    two = run_processes(train, 2, str(tmp_path), "idro", batch // 2, 1, 2)
+    for key in one:
+        torch.testing.assert_close(two[0][key], one[key], rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["erm", "dro-greedy", "idro"])
+def test_accumulated_batches_equal_one_batch(tmp_path, name):
+    one = train(str(tmp_path), name, 12, 1, 5)
+    three = train(str(tmp_path), name, 4, 3, 5)
+    for key in one:
+        torch.testing.assert_close(three[key], one[key], rtol=2e-4, atol=2e-5)
+
+
+def test_a_step_with_a_gradient_that_is_not_finite_changes_nothing(tmp_path):
+    queries, passages = random_store(tmp_path / "q", 12, seed=1), random_store(tmp_path / "p", 30, seed=2)
+    episode = random_episode(12, 30, n_groups=K, lines=14, seed=3)
+    step = make_step("idro")
+    batches = make_step_batches(episode, [np.arange(12)], Sequences(queries), Sequences(passages))
+    before = [p.detach().clone() for p in step.parameters]
+    weights = step.objective.weights.clone()
+    batches[0].weights[3] = float("nan")
+    assert step(batches, 1e-3).skipped
+    assert all(torch.equal(p, q) for p, q in zip(step.parameters, before, strict=True))
+    assert torch.equal(step.objective.weights, weights)
+
+    batches[0].weights[3] = 1
+    assert not step(batches, 1e-3).skipped
+    assert not torch.equal(step.objective.weights, weights)
+
+
+def test_every_triplet_of_the_mined_order_is_taken_once_in_order():
+    taken, position = [], 0
+    for _ in range(3):
+        parts, position = take_step(position, 26, 5, 2)
+        taken += [int(t) for part in parts for t in part]
+    assert taken == list(range(26))
+    assert position == 0

@@ -1,0 +1,76 @@
+"""The pairwise loss, and that sharing encoded texts changes nothing."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from model.triplets import TripletModel, pairwise_nll
+from tests.tiny_models import random_episode, random_store, tiny_bert, tiny_roberta
+from utils.batching import Sequences, make_triplet_batch
+
+
+def test_pairwise_nll_is_the_negative_log_of_the_softmax_of_two_scores():
+    generator = np.random.default_rng(0)
+    positive, negative = generator.normal(scale=5, size=(2, 50))
+    expected = [-math.log(math.exp(p) / (math.exp(p) + math.exp(n))) for p, n in zip(positive, negative, strict=True)]
+    got = pairwise_nll(torch.tensor(positive), torch.tensor(negative))
+    assert got.numpy() == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def test_pairwise_nll_is_finite_for_scores_far_apart_and_in_half_precision():
+    losses = pairwise_nll(torch.tensor([900.0, -900.0], dtype=torch.bfloat16), torch.tensor([0.0, 0.0]))
+    assert losses.dtype == torch.float32
+    assert losses[0] == 0
+    assert losses[1] == pytest.approx(900, rel=0.01)
+
+
+def plain_losses(encoder, store_queries, store_passages, episode, triplets, chunk_length=None):
+    """Each triplet alone: its query, positive and negative encoded one at a time, without padding."""
+
+    def vectors(store, row, chunk_length=None):
+        tokens = torch.from_numpy(store[row].astype(np.int64))
+        pieces = tokens.split(chunk_length) if chunk_length else [tokens]
+        return torch.cat([encoder(piece[None], torch.ones_like(piece)[None]) for piece in pieces])
+
+    losses = []
+    for triplet in triplets:
+        line = np.searchsorted(episode.starts, triplet, side="right") - 1
+        query = vectors(store_queries, episode.query_rows[line])[0]
+        positive = (vectors(store_passages, episode.positive_rows[line], chunk_length) @ query).max()
+        negative = (vectors(store_passages, episode.negative_rows[triplet], chunk_length) @ query).max()
+        losses.append(torch.log1p(torch.exp(negative - positive)))
+    return torch.stack(losses)
+
+
+@pytest.mark.parametrize("chunk_length", [None, 10])
+def test_sharing_encoded_texts_equals_encoding_every_triplet_alone(tmp_path, chunk_length):
+    encoder = tiny_bert() if chunk_length is None else tiny_roberta()
+    encoder.double()
+    queries = random_store(tmp_path / "queries", 6, seed=1, pad_token_id=encoder.config.pad_token_id)
+    passages = random_store(tmp_path / "passages", 9, seed=2, pad_token_id=encoder.config.pad_token_id)
+    episode = random_episode(6, 9, n_groups=3)
+    triplets = np.arange(5, 37)
+    batch = make_triplet_batch(episode, triplets, Sequences(queries), Sequences(passages, chunk_length))
+
+    shared = TripletModel(encoder)(batch)
+    alone = plain_losses(encoder, queries, passages, episode, triplets, chunk_length)
+    assert len(batch.queries.input_ids) < len(triplets)
+    torch.testing.assert_close(shared, alone, rtol=1e-12, atol=1e-12)
+
+    gradients = torch.autograd.grad(shared.sum(), encoder.parameters())
+    expected = torch.autograd.grad(alone.sum(), encoder.parameters())
+    for got, want in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+def test_weights_of_the_mined_lines_scale_the_losses(tmp_path):
+    encoder = tiny_bert()
+    queries, passages = random_store(tmp_path / "q", 6, seed=1), random_store(tmp_path / "p", 9, seed=2)
+    episode = random_episode(6, 9)
+    batch = make_triplet_batch(episode, np.arange(10), Sequences(queries), Sequences(passages))
+    model = TripletModel(encoder)
+    plain = model(batch)
+    batch.weights = torch.linspace(0.1, 1, 10)
+    torch.testing.assert_close(model(batch), plain * batch.weights)

@@ -1,0 +1,39 @@
+"""Runs a function of a test module in several processes that form a process group (gloo)."""
+
+import os
+import socket
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.multiprocessing
+
+from utils import distributed
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _work(rank: int, function: Callable, size: int, port: int, folder: str, arguments: tuple) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)
+    distributed.set_up(no_cuda=True)
+    torch.save(function(*arguments), f"{folder}/{rank}.pt")
+    distributed.tear_down()
+
+
+def run_processes(function: Callable, size: int, *arguments: Any) -> list[Any]:
+    """What `function(*arguments)` returned in each of `size` processes, by rank: tensors and plain data."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_work, (function, size, free_port(), folder, arguments), nprocs=size)
+        return [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in range(size)]

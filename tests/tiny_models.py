@@ -1,0 +1,83 @@
+"""Encoders with random weights, small enough that a test can train them, and stores of random rows."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import BertConfig, RobertaConfig
+
+from model.encoders import BertDot, RobertaDot
+from utils.episode import Episode
+from utils.token_store import TokenizerInfo, TokenStore, create_token_store
+
+VOCABULARY = 120
+
+
+def tiny_bert(
+    layers: int = 2, hidden: int = 16, dropout: float = 0.0, seed: int = 0, vocabulary=VOCABULARY
+) -> BertDot:
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=2 * hidden,
+        max_position_embeddings=128,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        initializer_range=0.5,
+    )
+    return BertDot(config)
+
+
+def tiny_roberta(
+    layers: int = 2, hidden: int = 16, seed: int = 0, vocabulary=VOCABULARY, positions=160
+) -> RobertaDot:
+    torch.manual_seed(seed)
+    config = RobertaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=2 * hidden,
+        max_position_embeddings=positions,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.5,
+        pad_token_id=1,
+        type_vocab_size=1,
+    )
+    return RobertaDot(config)
+
+
+def random_store(folder: Path, rows: int, longest: int = 24, seed: int = 0, pad_token_id: int = 0) -> TokenStore:
+    """A store of random rows of 2 … `longest` tokens (5 … VOCABULARY - 1)."""
+    generator = np.random.default_rng(seed)
+    tokenizer = TokenizerInfo("random", "0" * 64, VOCABULARY, pad_token_id)
+    source = folder.parent / f"{folder.name}.txt"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    source.write_text("random\n")
+    with create_token_store(folder, tokenizer, longest, source) as writer:
+        lengths = generator.integers(2, longest + 1, size=rows)
+        writer.append(
+            [str(row) for row in range(rows)],
+            [generator.integers(5, VOCABULARY, size=length).tolist() for length in lengths],
+        )
+    return TokenStore(folder)
+
+
+def random_episode(queries: int, passages: int, n_groups: int = 1, lines: int = 40, seed: int = 0) -> Episode:
+    """Mined lines of 1 … 6 negatives; a query's cluster is the same in all its lines."""
+    generator = np.random.default_rng(seed)
+    counts = generator.integers(1, 7, size=lines)
+    query_rows = generator.integers(0, queries, size=lines)
+    return Episode(
+        query_rows=query_rows,
+        positive_rows=generator.integers(0, passages, size=lines),
+        negative_rows=generator.integers(0, passages, size=counts.sum()),
+        starts=np.concatenate([[0], np.cumsum(counts)]),
+        weights=np.ones(lines, np.float32),
+        clusters=generator.integers(0, n_groups, size=queries)[query_rows],
+        n_groups=n_groups,
+    )

@@ -1,0 +1,121 @@
+"""Mined files: what is written is read, and what is wrong is named by its line."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils import episode as episode_module
+from utils.episode import MinedLines, newest_episode, read_episode, read_result, write_mined_file, write_result
+from utils.errors import InputError
+
+GOOD = "3\t4\t5,6,7\t1\t2\n1\t0\t9\t0.5\t0\n"
+
+
+def read(folder, content, queries=10, passages=10, n_groups=3):
+    path = folder / "ann_training_data_0"
+    path.write_text(content)
+    return read_episode(path, queries, passages, n_groups)
+
+
+@settings(deadline=None, max_examples=50)
+@given(data=st.data())
+def test_a_mined_file_gives_back_what_was_written(tmp_path_factory, data):
+    lines = data.draw(st.integers(1, 30))
+    generator = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    clusters = generator.integers(0, 4, size=lines) if data.draw(st.booleans()) else None
+    negatives = generator.integers(0, 2**40, size=(lines, 5))
+    for row in negatives:
+        row[generator.integers(0, 6) :] = -1
+    written = MinedLines(
+        generator.integers(0, 2**40, size=lines), generator.integers(0, 2**40, size=lines), negatives, clusters
+    )
+    path = tmp_path_factory.mktemp("mined") / "ann_training_data_0"
+    triplets = write_mined_file(path, iter([written]))
+    kept = (negatives >= 0).any(axis=1)
+    assert triplets == (negatives >= 0).sum()
+    if not triplets:
+        with pytest.raises(InputError, match="empty"):
+            read_episode(path, 2**40, 2**40, None)
+        return
+    got = read_episode(path, 2**40, 2**40, None if clusters is None else 4)
+    assert np.array_equal(got.query_rows, written.query_rows[kept])
+    assert np.array_equal(got.positive_rows, written.positive_rows[kept])
+    assert np.array_equal(got.negative_rows, negatives[negatives >= 0])
+    assert np.array_equal(np.diff(got.starts), (negatives[kept] >= 0).sum(1))
+    assert np.array_equal(got.clusters, np.zeros(kept.sum()) if clusters is None else clusters[kept])
+    assert got.line_of(np.arange(triplets)).tolist() == np.repeat(np.arange(kept.sum()), np.diff(got.starts)).tolist()
+
+
+def test_blocks_of_a_large_file_join_without_a_seam(tmp_path, monkeypatch):
+    content = "".join(f"{i}\t{i + 1}\t{','.join(str(j) for j in range(i % 7 + 1))}\t1\t{i % 3}\n" for i in range(500))
+    whole = read(tmp_path, content, 1000, 1000)
+    monkeypatch.setattr(episode_module, "BLOCK_BYTES", 100)
+    parts = read(tmp_path, content, 1000, 1000)
+    for name, value in vars(whole).items():
+        assert np.array_equal(getattr(parts, name), value), name
+
+
+def test_weights_are_read(tmp_path):
+    assert read(tmp_path, GOOD).weights.tolist() == [1, 0.5]
+
+
+def test_clusters_are_left_aside_without_groups(tmp_path):
+    assert read(tmp_path, GOOD, n_groups=None).clusters.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("3\t4", "expected query"),
+        ("3\t4\t5\t1", "expected query"),
+        ("3\t4\t\t1\t2", "expected query"),
+        ("3\t4\t5,,6\t1\t2", "expected query"),
+        ("3\tx\t5\t1\t2", "expected query"),
+        ("3\t4\t5 6\t1\t2", "expected query"),
+        ("-3\t4\t5\t1\t2", "expected query|query -3"),
+        ("10\t4\t5\t1\t2", "query 10 is no row"),
+        ("3\t10\t5\t1\t2", "positive 10 is no row"),
+        ("3\t4\t5,10\t1\t2", "negative 10 is no row"),
+        ("3\t4\t5\t1\t3", "cluster 3 is not among the 3 of --n_groups"),
+        ("3\t4\t5\t0\t2", "weight 0 is not above 0"),
+        ("3\t4\t5\tnan\t2", "expected query"),
+        ("3\t4\t5", "expected query"),
+        ("", "expected query"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path, line, complaint):
+    with pytest.raises(InputError, match=rf"ann_training_data_0:3: ({complaint})"):
+        read(tmp_path, GOOD + line + "\n" + GOOD)
+
+
+def test_a_file_without_clusters_is_refused_where_groups_are_asked_for(tmp_path):
+    with pytest.raises(InputError, match="--cluster_query"):
+        read(tmp_path, "3\t4\t5,6\n")
+    assert read(tmp_path, "3\t4\t5,6\n", n_groups=None).triplets == 2
+
+
+def test_a_file_that_was_cut_off_is_recognised(tmp_path):
+    with pytest.raises(InputError, match="cut off"):
+        read(tmp_path, GOOD[:-3])
+
+
+def test_an_empty_or_missing_file_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="empty"):
+        read(tmp_path, "")
+    with pytest.raises(InputError, match="no such file"):
+        read_episode(tmp_path / "absent", 1, 1, None)
+
+
+def test_an_episode_is_ready_when_its_result_is_there(tmp_path):
+    assert newest_episode(tmp_path) == -1
+    with pytest.raises(InputError, match="not ready"):
+        read_result(tmp_path, 0)
+    for number in (0, 9, 10):
+        write_result(tmp_path, number, {"ndcg": 0.5, "mrr": 0.25, "checkpoint": "x"})
+    (tmp_path / "ann_ndcg_11.tmp").write_text("")
+    assert newest_episode(tmp_path) == 10
+    assert read_result(tmp_path, 9)["ndcg"] == 0.5
+    (tmp_path / "ann_ndcg_9").write_text('{"ndcg": "high", "mrr": 1}')
+    with pytest.raises(InputError, match="not a number"):
+        read_result(tmp_path, 9)
