@@ -1,0 +1,99 @@
+"""Tokenizes a collection in BEIR's layout into token stores and judgments by row.
+
+    python data/beir_data.py --data_dir BEIR/scifact --out_data_dir OUT --model_type rdot_nll_condenser \
+        --model_name_or_path CHECKPOINT
+
+Reads corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv, plain or gzipped, and writes OUT/passages/, OUT/SPLIT-query/
+and, last, OUT/SPLIT-qrel.tsv: what data/msmarco_data.py writes, so that what reads the one reads the other. Title and
+text become one passage, as the published evaluation has it.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.judgments import qrel_file, read_split, write_split
+from data.tokenizing import Text, count_lines, load_tokenizer, text_normalizer, write_token_store
+from utils.arguments import option, parse, required
+from utils.errors import InputError, run
+from utils.files import find_file, read_lines
+from utils.logs import say
+
+# Lengths in tokens by data set, as the paper's (COCO-DR, arXiv:2210.15212) evaluation has them.
+QUERY_LENGTH = 64
+QUERY_LENGTHS = {"arguana": 128}
+PASSAGE_LENGTH = 128
+PASSAGE_LENGTHS = {"trec-news": 256, "robust04": 256, "scifact": 256}
+
+
+@dataclass
+class Arguments:
+    data_dir: str = required("folder with corpus.jsonl, queries.jsonl and qrels/, plain or .gz")
+    out_data_dir: str = required("where token stores and judgments are written")
+    model_name_or_path: str = required("checkpoint (folder or hub name) whose tokenizer is used")
+    model_type: str = option("rdot_nll", "rdot_nll, rdot_nll_multi_chunk or rdot_nll_condenser (lowercased text)")
+    max_seq_length: int = option(0, "tokens of a passage at most, special ones included; 0: the data set's own")
+    max_query_length: int = option(0, "tokens of a query at most, special ones included; 0: the data set's own")
+    split: str = option("test", "the judgments that are used: qrels/SPLIT.tsv")
+    dataset: str = option("", "name of the data set, which decides the lengths (default: the folder's name)")
+
+    def __post_init__(self) -> None:
+        name = (self.dataset or Path(self.data_dir).resolve().name).lower()
+        self.max_query_length = self.max_query_length or QUERY_LENGTHS.get(name, QUERY_LENGTH)
+        self.max_seq_length = self.max_seq_length or PASSAGE_LENGTHS.get(name, PASSAGE_LENGTH)
+
+
+def read_jsonl(path: Path, normalize: Callable[[str], str]) -> Iterator[Text]:
+    """Passages or queries: a JSON object a line with _id, text and, where a passage has one, title."""
+    for line, content in read_lines(path):
+        try:
+            record = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"is not valid JSON ({error}): {content[:80]!r}", path, line) from None
+        if not isinstance(record, dict):
+            raise InputError(f"expected a JSON object with _id and text, found {content[:80]!r}", path, line)
+        text_id, title, text = record.get("_id"), record.get("title") or "", record.get("text")
+        if type(text_id) is int:
+            text_id = str(text_id)
+        for key, value in (("_id", text_id), ("title", title), ("text", text)):
+            if not isinstance(value, str):
+                found = f"found {value!r:.80}" if key in record else "found none"
+                raise InputError(f"expected a string as {key}, {found}: {content[:80]!r}", path, line)
+        if not text_id or "\n" in text_id or "\r" in text_id or "\t" in text_id:
+            raise InputError(f"the id {text_id!r} is empty or holds a tab or line break", path, line)
+        yield line, text_id, normalize(f"{title} {text}" if title else text)
+
+
+def main() -> None:
+    args = parse(Arguments, __doc__)
+    raw, out = Path(args.data_dir), Path(args.out_data_dir)
+    tokenizer = load_tokenizer(args.model_name_or_path)
+    normalize = text_normalizer(args.model_type)
+
+    corpus, queries = find_file(raw, "corpus.jsonl"), find_file(raw, "queries.jsonl")
+    qrels = find_file(raw / "qrels", f"{args.split}.tsv")
+    split = read_split(args.split, read_jsonl(queries, normalize), queries, qrels)
+
+    qrel_file(out, split.name).unlink(missing_ok=True)  # it would name rows of the stores to come
+    total = count_lines(corpus)
+    say(f"tokenizing {corpus}, at most {args.max_seq_length} tokens a passage, {args.max_query_length} a query")
+    passage_rows = write_token_store(
+        out / "passages",
+        read_jsonl(corpus, normalize),
+        tokenizer,
+        args.max_seq_length,
+        corpus,
+        wanted=split.passage_ids,
+        label="passages",
+        total=total,
+    )
+    write_split(split, passage_rows, tokenizer, args.max_query_length, out)
+    say(f"token stores and judgments are in {out}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,169 @@
+"""The queries of a split (train, dev, test) and their relevance judgments, from the raw files to rows.
+
+They are read before the collection is tokenized: they are small beside it, a mistake in them shows at once, and they
+tell the few passages whose rows have to be remembered.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from data.tokenizing import Text, write_token_store
+from utils.errors import InputError
+from utils.files import read_lines
+from utils.logs import say
+from utils.qrels import write_qrels
+
+Judgments = dict[str, dict[str, int]]  # query id → passage id → relevance
+
+
+@dataclass(frozen=True)
+class Split:
+    """The queries of a split that have a relevant passage by their judgments: id → text, in the file's order."""
+
+    name: str
+    queries: dict[str, str]
+    judgments: Judgments
+    queries_path: Path
+    qrels_path: Path
+
+    @property
+    def passage_ids(self) -> set[str]:
+        """Every passage that is judged for one of the queries."""
+        return {passage for query in self.queries for passage in self.judgments[query]}
+
+
+def read_judgments(path: Path) -> Judgments:
+    """Reads a qrels file, plain or gzipped, in either layout.
+
+    Four columns as TREC has them (query, a column that says nothing, passage, relevance), or three (query, passage,
+    relevance), where the first line may name the columns. Columns are parted by tabs, or by blanks where a line
+    has no tab. Relevance is any whole number, relevant above 0. A judgment given twice alike counts once.
+    Raises `InputError` with the line for anything else.
+    """
+    judgments: Judgments = {}
+    columns = None
+    for number, line in read_lines(path):
+        fields = [field.strip() for field in line.split("\t")] if "\t" in line else line.split()
+        if columns is None:
+            columns = len(fields)
+            if columns not in (3, 4):
+                raise InputError(
+                    f"expected 4 columns (query, 0, passage, relevance) or 3 (query, passage, relevance), found "
+                    f"{columns}: {line[:80]!r}",
+                    path,
+                    number,
+                )
+            if columns == 3 and not any(character.isdigit() for character in line):
+                continue  # the header that BEIR's files have
+        if len(fields) != columns:
+            raise InputError(
+                f"expected {columns} columns as on the first line, found {len(fields)}: {line[:80]!r}", path, number
+            )
+        query, passage = fields[0], fields[-2]
+        if not query or not passage:
+            raise InputError(f"the query or the passage has no id: {line[:80]!r}", path, number)
+        try:
+            relevance = int(fields[-1])
+        except ValueError:
+            raise InputError(
+                f"the relevance must be a whole number, found {fields[-1]!r}; is the last column another one?",
+                path,
+                number,
+            ) from None
+        known = judgments.setdefault(query, {}).setdefault(passage, relevance)
+        if known != relevance:
+            raise InputError(
+                f"query {query} and passage {passage} are judged {known} on an earlier line and {relevance} here; "
+                "keep one",
+                path,
+                number,
+            )
+    if not judgments:
+        raise InputError("holds no judgment but a header", path)
+    return judgments
+
+
+def read_split(name: str, queries: Iterable[Text], queries_path: Path, qrels_path: Path) -> Split:
+    """Reads a split's judgments and, of its queries, those that have a relevant passage.
+
+    What is left out is counted and said. Raises `InputError` where an id comes twice or no query is left.
+    """
+    judgments = read_judgments(qrels_path)
+    seen = set()
+    judged = {}
+    for line, query, text in queries:
+        if query in seen:
+            raise InputError(f"the id {query!r} was given before; ids must differ", queries_path, line)
+        seen.add(query)
+        if _has_relevant(judgments.get(query, {})):
+            judged[query] = text
+    strangers = [query for query in judgments if query not in seen]
+    if strangers:
+        lines = sum(len(judgments[query]) for query in strangers)
+        say(f"{qrels_path.name}: {lines:,} judgments left out, their {len(strangers):,} queries are unknown")
+    if not judged:
+        raise InputError(
+            f"no query of {queries_path} has a relevant passage here; do the two files belong together?", qrels_path
+        )
+    left_out = len(seen) - len(judged)
+    if left_out:
+        say(f"{queries_path.name}: {left_out:,} of {len(seen):,} queries left out, judged relevant to no passage")
+    return Split(name, judged, judgments, queries_path, qrels_path)
+
+
+def _has_relevant(judged: dict[str, int]) -> bool:
+    return any(relevance > 0 for relevance in judged.values())
+
+
+def write_split(
+    split: Split,
+    passage_rows: dict[str, int],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    out_folder: Path,
+) -> None:
+    """Writes `out_folder`/NAME-query/ and, last, NAME-qrel.tsv.
+
+    `passage_rows` has the row of each judged passage that the collection holds. Judgments of others, and queries
+    that have no relevant passage without them, are left out, counted and said; `InputError` where nothing is left.
+    """
+    known = {
+        query: {passage: grade for passage, grade in split.judgments[query].items() if passage in passage_rows}
+        for query in split.queries
+    }
+    missing = sum(len(split.judgments[query]) - len(known[query]) for query in known)
+    if missing:
+        say(f"{split.qrels_path.name}: {missing:,} judgments left out, their passages are unknown")
+    queries = [query for query in split.queries if _has_relevant(known[query])]
+    if not queries:
+        raise InputError(
+            "the collection holds none of the relevant passages; do the files belong together?", split.qrels_path
+        )
+    left_out = len(split.queries) - len(queries)
+    if left_out:
+        say(f"{split.queries_path.name}: {left_out:,} more queries left out, all their relevant passages are unknown")
+    query_rows = write_token_store(
+        out_folder / f"{split.name}-query",
+        ((0, query, split.queries[query]) for query in queries),
+        tokenizer,
+        max_length,
+        split.queries_path,
+        wanted=known.keys(),
+        label=f"{split.name} queries",
+        total=len(queries),
+    )
+    judgments = [
+        (query_rows[query], passage_rows[passage], grade)
+        for query in queries
+        for passage, grade in known[query].items()
+    ]
+    write_qrels(qrel_file(out_folder, split.name), judgments)
+    say(f"{split.name}: {len(queries):,} queries, {len(judgments):,} judgments")
+
+
+def qrel_file(out_folder: Path, name: str) -> Path:
+    """The judgments of a split by row; written last, so that a split with this file is whole."""
+    return out_folder / f"{name}-qrel.tsv"
