@@ -1,11 +1,7 @@
 """metrics.json: what one run (a checkpoint, or BM25) reached on one collection. The one place that knows its layout.
 
-    {"run": "Episode 1", "collection": "cisi", "checkpoint": "saved_models/checkpoint-100", "queries": 76,
-     "metrics": {"ndcg@10": 0.32, "map@10": 0.08, "mrr@10": 0.6, "mrr": 0.6, "recall@100": 0.4, "recall@1000": 0.8}}
-
-Mining writes the dev metrics of the checkpoint that it used into the episode's own result file (`ann_ndcg_N`, see
-utils/episode.py), where the same measures stand at the top level. `read_metrics` reads both, so that a table needs no
-second evaluation of what mining has measured already.
+{"run": "Episode 1", "collection": "cisi", "checkpoint": "saved_models/checkpoint-100", "queries": 76,
+ "metrics": {"ndcg@10": 0.32, "map@10": 0.08, "mrr@10": 0.6, "mrr": 0.6, "recall@100": 0.4, "recall@1000": 0.8}}
 """
 
 import math
@@ -14,7 +10,7 @@ from pathlib import Path
 
 from utils.errors import InputError
 from utils.files import read_json, write_json
-from utils.metrics import MEASURES, Evaluation
+from utils.metrics import Evaluation
 
 
 @dataclass(frozen=True)
@@ -22,13 +18,13 @@ class RunMetrics:
     """The content of metrics.json.
 
     `run` is the label in tables; `checkpoint` None for a run without one (BM25); `queries` the number of judged
-    queries, None where the file does not say (a result file of mining); `metrics` the means, each in [0, 1].
+    queries; `metrics` their means by the names of `utils.metrics.MEASURES`, each in [0, 1].
     """
 
     run: str
     collection: str
     checkpoint: str | None
-    queries: int | None
+    queries: int
     metrics: dict[str, float]
 
     @classmethod
@@ -48,21 +44,16 @@ def write_metrics(path: str | Path, metrics: RunMetrics) -> None:
 
 
 def read_metrics(path: str | Path) -> RunMetrics:
-    """Reads metrics.json, or an episode's result file; `InputError` naming the file and what is wrong with it."""
+    """Reads metrics.json; `InputError` naming the file and what is wrong with it."""
     path = Path(path)
     content = read_json(path)
-    if "metrics" not in content and "ndcg" in content:
-        measures = {name: content[name] for name in MEASURES if name in content}
-        content = {"run": path.name, "collection": "dev", "queries": None, "metrics": measures} | {
-            "checkpoint": content.get("checkpoint")
-        }
     expected = {"run": str, "collection": str, "checkpoint": (str, type(None)), "metrics": dict}
     for name, kind in expected.items():
         if not isinstance(content.get(name), kind):
             raise InputError(f"{name} is {content.get(name)!r}: it is no metrics.json, or was altered", path)
     queries = content.get("queries")
-    if queries is not None and (type(queries) is not int or queries < 1):
-        raise InputError(f"queries is {queries!r}, expected a number above 0; evaluate again", path)
+    if type(queries) is not int or queries < 1:
+        raise InputError(f"queries is {queries!r}, expected a whole number above 0; evaluate again", path)
     for name, value in content["metrics"].items():
         if type(value) not in (int, float) or not (math.isfinite(value) and 0 <= value <= 1):
             raise InputError(f"{name} is {value!r}, expected a number from 0 to 1; evaluate again", path)

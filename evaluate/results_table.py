@@ -1,14 +1,15 @@
 """Prints what training gained: one table over BM25, the initial checkpoint and each episode.
 
-    python evaluate/results_table.py --out_dir results --rows \\
-        "BM25=bm25/dev/metrics.json,bm25/zero_shot/metrics.json" "Episode 1=result/ann_ndcg_1,ep1/metrics.json"
+    python evaluate/results_table.py --out_dir RESULTS --rows \\
+        "BM25=bm25/dev/metrics.json,bm25/cisi/metrics.json" "Episode 1=ep1/dev/metrics.json,ep1/cisi/metrics.json"
 
-A row is LABEL=DEV_METRICS or LABEL=DEV_METRICS,ZERO_SHOT_METRICS: the label ends at the first "=" and may hold
-blanks; the files are metrics.json files or, for dev, an episode's result file (ann_ndcg_N). Rows are printed in the
-order given, as aligned text; OUT_DIR gets the same as table.md, and as results.json with every measure. Nothing is
-computed here: the table can be made again at any time from the files alone.
+A row is LABEL=DEV_METRICS[,ZERO_SHOT_METRICS…]: the label ends at the first "=" and may hold blanks; the first file
+is the dev metrics, and the zero-shot column is the mean over the collections of the others ("-" where there is none),
+as BEIR's averages are. Rows are printed in the order given, as aligned text; RESULTS gets the same as table.md, and
+as results.json with every measure of every file. Nothing is measured here: the table can be made again from the files.
 """
 
+import math
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ ZERO_SHOT_MEASURES = {"zero-shot nDCG@10": "ndcg@10"}
 
 @dataclass
 class Arguments:
-    rows: list[str] = field(metadata={"help": "the table's rows, each LABEL=DEV_METRICS[,ZERO_SHOT_METRICS]"})
+    rows: list[str] = field(metadata={"help": "the table's rows, each LABEL=DEV_METRICS[,ZERO_SHOT_METRICS…]"})
     out_dir: str = required("folder that gets table.md and results.json")
 
 
@@ -36,22 +37,21 @@ class Row:
 
     label: str
     dev: RunMetrics
-    zero_shot: RunMetrics | None
+    zero_shot: list[RunMetrics]
     cells: list[float | None]
 
 
 def read_row(text: str) -> Row:
-    """Reads the files that LABEL=DEV_METRICS[,ZERO_SHOT_METRICS] names."""
+    """Reads the files that LABEL=DEV_METRICS[,ZERO_SHOT_METRICS…] names."""
     label, equals, files = text.partition("=")
     paths = files.split(",")
-    if not (label.strip() and equals and all(paths) and len(paths) <= 2):
-        raise InputError(f"the row {text!r} is not LABEL=DEV_METRICS or LABEL=DEV_METRICS,ZERO_SHOT_METRICS")
-    dev = read_metrics(paths[0])
+    if not (label.strip() and equals and all(paths)):
+        raise InputError(f"the row {text!r} is not LABEL=DEV_METRICS or LABEL=DEV_METRICS,ZERO_SHOT_METRICS…")
+    dev, *zero_shot = map(read_metrics, paths)
     cells: list[float | None] = [measure(dev, name, paths[0]) for name in DEV_MEASURES.values()]
-    if len(paths) == 1:
-        return Row(label.strip(), dev, None, cells + [None] * len(ZERO_SHOT_MEASURES))
-    zero_shot = read_metrics(paths[1])
-    cells += [measure(zero_shot, name, paths[1]) for name in ZERO_SHOT_MEASURES.values()]
+    for name in ZERO_SHOT_MEASURES.values():
+        values = [measure(metrics, name, path) for metrics, path in zip(zero_shot, paths[1:], strict=True)]
+        cells.append(math.fsum(values) / len(values) if values else None)
     return Row(label.strip(), dev, zero_shot, cells)
 
 
@@ -78,16 +78,17 @@ def markdown(table: list[list[str]]) -> str:
 
 
 def differences(rows: list[Row]) -> list[str]:
-    """A line for each column group whose rows were measured on different numbers of queries."""
-    found = []
-    for name, runs in (("dev", [row.dev for row in rows]), ("zero-shot", [row.zero_shot for row in rows])):
-        counts = sorted({metrics.queries for metrics in runs if metrics is not None and metrics.queries is not None})
+    """A line for each group of columns whose rows were measured on different numbers of queries."""
+    measured_on = {"dev": [[row.dev] for row in rows], "zero-shot": [row.zero_shot for row in rows if row.zero_shot]}
+    notes = []
+    for name, runs in measured_on.items():
+        counts = {" + ".join(f"{metrics.queries:,}" for metrics in each) for each in runs}
         if len(counts) > 1:
-            found.append(
-                f"note: the {name} rows are over {' and '.join(map(str, counts))} queries and cannot be compared; "
-                "were they measured on the same collection?"
+            found = " or ".join(sorted(counts))
+            notes.append(
+                f"note: not all rows were measured on the same {name} queries ({found}): do not compare them"
             )
-    return found
+    return notes
 
 
 def main() -> None:
@@ -97,7 +98,7 @@ def main() -> None:
     with atomic_file(Path(args.out_dir) / "table.md") as handle:
         handle.write(markdown(table))
     content = [
-        {"run": row.label, "dev": asdict(row.dev), "zero_shot": row.zero_shot and asdict(row.zero_shot)}
+        {"run": row.label, "dev": asdict(row.dev), "zero_shot": [asdict(metrics) for metrics in row.zero_shot]}
         for row in rows
     ]
     write_json(Path(args.out_dir) / "results.json", {"rows": content})
