@@ -24,7 +24,8 @@ def make_optimizer(
             (decayed if parameter.ndim > 1 else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     if name == "lamb":
-        return Lamb(groups, lr=learning_rate, eps=epsilon, weight_decouple=False, foreach=True)
+        # The library divides the step by 1 - beta1^t, which LAMB does not, unless told adam_debias.
+        return Lamb(groups, lr=learning_rate, eps=epsilon, weight_decouple=False, foreach=True, adam_debias=True)
     if name == "adamW":
         return torch.optim.AdamW(groups, lr=learning_rate, eps=epsilon, foreach=True)
     raise InputError(f"--optimizer {name!r} is unknown; there are {', '.join(OPTIMIZERS)}")

@@ -1,0 +1,132 @@
+"""Encoders load what the public checkpoints hold, and others load what is saved here."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from model.encoders import EMBEDDING_DIM, load_encoder
+from tests.tiny import tiny_bert_tokenizer
+from tests.tiny_models import tiny_bert, tiny_roberta
+from utils.checkpoint import TrainerState, save_checkpoint
+from utils.errors import InputError
+
+IDS = torch.tensor([[2, 8, 9, 10, 3], [2, 11, 3, 0, 0]])
+MASK = (IDS != 0).long()
+
+
+def small(config_class, **more):
+    return config_class(
+        vocab_size=120,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        **more,
+    )
+
+
+def save_with_tokenizer(model, folder):
+    tiny_bert_tokenizer(folder)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_public_ance_state_dict_loads_by_its_names_and_its_classifier_is_left_aside(tmp_path):
+    source = RobertaForSequenceClassification(small(RobertaConfig, type_vocab_size=1, pad_token_id=1))
+    folder = save_with_tokenizer(source, tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    assert any(name.startswith("classifier.") for name in weights)
+    head, norm = torch.nn.Linear(16, EMBEDDING_DIM), torch.nn.LayerNorm(EMBEDDING_DIM)
+    torch.nn.init.normal_(norm.weight)
+    for prefix, module in (("embeddingHead", head), ("norm", norm)):
+        weights |= {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+
+    encoder, _ = load_encoder("rdot_nll", folder)
+    hidden = source.eval().roberta(IDS, attention_mask=MASK).last_hidden_state[:, 0]
+    torch.testing.assert_close(encoder.eval()(IDS, MASK), norm(head(hidden)))
+
+
+def test_a_plain_roberta_gets_a_new_head_and_says_so(tmp_path, capsys):
+    folder = save_with_tokenizer(tiny_roberta().roberta, tmp_path)
+    encoder, _ = load_encoder("rdot_nll", folder)
+    assert encoder(IDS, MASK).shape == (2, EMBEDDING_DIM)
+    assert "embeddingHead" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", [BertModel, BertForMaskedLM])
+def test_any_bert_checkpoint_gives_its_first_tokens_vector(tmp_path, kind):
+    source = kind(small(BertConfig)).eval()
+    encoder, _ = load_encoder("rdot_nll_condenser", save_with_tokenizer(source, tmp_path))
+    bert = getattr(source, "bert", source)
+    expected = bert(IDS, attention_mask=MASK).last_hidden_state[:, 0]
+    torch.testing.assert_close(encoder.eval()(IDS, MASK), expected)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
+    folder = save_with_tokenizer(tiny_bert(), tmp_path)
+    with pytest.raises(InputError, match=r"is a bert checkpoint.*wants roberta"):
+        load_encoder("rdot_nll", folder)
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no checkpoint can be loaded.*config\.json"):
+        load_encoder("rdot_nll", str(tmp_path))
+
+
+def test_an_unknown_model_type_is_refused_with_the_names_that_there_are(tmp_path):
+    with pytest.raises(InputError, match="rdot_nll_condenser"):
+        load_encoder("dpr", str(tmp_path))
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
+    folder = save_with_tokenizer(tiny_bert(), tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(
+        {k: v for k, v in weights.items() if "layer.1" not in k}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(InputError, match="lacks weights"):
+        load_encoder("rdot_nll_condenser", folder)
+
+
+@pytest.mark.parametrize("model_type", ["rdot_nll", "rdot_nll_condenser"])
+def test_a_saved_checkpoint_loads_here_in_transformers_and_in_sentence_transformers(tmp_path, model_type):
+    from sentence_transformers import SentenceTransformer
+
+    tokenizer = tiny_bert_tokenizer(tmp_path / "tokenizer")
+    pad = tokenizer.pad_token_id
+    encoder = (
+        tiny_bert(vocabulary=len(tokenizer))
+        if model_type == "rdot_nll_condenser"
+        else tiny_roberta(vocabulary=len(tokenizer), positions=64)
+    )
+    encoder.config.pad_token_id = pad
+    encoder.eval()
+    optimizer = torch.optim.SGD(encoder.parameters())
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    folder = save_checkpoint(tmp_path, encoder, tokenizer, 20, optimizer, scaler, TrainerState(global_step=7))
+    assert folder.name == "checkpoint-7"
+
+    texts = ["the cat sat on the mat", "a", "dog and cat " * 20]
+    tokens = tokenizer(texts, padding=True, truncation=True, max_length=20, return_tensors="pt")
+    again, _ = load_encoder(model_type, str(folder))
+    expected = again.eval()(tokens["input_ids"], tokens["attention_mask"]).detach().numpy()
+
+    sentence = SentenceTransformer(str(folder), device="cpu")
+    assert sentence.similarity_fn_name == "dot"
+    np.testing.assert_allclose(sentence.encode(texts), expected, atol=1e-5)
+
+    plain = AutoModel.from_pretrained(folder).eval()
+    hidden = plain(**tokens).last_hidden_state[:, 0]
+    vectors = hidden if encoder.head is None else again.norm(again.embeddingHead(hidden))
+    np.testing.assert_allclose(vectors.detach().numpy(), expected, atol=1e-5)

@@ -1,0 +1,121 @@
+"""Checkpoints: the newest whole one is found, and training goes on from it bit for bit."""
+
+import json
+
+import pytest
+import torch
+
+from tests.tiny import tiny_bert_tokenizer
+from tests.tiny_models import tiny_bert
+from utils.checkpoint import (
+    TrainerState,
+    fingerprint_of_weights,
+    load_training_state,
+    newest_checkpoint,
+    read_trainer_state,
+    save_checkpoint,
+)
+from utils.errors import InputError
+
+
+@pytest.fixture
+def save(tmp_path):
+    encoder, tokenizer = tiny_bert(), tiny_bert_tokenizer(tmp_path / "tokenizer")
+    optimizer = torch.optim.AdamW(encoder.parameters())
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+
+    def save(step, **state):
+        state = TrainerState(global_step=step, **state)
+        return save_checkpoint(tmp_path / "models", encoder, tokenizer, 16, optimizer, scaler, state)
+
+    save.parts = encoder, optimizer, scaler
+    return save
+
+
+def test_the_newest_checkpoint_is_that_of_the_highest_step(tmp_path, save):
+    assert newest_checkpoint(tmp_path / "models") is None
+    for step in (5, 100, 20):
+        save(step)
+    assert newest_checkpoint(tmp_path / "models").name == "checkpoint-100"
+
+
+@pytest.mark.parametrize("damage", ["trainer_state.json", "model.safetensors", "config.json"])
+def test_a_checkpoint_that_lacks_a_file_is_named_and_passed_over(tmp_path, save, damage, capsys):
+    save(5)
+    (save(10) / damage).unlink()
+    assert newest_checkpoint(tmp_path / "models").name == "checkpoint-5"
+    assert "checkpoint-10" in capsys.readouterr().out
+
+
+def test_what_a_crash_left_is_no_checkpoint(tmp_path, save):
+    whole = save(5)
+    whole.rename(whole.parent / ".checkpoint-9.partial-123")
+    assert newest_checkpoint(tmp_path / "models") is None
+
+
+def test_the_trainer_state_is_read_as_it_was_written(save):
+    state = TrainerState(
+        round=2, global_step=9, episode_step=4, position=77, processes=3, dro={"weights": [0.1, 1 / 3]}
+    )
+    assert (
+        read_trainer_state(
+            save(9, **{k: v for k, v in vars(state).items() if k not in ("global_step", "format_version")})
+        )
+        == state
+    )
+
+
+def test_an_altered_trainer_state_is_an_error(save):
+    path = save(9) / "trainer_state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"position": "front"}))
+    with pytest.raises(InputError, match="position is 'front'"):
+        read_trainer_state(path.parent)
+
+
+def test_optimizer_and_random_states_go_on_bit_for_bit(save):
+    encoder, optimizer, scaler = save.parts
+    loss = encoder(torch.tensor([[2, 7, 3]]), torch.ones(1, 3, dtype=torch.int64)).sum()
+    loss.backward()
+    optimizer.step()
+    folder = save(1)
+    drawn = torch.rand(5)
+    moments = {k: v["exp_avg"].clone() for k, v in optimizer.state_dict()["state"].items()}
+
+    torch.manual_seed(999)
+    fresh = torch.optim.AdamW(encoder.parameters())
+    load_training_state(folder, fresh, scaler, random_states=True)
+    assert torch.equal(torch.rand(5), drawn)
+    restored = fresh.state_dict()["state"]
+    assert all(torch.equal(restored[k]["exp_avg"], value) for k, value in moments.items())
+
+
+def test_a_damaged_optimizer_file_is_named(save):
+    _, optimizer, scaler = save.parts
+    folder = save(1)
+    (folder / "optimizer.pt").write_bytes(b"not a file of torch")
+    with pytest.raises(InputError, match=r"optimizer\.pt"):
+        load_training_state(folder, optimizer, scaler, random_states=True)
+
+
+def test_a_pickle_in_place_of_the_optimizer_does_not_run(save, tmp_path):
+    class Malicious:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    _, optimizer, scaler = save.parts
+    folder = save(1)
+    torch.save(Malicious(), folder / "optimizer.pt")
+    with pytest.raises(InputError, match=r"optimizer\.pt"):
+        load_training_state(folder, optimizer, scaler, random_states=True)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_fingerprint_follows_the_weights(save, tmp_path):
+    encoder, _, _ = save.parts
+    one, same = fingerprint_of_weights(save(1), encoder), fingerprint_of_weights(save(2), encoder)
+    assert one == same
+    plain = fingerprint_of_weights(tmp_path, encoder)
+    with torch.no_grad():
+        next(encoder.parameters())[0, 0] += 1
+    assert fingerprint_of_weights(save(3), encoder) != one
+    assert fingerprint_of_weights(tmp_path, encoder) != plain

@@ -1,0 +1,148 @@
+"""Embeddings: in row order, shared out, reused while nothing changed, and gone on with after a crash."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.processes import run_processes
+from tests.tiny_models import random_store, tiny_bert
+from utils import encoding
+from utils.batching import Sequences
+from utils.embedding_store import EmbeddingSource, ShardWriter, find_embeddings
+from utils.encoding import encode_store, share_of_rows
+from utils.errors import InputError
+from utils.precision import Precision
+
+CPU = torch.device("cpu")
+SETTINGS = {"batch_size": 8, "chunk_length": None, "device": CPU, "precision": Precision("cpu", torch.float32)}
+
+
+def one_by_one(encoder, store, pieces=None):
+    rows = [torch.from_numpy(store[row].astype(np.int64)) for row in range(len(store))]
+    rows = [piece for row in rows for piece in (row.split(pieces) if pieces else [row])]
+    with torch.inference_mode():
+        return torch.cat([encoder(row[None], torch.ones_like(row)[None]) for row in rows]).numpy()
+
+
+@pytest.mark.parametrize("chunk_length", [None, 7])
+def test_a_matrix_holds_each_rows_own_vector_in_row_order(tmp_path, monkeypatch, chunk_length):
+    monkeypatch.setattr(encoding, "WINDOW", 10)
+    encoder, store = tiny_bert().eval(), random_store(tmp_path / "passages", 37)
+    settings = SETTINGS | {"chunk_length": chunk_length}
+    matrix = encode_store(encoder, store, "passages", tmp_path / "embeddings", "w", **settings)
+    expected = one_by_one(encoder, store, chunk_length)
+    assert matrix.shape == expected.shape == (len(Sequences(store, chunk_length)), 16)
+    np.testing.assert_allclose(matrix.rows(0, len(matrix)), expected, atol=1e-5)
+    np.testing.assert_allclose(matrix.rows(5, 9), expected[5:9], atol=1e-5)
+
+
+class Counting(torch.nn.Module):
+    """Counts the texts that it encodes, and fails after some."""
+
+    def __init__(self, encoder, limit=10**9):
+        super().__init__()
+        self.encoder, self.limit, self.texts = encoder, limit, 0
+        self.embedding_dim = encoder.embedding_dim
+
+    def forward(self, input_ids, attention_mask):
+        self.texts += len(input_ids)
+        if self.texts > self.limit:
+            raise KeyboardInterrupt
+        return self.encoder(input_ids, attention_mask)
+
+
+def test_a_matrix_of_the_same_source_is_reused_and_of_any_other_made_again(tmp_path):
+    encoder, store = Counting(tiny_bert().eval()), random_store(tmp_path / "passages", 20)
+
+    def encoded(store=store, weights="w", **change):
+        encoder.texts = 0
+        encode_store(encoder, store, "passages", tmp_path / "embeddings", weights, **SETTINGS | change)
+        return encoder.texts
+
+    assert encoded() == 20
+    assert encoded() == 0
+    assert encoded(batch_size=3) == 0
+    assert encoded(weights="other") == 20
+    assert encoded() == 20
+    assert encoded(store=random_store(tmp_path / "others", 20, seed=5)) == 20
+    assert encoded(precision=Precision("cpu", torch.bfloat16)) == 20
+
+
+def test_an_interrupted_encoding_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(encoding, "WINDOW", 10)
+    encoder, store = Counting(tiny_bert().eval(), limit=25), random_store(tmp_path / "passages", 37)
+    with pytest.raises(KeyboardInterrupt):
+        encode_store(encoder, store, "passages", tmp_path / "embeddings", "w", **SETTINGS)
+    assert not (tmp_path / "embeddings" / "manifest.json").exists()
+
+    encoder.limit, encoder.texts = 10**9, 0
+    matrix = encode_store(encoder, store, "passages", tmp_path / "embeddings", "w", **SETTINGS)
+    assert encoder.texts == 17
+    np.testing.assert_allclose(matrix.rows(0, 37), one_by_one(encoder.encoder, store), atol=1e-5)
+    assert sorted(path.name for path in (tmp_path / "embeddings").iterdir()) == [
+        "manifest.json",
+        "passages.0-of-1.npy",
+    ]
+
+
+def test_an_unfinished_shard_of_another_source_is_not_gone_on_with(tmp_path):
+    source = EmbeddingSource("w", "t", 24, 0, "float32", rows=4, dimensions=2)
+    writer = ShardWriter(tmp_path, "passages", 0, 1, 4, source)
+    writer.write(np.arange(2), np.ones((2, 2), np.float32))
+    writer.mark(2)
+    assert ShardWriter(tmp_path, "passages", 0, 1, 4, source).done == 2
+    other = EmbeddingSource("w2", "t", 24, 0, "float32", rows=4, dimensions=2)
+    assert ShardWriter(tmp_path, "passages", 0, 1, 4, other).done == 0
+
+
+def encode_in_folder(folder: str) -> list[int]:
+    store = random_store(Path(folder, f"store-{torch.distributed.get_rank()}"), 37)
+    matrix = encode_store(tiny_bert().eval(), store, "passages", Path(folder, "embeddings"), "w", **SETTINGS)
+    return [len(matrix), matrix.shape[1]]
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_write_one_matrix(tmp_path, processes):
+    assert run_processes(encode_in_folder, processes, str(tmp_path)) == [[37, 16]] * processes
+    store = random_store(tmp_path / "store", 37)
+    source = EmbeddingSource("w", store.meta.sha256, 24, 0, "float32", rows=37, dimensions=16)
+    matrix = find_embeddings(tmp_path / "embeddings", "passages", source)
+    np.testing.assert_allclose(matrix.rows(0, 37), one_by_one(tiny_bert().eval(), store), atol=1e-5)
+    np.testing.assert_array_equal(matrix.rows(9, 30), matrix.rows(0, 37)[9:30])
+
+
+def test_shares_cover_all_rows_and_have_about_the_same_number_of_tokens():
+    lengths = np.random.default_rng(0).integers(1, 200, size=5000)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    shares = [share_of_rows(offsets, shard, 7) for shard in range(7)]
+    assert [share[0] for share in shares] == [0] + [share[1] for share in shares[:-1]]
+    assert shares[-1][1] == 5000
+    tokens = [offsets[stop] - offsets[start] for start, stop in shares]
+    assert max(tokens) - min(tokens) < 400
+
+
+def test_more_processes_than_rows_leave_some_with_nothing(tmp_path):
+    offsets = np.array([0, 5, 9])
+    shares = [share_of_rows(offsets, shard, 4) for shard in range(4)]
+    assert sum(stop - start for start, stop in shares) == 2
+    source = EmbeddingSource("w", "t", 24, 0, "float32", rows=0, dimensions=3)
+    ShardWriter(tmp_path, "passages", 0, 1, 0, source).close()
+    assert np.load(tmp_path / "passages.0-of-1.npy").shape == (0, 3)
+
+
+def test_a_vector_that_is_not_finite_is_an_error(tmp_path):
+    encoder, store = tiny_bert().eval(), random_store(tmp_path / "passages", 5)
+    torch.nn.init.constant_(encoder.bert.encoder.layer[1].output.LayerNorm.weight, float("nan"))
+    with pytest.raises(InputError, match="not finite"):
+        encode_store(encoder, store, "passages", tmp_path / "embeddings", "w", **SETTINGS)
+
+
+def test_a_shard_that_was_cut_off_is_named(tmp_path):
+    encoder, store = tiny_bert().eval(), random_store(tmp_path / "passages", 20)
+    encode_store(encoder, store, "passages", tmp_path / "embeddings", "w", **SETTINGS)
+    shard = tmp_path / "embeddings" / "passages.0-of-1.npy"
+    shard.write_bytes(shard.read_bytes()[:-40])
+    with pytest.raises(InputError, match=r"passages\.0-of-1\.npy"):
+        encode_store(encoder, store, "passages", tmp_path / "embeddings", "w", **SETTINGS)
