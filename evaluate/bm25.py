@@ -6,8 +6,8 @@
 Reads a folder in BEIR's layout (corpus.jsonl; the queries of qrels/SPLIT.tsv) or in MS MARCO's (collection.tsv or
 msmarco-docs.tsv; the dev queries) and writes RESULTS/metrics.json and RESULTS/run.trec. bm25s scores all passages at
 once from a sparse matrix made while indexing, which needs neither Java nor a server: seconds for BEIR's small sets;
-for MS MARCO's 8.8 million passages about 10 GB of memory and an hour. k1 0.9 and b 0.4 are the values that Anserini
-and BEIR report; words are cut at non-letters, lowercased, and not stemmed, so figures lie a little under theirs.
+for MS MARCO's 8.8 million passages about 15 GB of memory and half an hour. k1 0.9 and b 0.4 are the values that
+Anserini and BEIR report. Words are lowercased but not stemmed, so figures differ a little from theirs.
 """
 
 import sys

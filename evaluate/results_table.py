@@ -6,7 +6,7 @@
 A row is LABEL=DEV_METRICS[,ZERO_SHOT_METRICS…]: the label ends at the first "=" and may hold blanks; the first file
 is the dev metrics, and the zero-shot column is the mean over the collections of the others ("-" where there is none),
 as BEIR's averages are. Rows are printed in the order given, as aligned text; RESULTS gets the same as table.md, and
-as results.json with every measure of every file. Nothing is measured here: the table can be made again from the files.
+as results.json with every measure of every file. Nothing is measured here: the table can be made again at any time.
 """
 
 import math

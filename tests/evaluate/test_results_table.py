@@ -1,0 +1,97 @@
+"""The table of results: what stands in it, what it writes, and what it refuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from evaluate.metrics_file import RunMetrics, write_metrics
+from evaluate.results_table import differences, markdown, read_row
+from utils.errors import InputError
+
+SCRIPT = Path(__file__).resolve().parents[2] / "evaluate" / "results_table.py"
+
+
+@pytest.fixture
+def metrics_of(tmp_path):
+    """Writes a metrics.json with these values and returns its path."""
+
+    def write(name: str, mrr: float, ndcg: float, recall: float, queries: int = 10) -> str:
+        path = tmp_path / "with blanks" / f"{name}.json"
+        metrics = {"mrr@10": mrr, "ndcg@10": ndcg, "recall@100": recall}
+        write_metrics(path, RunMetrics(name, name, f"checkpoint of {name}", queries, metrics))
+        return str(path)
+
+    return write
+
+
+def test_a_row_takes_dev_from_the_first_file_and_the_mean_of_the_others_for_zero_shot(metrics_of):
+    dev = metrics_of("dev", 0.1, 0.2, 0.3)
+    first, second = metrics_of("first", 0.9, 0.25, 0.9), metrics_of("second", 0.9, 0.75, 0.9)
+    assert read_row(f"Episode 1={dev}").cells == [0.1, 0.2, 0.3, None]
+    assert read_row(f"Episode 1={dev},{first}").cells == [0.1, 0.2, 0.3, 0.25]
+    assert read_row(f"Episode 1={dev},{first},{second}").cells == [0.1, 0.2, 0.3, 0.5]
+    assert read_row(f"Episode 1={dev}").label == "Episode 1"
+
+
+@pytest.mark.parametrize("text", ["no file", "label=", "=file.json", "label=a.json,", "label=,b.json", " =a.json"])
+def test_a_row_that_is_none_is_named(text):
+    with pytest.raises(InputError, match="is not LABEL=DEV_METRICS"):
+        read_row(text)
+
+
+def test_a_measure_that_a_file_lacks_is_named_with_the_file(tmp_path, metrics_of):
+    write_metrics(tmp_path / "poor.json", RunMetrics("r", "c", None, 1, {"mrr@10": 0.5}))
+    with pytest.raises(InputError, match=r"poor\.json: holds no ndcg@10"):
+        read_row(f"BM25={metrics_of('dev', 0.1, 0.2, 0.3)},{tmp_path / 'poor.json'}")
+
+
+def test_rows_over_different_queries_are_pointed_out(metrics_of):
+    ten, twelve = metrics_of("ten", 0.1, 0.2, 0.3), metrics_of("twelve", 0.1, 0.2, 0.3, queries=12)
+    assert differences([read_row(f"a={ten},{twelve}"), read_row(f"b={ten},{twelve}"), read_row(f"c={ten}")]) == []
+    (note,) = differences([read_row(f"a={ten},{ten}"), read_row(f"b={twelve},{ten}")])
+    assert "same dev queries (10 or 12)" in note
+    (note,) = differences([read_row(f"a={ten},{ten}"), read_row(f"b={ten},{ten},{ten}")])
+    assert "same zero-shot queries (10 or 10 + 10)" in note
+
+
+def test_a_bar_in_a_label_does_not_break_the_markdown_table():
+    assert markdown([["", "x"], ["a|b", "1"]]) == "|  | x |\n| --- | ---: |\n| a\\|b | 1 |\n"
+
+
+def test_the_script_prints_aligned_text_and_writes_markdown_and_json(tmp_path, metrics_of):
+    dev, other = metrics_of("dev", 0.12345, 0.2, 1.0), metrics_of("other", 0.9, 0.4567, 0.9)
+    finished = subprocess.run(
+        [sys.executable, SCRIPT, "--out_dir", tmp_path / "out", "--rows", f"BM25={dev}", f"Episode 1={dev},{other}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert finished.stdout == (
+        "           dev MRR@10  dev nDCG@10  dev recall@100  zero-shot nDCG@10\n"
+        "BM25            0.123        0.200           1.000                  -\n"
+        "Episode 1       0.123        0.200           1.000              0.457\n"
+    )
+    lines = (tmp_path / "out" / "table.md").read_text().splitlines()
+    assert lines[0] == "|  | dev MRR@10 | dev nDCG@10 | dev recall@100 | zero-shot nDCG@10 |"
+    assert lines[3] == "| Episode 1 | 0.123 | 0.200 | 1.000 | 0.457 |"
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert [row["run"] for row in rows] == ["BM25", "Episode 1"]
+    assert rows[1]["dev"]["metrics"]["mrr@10"] == 0.12345
+    assert rows[0]["zero_shot"] == []
+    assert rows[1]["zero_shot"][0]["checkpoint"] == "checkpoint of other"
+
+
+def test_a_missing_file_ends_the_script_with_its_name_and_nothing_written(tmp_path):
+    finished = subprocess.run(
+        [sys.executable, SCRIPT, "--out_dir", tmp_path / "out", "--rows", f"BM25={tmp_path / 'none.json'}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 2
+    assert finished.stderr == f"error: {tmp_path / 'none.json'}: no such file\n"
+    assert not (tmp_path / "out").exists()
