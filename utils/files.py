@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -156,7 +157,7 @@ def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
                         path,
                         number,
                     ) from None
-        except (gzip.BadGzipFile, EOFError) as error:
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise InputError(f"the gzip stream is broken ({error}); fetch the file again", path, number + 1) from None
     if number == 0:
         raise InputError("the file is empty", path)

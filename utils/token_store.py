@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +132,7 @@ class TokenStoreWriter:
             if "\n" in text_id or "\r" in text_id:
                 raise InputError(f"the id {text_id!r} holds a line break, which ids.txt cannot keep")
         self._offsets.append(self._tokens.length + np.cumsum(lengths))
-        flat = np.fromiter((t for row in token_rows for t in row), dtype=self._tokens.dtype, count=int(lengths.sum()))
+        flat = np.fromiter(chain.from_iterable(token_rows), dtype=self._tokens.dtype, count=int(lengths.sum()))
         self._tokens.append(flat)
         self._ids.writelines(f"{text_id}\n" for text_id in ids)
 
