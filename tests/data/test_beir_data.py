@@ -1,0 +1,109 @@
+"""A BEIR folder becomes stores and judgments by row, ids and all."""
+
+import sys
+
+import pytest
+from transformers import AutoTokenizer
+
+from data import beir_data
+from tests.data.conftest import BEIR_FILES, nothing_looks_complete
+from utils.errors import InputError
+from utils.qrels import read_qrels
+from utils.token_store import TokenStore
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_beir_folder_comes_back_with_its_string_ids(preprocess_beir, tokenizer_folder, zipped):
+    out = preprocess_beir(zipped=zipped)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    passages, queries = TokenStore(out / "passages"), TokenStore(out / "test-query")
+    assert passages.ids == ["a/1", "b", "grün"]
+    assert queries.ids == ["q1"]
+    for row, text in enumerate(("The Cat is blue", "sky of the tree", "")):
+        assert passages[row].tolist() == tokenizer(text)["input_ids"]
+    qrels = read_qrels(out / "test-qrel.tsv", len(queries), len(passages))
+    assert qrels.passage_rows.tolist() == [0, 1]
+    assert qrels.relevance.tolist() == [2, 0]
+
+
+def test_a_missing_title_and_an_empty_one_add_no_blank(tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    path.write_text(
+        '{"_id": "a", "title": "", "text": "x"}\n{"_id": 5, "text": "y"}\n{"_id": "c", "title": "t", "text": "z"}'
+    )
+    assert list(beir_data.read_jsonl(path, str)) == [(1, "a", "x"), (2, "5", "y"), (3, "c", "t z")]
+
+
+def test_condenser_models_get_lowercased_title_and_text(tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    path.write_text('{"_id": "A", "title": "Big", "text": "TEXT"}')
+    assert list(beir_data.read_jsonl(path, beir_data.text_normalizer("rdot_nll_condenser"))) == [(1, "A", "big text")]
+
+
+def test_another_split_is_written_under_its_name(preprocess_beir):
+    out = preprocess_beir({"qrels/dev.tsv": "query-id\tcorpus-id\tscore\nq2\tb\t1\n"}, split="dev")
+    assert TokenStore(out / "dev-query").ids == ["q2"]
+    assert (out / "dev-qrel.tsv").read_text() == "0\t1\t1\n"
+    assert not (out / "test-query").exists()
+
+
+@pytest.mark.parametrize(
+    ("folder", "flags", "query_length", "passage_length"),
+    [
+        ("beir/nfcorpus", {}, 64, 128),
+        ("beir/arguana/", {}, 128, 128),
+        ("beir/scifact", {}, 64, 256),
+        ("beir/TREC-NEWS", {}, 64, 256),
+        ("beir/robust04", {"max_seq_length": 99}, 64, 99),
+        ("beir/arguana", {"max_query_length": 17}, 17, 128),
+        ("somewhere", {"dataset": "scifact"}, 64, 256),
+        ("beir/scifact", {"dataset": "mine"}, 64, 128),
+    ],
+)
+def test_lengths_go_by_the_data_set_unless_given(folder, flags, query_length, passage_length):
+    args = beir_data.Arguments(data_dir=folder, out_data_dir="out", model_name_or_path="model", **flags)
+    assert (args.max_query_length, args.max_seq_length) == (query_length, passage_length)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "place", "found"),
+    [
+        ("corpus.jsonl", "", "corpus.jsonl", "empty"),
+        ("corpus.jsonl", '{"_id": "a", "text": "x"}\n{"_id": "b", \n', "corpus.jsonl:2", "not valid JSON"),
+        ("corpus.jsonl", '{"_id": "a", "text": "x"}\n["b", "x"]\n', "corpus.jsonl:2", "JSON object"),
+        ("corpus.jsonl", '{"text": "x"}\n', "corpus.jsonl:1", "_id, found none"),
+        ("corpus.jsonl", '{"_id": "a", "title": "x"}\n', "corpus.jsonl:1", "text, found none"),
+        ("corpus.jsonl", '{"_id": "a", "text": null}\n', "corpus.jsonl:1", "text, found None"),
+        ("corpus.jsonl", '{"_id": "a", "text": "x", "title": 3}\n', "corpus.jsonl:1", "title, found 3"),
+        ("corpus.jsonl", '{"_id": "a\\nb", "text": "x"}\n', "corpus.jsonl:1", "line break"),
+        ("corpus.jsonl", '{"_id": "", "text": "x"}\n', "corpus.jsonl:1", "empty"),
+        ("corpus.jsonl", '{"_id": "a", "text": "x"}\n' * 2, "corpus.jsonl:2", "'a' was given before"),
+        ("queries.jsonl", '{"_id": "q1", "text": "x"}\n' * 2, "queries.jsonl:2", "'q1' was given before"),
+        ("queries.jsonl", b'{"_id": "q1", "text": "\xe9"}\n', "queries.jsonl:1", "UTF-8"),
+        ("queries.jsonl", '{"_id": "q1"}\n', "queries.jsonl:1", "text"),
+        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\ta/1\n", "qrels/test.tsv:2", "expected 3 columns"),
+        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\ta/1\t0.5\n", "qrels/test.tsv:2", "'0.5'"),
+    ],
+)
+def test_bad_input_is_named_by_file_and_line_and_leaves_nothing(
+    preprocess_beir, tmp_path, file, content, place, found
+):
+    with pytest.raises(InputError) as error:
+        preprocess_beir({file: content})
+    assert str(error.value).startswith(f"{tmp_path / 'beir' / place}: ")
+    assert found in str(error.value)
+    assert nothing_looks_complete(tmp_path / "out")
+
+
+def test_a_split_that_is_not_there_is_named(preprocess_beir, tmp_path):
+    with pytest.raises(InputError, match=r"qrels: holds none of train\.tsv"):
+        preprocess_beir(split="train")
+
+
+def test_both_spellings_of_flags_are_taken(preprocess_beir, monkeypatch, tmp_path):
+    preprocess_beir()
+    before = (tmp_path / "out" / "passages" / "tokens.npy").read_bytes()
+    monkeypatch.setattr(sys, "argv", [part.replace("_", "-") if part[:2] == "--" else part for part in sys.argv])
+    beir_data.main()
+    assert (tmp_path / "out" / "passages" / "tokens.npy").read_bytes() == before
+    assert set(BEIR_FILES) == {"corpus.jsonl", "queries.jsonl", "qrels/test.tsv"}

@@ -1,0 +1,252 @@
+"""MS MARCO's raw files become stores and judgments by row, or a clear message and nothing."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from data import msmarco_data
+from data.msmarco_data import read_documents
+from tests.data.conftest import DOCUMENT_FILES, PASSAGE_FILES, nothing_looks_complete, write_files
+from utils.errors import InputError
+from utils.token_store import TokenStore
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def rows(out: Path, store: str) -> dict[str, list[int]]:
+    opened = TokenStore(out / store)
+    return {text_id: opened[row].tolist() for row, text_id in enumerate(opened.ids)}
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_rows_are_the_texts_tokenized_one_by_one_in_the_files_order(preprocess_passages, tokenizer_folder):
+    out = preprocess_passages(max_seq_length=7, max_query_length=5)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    for store, length, texts in (
+        ("passages", 7, ("the Cat is blue", "the sky of the tree", "", "dog: what\tis the sky?")),
+        ("train-query", 5, ("what is blue", "How blue is the tree")),
+        ("dev-query", 5, ("dog of the sky",)),
+    ):
+        expected = [tokenizer(text, truncation=True, max_length=length)["input_ids"] for text in texts]
+        assert list(rows(out, store).values()) == expected
+    assert list(rows(out, "passages")) == ["0", "1", "2", "7"]
+    assert max(map(len, rows(out, "passages").values())) == 7, "the test must see a row that was cut"
+
+
+def test_judgments_are_by_row_with_their_grades(preprocess_passages):
+    out = preprocess_passages()
+    assert (out / "train-qrel.tsv").read_text() == "0\t0\t1\n1\t1\t0\n1\t2\t1\n1\t3\t2\n"
+    assert (out / "dev-qrel.tsv").read_text() == "0\t3\t1\n"
+
+
+def test_queries_without_a_relevant_judgment_are_left_out_and_counted(preprocess_passages, capsys):
+    changes = {"qrels.train.tsv": "10\t0\t0\t1\n12\t0\t7\t0\n12\t0\t1\t-1\n"}
+    assert list(rows(preprocess_passages(changes), "train-query")) == ["10"]
+    assert "queries.train.tsv: 2 of 3 queries left out" in capsys.readouterr().out
+
+
+def test_gzipped_files_give_the_same_stores(preprocess_passages, tmp_path):
+    plain = contents(preprocess_passages(out=tmp_path / "plain"))
+    zipped = contents(preprocess_passages(zipped=True, out=tmp_path / "zipped"))
+    assert plain.keys() == zipped.keys()
+    for name in plain.keys() - {f"{store}/meta.json" for store in ("passages", "train-query", "dev-query")}:
+        assert plain[name] == zipped[name], name
+
+
+def test_three_columns_of_judgments_with_and_without_header_equal_four(preprocess_passages, tmp_path):
+    four = preprocess_passages(out=tmp_path / "four")
+    lines = ["10\t0\t1\n", "12\t7\t2\n", "12\t1\t0\n", "12\t2\t1\n"]
+    for name, header in (("bare", ""), ("named", "query-id\tcorpus-id\tscore\n")):
+        three = preprocess_passages({"qrels.train.tsv": header + "".join(lines)}, out=tmp_path / name)
+        assert contents(three) == contents(four)
+
+
+def test_the_large_dev_set_is_read_where_there_is_no_small_one(preprocess_passages):
+    out = preprocess_passages(
+        {
+            "queries.dev.tsv": PASSAGE_FILES["queries.dev.small.tsv"],
+            "qrels.dev.tsv": PASSAGE_FILES["qrels.dev.small.tsv"],
+            "queries.dev.small.tsv": None,
+            "qrels.dev.small.tsv": None,
+        }
+    )
+    assert list(rows(out, "dev-query")) == ["20"]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "word"), [("rdot_nll_condenser", "cat"), ("rdot_nll", "Cat"), ("rdot_nll_multi_chunk", "Cat")]
+)
+def test_only_condenser_models_get_lowercased_text(preprocess_passages, tokenizer_folder, model_type, word):
+    out = preprocess_passages(model_type=model_type)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    assert tokenizer.convert_ids_to_tokens(rows(out, "passages")["0"])[2] == word
+    first = "how" if word == "cat" else "H"
+    assert tokenizer.convert_ids_to_tokens(rows(out, "train-query")["12"])[1] == first
+
+
+def test_an_empty_passage_is_kept_with_its_special_tokens_only(preprocess_passages, tokenizer_folder):
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    assert rows(preprocess_passages(), "passages")["2"] == [tokenizer.cls_token_id, tokenizer.sep_token_id]
+
+
+@pytest.mark.parametrize("model_type", ["rdot_nll", "rdot_nll_condenser"])
+def test_url_title_and_body_are_parted_by_the_separator_token(run_script, tmp_path, tokenizer_folder, model_type):
+    raw = write_files(tmp_path / "raw", DOCUMENT_FILES)
+    out = run_script(msmarco_data, raw, data_type=0, model_type=model_type)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    parts = ("http://A.b/c", "The Tree", "sky of the Tree")
+    if model_type == "rdot_nll_condenser":
+        parts = tuple(map(str.lower, parts))
+    expected = [tokenizer.cls_token_id]
+    for part in parts:
+        expected += tokenizer(part, add_special_tokens=False)["input_ids"] + [tokenizer.sep_token_id]
+    assert rows(out, "passages")["D1"] == expected
+    assert (out / "dev-qrel.tsv").read_text() == "0\t1\t1\n"
+
+
+def test_a_document_is_cut_at_so_many_characters(tmp_path):
+    path = tmp_path / "docs.tsv"
+    path.write_text("D1\turl\ttitle\tbody and more\n")
+    for most in (3, 8, 17, 1000):
+        assert list(read_documents(path, str, "[SEP]", most)) == [(1, "D1", "url[SEP]title[SEP]body and more"[:most])]
+
+
+def test_the_store_remembers_source_tokenizer_and_length(preprocess_passages, tokenizer_folder):
+    store = TokenStore(preprocess_passages(max_seq_length=9) / "passages")
+    assert store.meta.source_file == "collection.tsv"
+    assert store.meta.source_size == len(PASSAGE_FILES["collection.tsv"])
+    store.expect(AutoTokenizer.from_pretrained(tokenizer_folder), 9)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "place", "found"),
+    [
+        ("collection.tsv", None, "raw", "holds none of collection.tsv"),
+        ("qrels.dev.small.tsv", None, "raw", "holds none of qrels.dev.small.tsv, qrels.dev.tsv"),
+        ("collection.tsv", "", "collection.tsv", "empty"),
+        ("queries.train.tsv", "", "queries.train.tsv", "empty"),
+        ("collection.tsv", "0\tthe cat\n1 the dog\n", "collection.tsv:2", "tab"),
+        ("queries.dev.small.tsv", "20 the dog\n", "queries.dev.small.tsv:1", "tab"),
+        ("collection.tsv", "0\tthe cat\nD7\tthe dog\n", "collection.tsv:2", "'D7'"),
+        ("collection.tsv", "0\tthe cat\n\tthe dog\n", "collection.tsv:2", "expected a number"),
+        ("collection.tsv", "0\ta\n7\tb\n2\tc\n7\td\n", "collection.tsv:4", "'7' was given before"),
+        ("queries.train.tsv", "10\ta\n12\tb\n10\tc\n", "queries.train.tsv:3", "'10' was given before"),
+        ("collection.tsv", b"0\ta\n7\t\xff\n", "collection.tsv:2", "UTF-8"),
+        ("queries.train.tsv", b"10\t\xc3\n", "queries.train.tsv:1", "UTF-8"),
+        ("qrels.train.tsv", "10\t0\t0\t1\n12\t0\t7\n", "qrels.train.tsv:2", "expected 4 columns"),
+        ("qrels.train.tsv", "10\t0\n", "qrels.train.tsv:1", "found 2"),
+        ("qrels.train.tsv", "10\t0\t0\t1\n12\t0\t7\thigh\n", "qrels.train.tsv:2", "'high'"),
+        ("qrels.train.tsv", "10\t0\thigh\n", "qrels.train.tsv:1", "'high'"),
+        ("qrels.train.tsv", "10\t0\t0\t1\n10\t0\t0\t0\n", "qrels.train.tsv:2", "judged 1 on an earlier line and 0"),
+        ("qrels.train.tsv", "query-id\tcorpus-id\tscore\n", "qrels.train.tsv", "no judgment"),
+        ("qrels.train.tsv", "10\t0\t0\t0\n", "qrels.train.tsv", "no query"),
+        ("qrels.train.tsv", "99\t0\t0\t1\n", "qrels.train.tsv", "no query"),
+    ],
+)
+def test_bad_input_is_named_by_file_and_line_and_leaves_nothing(
+    preprocess_passages, tmp_path, file, content, place, found
+):
+    with pytest.raises(InputError) as error:
+        preprocess_passages({file: content})
+    place = tmp_path / place if place == "raw" else tmp_path / "raw" / place
+    assert str(error.value).startswith(f"{place}: ")
+    assert found in str(error.value)
+    assert nothing_looks_complete(tmp_path / "out")
+
+
+def test_a_broken_gzip_stream_is_named(preprocess_passages, tmp_path):
+    preprocess_passages(zipped=True)
+    broken = tmp_path / "raw-gz" / "collection.tsv.gz"
+    content = broken.read_bytes()
+    for damaged in (content[:-12], content[:14] + b"\xff\xff\xff\xff" + content[18:]):
+        broken.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"collection\.tsv\.gz:\d+: the gzip stream is broken"):
+            rerun(preprocess_passages, tmp_path / "raw-gz", tmp_path / "fresh")
+        assert nothing_looks_complete(tmp_path / "fresh")
+
+
+def rerun(preprocess_passages, raw: Path, out: Path) -> None:
+    """Runs the script on the files as they lie there, through the fixture that knows the tokenizer."""
+    sys.argv[sys.argv.index("--data_dir") + 1] = str(raw)
+    sys.argv[sys.argv.index("--out_data_dir") + 1] = str(out)
+    msmarco_data.main()
+
+
+def test_a_document_id_without_its_letter_is_an_error(run_script, tmp_path):
+    raw = write_files(tmp_path / "raw", DOCUMENT_FILES | {"msmarco-docs.tsv": "D1\tu\tt\tb\n22\tu\tt\tb\n"})
+    with pytest.raises(InputError, match=r"msmarco-docs\.tsv:2: expected D and a number"):
+        run_script(msmarco_data, raw, data_type=0)
+    assert nothing_looks_complete(tmp_path / "out")
+
+
+def test_judgments_of_unknown_queries_and_passages_are_counted_and_left_out(preprocess_passages, capsys):
+    qrels = PASSAGE_FILES["qrels.train.tsv"] + "98\t0\t0\t1\n99\t0\t0\t1\n99\t0\t1\t1\n10\t0\t555\t1\n"
+    out = preprocess_passages({"qrels.train.tsv": qrels})
+    assert (out / "train-qrel.tsv").read_text() == "0\t0\t1\n1\t1\t0\n1\t2\t1\n1\t3\t2\n"
+    said = capsys.readouterr().out
+    assert "qrels.train.tsv: 3 judgments left out, their 2 queries are unknown" in said
+    assert "qrels.train.tsv: 1 judgments left out, their passages are unknown" in said
+
+
+def test_a_query_whose_relevant_passages_are_all_unknown_is_left_out(preprocess_passages, capsys):
+    out = preprocess_passages({"qrels.train.tsv": "10\t0\t555\t1\n10\t0\t0\t0\n12\t0\t7\t1\n"})
+    assert list(rows(out, "train-query")) == ["12"]
+    assert "queries.train.tsv: 1 more queries left out" in capsys.readouterr().out
+
+
+def test_no_judgment_of_a_known_passage_is_an_error_and_the_split_is_not_there(preprocess_passages, tmp_path):
+    with pytest.raises(InputError, match=r"qrels\.dev\.small\.tsv: the collection holds none"):
+        preprocess_passages({"qrels.dev.small.tsv": "20\t0\t555\t1\n"})
+    assert not (tmp_path / "out" / "dev-query").exists()
+    assert not (tmp_path / "out" / "dev-qrel.tsv").exists()
+
+
+def test_a_run_that_fails_takes_away_the_judgments_of_an_earlier_one(preprocess_passages, tmp_path):
+    out = preprocess_passages()
+    with pytest.raises(InputError):
+        preprocess_passages({"collection.tsv": "0\tthe cat\nno tab\n"})
+    assert not list(out.glob("*-qrel.tsv")), "they would name rows of a store that is not theirs"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"data_type": 2}, "--data_type 2"),
+        ({"model_type": "rdot_nll_condensor"}, "rdot_nll_condensor"),
+        ({"max_seq_length": 2}, "no room"),
+        ({"max_doc_character": 0}, "--max_doc_character"),
+    ],
+)
+def test_flags_that_make_no_sense_are_refused(preprocess_passages, tmp_path, flags, message):
+    with pytest.raises(InputError, match=message):
+        preprocess_passages(**flags)
+    assert nothing_looks_complete(tmp_path / "out")
+
+
+def test_a_folder_without_a_tokenizer_is_named_with_the_cure(preprocess_passages, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"no tokenizer can be loaded .*empty.*give a checkpoint"):
+        preprocess_passages(model_name_or_path=tmp_path / "empty")
+
+
+def test_the_script_runs_from_another_folder_and_fails_with_one_line(tmp_path, tokenizer_folder):
+    raw = write_files(tmp_path / "raw", PASSAGE_FILES | {"collection.tsv": "0 no tab\n"})
+    command = [sys.executable, ROOT / "data" / "msmarco_data.py", "--data_dir", raw.name, "--out_data_dir", "out"]
+    finished = subprocess.run(
+        [*command, "--model_name_or_path", tokenizer_folder],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 2
+    assert "error: raw/collection.tsv:1: expected 2 fields" in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert nothing_looks_complete(tmp_path / "out")
