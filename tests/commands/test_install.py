@@ -145,9 +145,12 @@ def test_a_failing_pip_is_told_with_its_own_words_and_tried_again(machine):
     assert machine.calls() == ["pip requirements.txt requirements.txt"]
 
 
-def test_a_killed_installation_is_made_anew_from_an_empty_environment(machine):
+@pytest.mark.parametrize("whole_before", [False, True])
+def test_a_killed_installation_is_made_anew_from_an_empty_environment(machine, whole_before):
+    if whole_before:
+        machine.install()
     (machine.stub / "pip-says").write_text('touch "$(dirname "$0")/half-a-package"; kill -KILL $PPID $$')
-    assert machine.install().returncode == -signal.SIGKILL
+    assert machine.install("dev").returncode == -signal.SIGKILL
     assert (machine.venv / "bin" / "half-a-package").exists()
     (machine.stub / "pip-says").unlink()
     machine.calls()

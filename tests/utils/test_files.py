@@ -184,8 +184,12 @@ def test_bytes_that_are_not_utf8_are_named_with_line_and_byte(tmp_path):
 
 def test_a_gzip_stream_that_was_cut_or_altered_is_named_with_its_line(tmp_path):
     path = tmp_path / "lines.txt.gz"
-    whole = gzip.compress(b"one\ntwo\n" + os.urandom(100_000).hex().encode())
-    for broken in (whole[: len(whole) // 2], whole[:-8] + b"\x00" * 8):
+    whole = gzip.compress("".join(f"line {number**2}\n" for number in range(300)).encode())
+    cut = [whole[:length] for length in (11, len(whole) // 2, len(whole) - 1)]
+    altered = [
+        whole[:place] + bytes([255 - whole[place]]) + whole[place + 1 :] for place in range(12, len(whole) - 4, 29)
+    ]
+    for broken in cut + altered:
         path.write_bytes(broken)
         with pytest.raises(InputError, match=r"lines\.txt\.gz:\d+: the gzip stream is broken"):
             list(read_lines(path))

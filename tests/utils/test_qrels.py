@@ -34,6 +34,17 @@ def test_positives_are_all_passages_of_a_grade_above_0(judgments):
     assert {query: rows.tolist() for query, rows in positives.items()} == expected
 
 
+def test_a_file_is_written_in_ascending_order_and_one_in_any_other_is_read_sorted(tmp_path):
+    path = tmp_path / "qrel.tsv"
+    write_qrels(path, iter([(10, 1, 1), (2, 10, 1), (2, 9, 0)]))
+    assert path.read_text() == "2\t9\t0\n2\t10\t1\n10\t1\t1\n"
+    path.write_text("2\t10\t1\n10\t1\t1\n2\t9\t0\n")
+    qrels = read_qrels(path, 11, 11)
+    assert qrels.query_rows.tolist() == [2, 2, 10]
+    assert qrels.passage_rows.tolist() == [9, 10, 1]
+    assert qrels.relevance.tolist() == [0, 1, 1]
+
+
 def test_several_positives_and_grades_other_than_1_are_kept(tmp_path):
     write_qrels(tmp_path / "qrel.tsv", [(0, 5, 3), (0, 2, 1), (0, 9, 0), (2, 1, 2)])
     positives = read_qrels(tmp_path / "qrel.tsv", 3, 10).positives
