@@ -1,13 +1,15 @@
 """From a stream of texts to a token store: the part that both preprocessing scripts share.
 
-The fast tokenizers' own threads take every core, a block at a time. A block is bounded in characters, not only in
-texts, so that memory stays the same for passages of 300 characters and documents of 10,000. Of the ids only those
-that somebody asks for are kept, with 8 bytes of each other one to tell whether it comes again.
+The fast tokenizers' own threads take every core, a block at a time, while Python reads and writes the blocks beside it.
+A block is bounded in characters, not only in texts, so that memory stays the same for passages of 300 characters and
+documents of 10,000. Of the ids only those that somebody asks for are kept, with 8 bytes of each other one to tell
+whether it comes again.
 """
 
 import gzip
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +21,11 @@ from utils.logs import progress
 from utils.token_store import TokenizerInfo, create_token_store
 
 Text = tuple[int, str, str]  # line of the source file, the collection's own id, text
+Block = tuple[list[int], list[str], list[str]]  # lines, ids, texts
 
 MODEL_TYPES = ("rdot_nll", "rdot_nll_multi_chunk", "rdot_nll_condenser")
-BLOCK_TEXTS = 20_000
-BLOCK_CHARACTERS = 8_000_000
+BLOCK_TEXTS = 10_000
+BLOCK_CHARACTERS = 4_000_000
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
@@ -80,19 +83,32 @@ def write_token_store(
         create_token_store(folder, TokenizerInfo.of(tokenizer), max_length, source) as writer,
         progress(total=total, unit="texts", label=label) as bar,
     ):
-        for lines, ids, block in _blocks(texts):
+        for lines, ids, encodings in _encode_ahead(_blocks(texts), backend.encode_batch_fast):
             repeated = seen.add(ids)
             if repeated is not None:
                 raise InputError(
                     f"the id {ids[repeated]!r} was given before; ids must differ", source, lines[repeated]
                 )
             rows.update((text_id, writer.rows + i) for i, text_id in enumerate(ids) if text_id in wanted)
-            writer.append(ids, (encoding.ids for encoding in backend.encode_batch_fast(block)))
+            writer.append(ids, (encoding.ids for encoding in encodings))
             bar.update(len(ids))
     return rows
 
 
-def _blocks(texts: Iterable[Text]) -> Iterator[tuple[list[int], list[str], list[str]]]:
+def _encode_ahead(blocks: Iterator[Block], encode: Callable[[list[str]], list]) -> Iterator[tuple]:
+    """Yields (lines, ids, encodings): a block is encoded while the one before is written and the next one read."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        waiting = None
+        for lines, ids, block in blocks:
+            encodings = pool.submit(encode, block)
+            if waiting:
+                yield *waiting[:2], waiting[2].result()
+            waiting = (lines, ids, encodings)
+        if waiting:
+            yield *waiting[:2], waiting[2].result()
+
+
+def _blocks(texts: Iterable[Text]) -> Iterator[Block]:
     """Groups texts into (lines, ids, texts) of a bounded number of texts and characters."""
     lines, ids, block, characters = [], [], [], 0
     for line, text_id, text in texts:
