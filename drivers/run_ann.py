@@ -160,6 +160,12 @@ def main() -> None:
     queries = Sequences(query_store)
     passages = Sequences(passage_store, find_model_type(args.model_type).chunk_length)
     mined_by = read_result(args.result_dir, args.round)
+    if args.group and mined_by.get("clusters", args.n_groups) != args.n_groups:
+        raise InputError(
+            f"--n_groups is {args.n_groups}, and round {args.round} was mined with {mined_by['clusters']} clusters; "
+            "give that number, or mine again",
+            args.result_dir,
+        )
     episode = read_episode(
         mined_file(args.ann_dir, args.round),
         len(query_store),
@@ -223,7 +229,7 @@ def main() -> None:
                 )
                 say(f"step {state.global_step}: loss {float(result.loss):.4f}, saved {folder}")
     log.close()
-    distributed.tear_down()
+    distributed.leave()
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def find_checkpoint(args: Arguments, number: int) -> str:
         newest = distributed.on_main(lambda: str(newest_checkpoint(args.training_dir) or args.init_model_dir))
         if not newest:
             raise InputError("no checkpoint there; give --init_model_dir to begin with", args.training_dir)
-        if newest != mined:
+        if mined is None or checkpoint_step(newest) != checkpoint_step(mined):
             return newest
         if args.end_output_num >= 0:
             raise InputError(
@@ -206,7 +206,7 @@ def main() -> None:
         if args.inference:
             break
         number += 1
-    distributed.tear_down()
+    distributed.leave()
 
 
 if __name__ == "__main__":

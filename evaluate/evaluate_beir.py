@@ -101,7 +101,7 @@ def main() -> None:
         print(metrics.line(), flush=True)
 
     distributed.on_main(write)
-    distributed.tear_down()
+    distributed.leave()
 
 
 if __name__ == "__main__":

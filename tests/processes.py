@@ -29,7 +29,7 @@ def _work(rank: int, function: Callable, size: int, port: int, folder: str, argu
     torch.set_num_threads(1)
     distributed.set_up(no_cuda=True)
     torch.save(function(*arguments), f"{folder}/{rank}.pt")
-    distributed.tear_down()
+    distributed.leave()
 
 
 def run_processes(function: Callable, size: int, *arguments: Any) -> list[Any]:

@@ -5,6 +5,7 @@ whether it runs distributed. On CUDA the backend is nccl, else gloo.
 """
 
 import os
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
@@ -75,10 +76,17 @@ def _join(use_cuda: bool, device: torch.device) -> None:
         ) from None
 
 
-def tear_down() -> None:
-    """Leaves the process group, if there is one."""
+def leave() -> None:
+    """Waits for the other processes and ends this one, with exit code 0. Without a process group, it just returns.
+
+    The interpreter's own clean-up is skipped: when it destroys a gloo group, the destructor holds the interpreter
+    lock and waits for gloo's worker thread, which may be waiting for that lock to free a tensor.
+    """
     if dist.is_initialized():
-        dist.destroy_process_group()
+        dist.barrier()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def rank() -> int:

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
+    AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
     BertModel,
@@ -103,7 +104,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
 def test_a_saved_checkpoint_loads_here_in_transformers_and_in_sentence_transformers(tmp_path, model_type):
     from sentence_transformers import SentenceTransformer
 
-    tokenizer = tiny_bert_tokenizer(tmp_path / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert_tokenizer(tmp_path / "tokenizer"))
     pad = tokenizer.pad_token_id
     encoder = (
         tiny_bert(vocabulary=len(tokenizer))

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from tests.tiny import tiny_bert_tokenizer
 from tests.tiny_models import tiny_bert
@@ -20,7 +21,8 @@ from utils.errors import InputError
 
 @pytest.fixture
 def save(tmp_path):
-    encoder, tokenizer = tiny_bert(), tiny_bert_tokenizer(tmp_path / "tokenizer")
+    encoder = tiny_bert()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert_tokenizer(tmp_path / "tokenizer"))
     optimizer = torch.optim.AdamW(encoder.parameters())
     scaler = torch.amp.GradScaler("cpu", enabled=False)
 

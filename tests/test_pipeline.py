@@ -1,0 +1,315 @@
+"""The whole pipeline by its real scripts, as separate processes, on a few hundred real passages.
+
+tokenize → mine → train → mine → train → evaluate, with a tiny BERT of random weights and two processes.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors, trainers
+from tokenizers.models import WordPiece
+from transformers import PreTrainedTokenizerFast
+
+from data.demo_data import build, find_library
+from tests.processes import free_port
+from tests.tiny_models import tiny_bert
+from utils.checkpoint import read_trainer_state
+from utils.episode import read_episode
+from utils.qrels import read_qrels
+from utils.token_store import TokenStore
+
+ROOT = Path(__file__).resolve().parents[1]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+CLUSTERS, STEPS = 5, 6
+
+pytestmark = pytest.mark.pipeline
+
+
+@dataclass
+class Workplace:
+    """A folder with a collection, its token stores and an initial checkpoint; runs scripts on it."""
+
+    folder: Path
+
+    def run(
+        self, script: str, *flags, processes: int = 1, launcher: str = "launch", cwd: Path = ROOT, fails: bool = False
+    ):
+        command = [sys.executable]
+        if launcher == "launch":
+            command += ["-m", "torch.distributed.launch", "--nproc_per_node", processes, "--master_port", free_port()]
+        elif launcher == "torchrun":
+            command = [Path(sys.executable).parent / "torchrun", "--standalone", "--nproc_per_node", processes]
+        command += [os.path.relpath(ROOT / script, cwd), *flags]
+        finished = subprocess.run(
+            list(map(str, command)),
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+        )
+        assert (finished.returncode != 0) == fails, finished.stdout + finished.stderr
+        return finished
+
+    def mine(self, number: int, *flags, **settings):
+        return self.run(
+            "drivers/run_ann_data_gen.py",
+            *("--model_type", "rdot_nll_condenser", "--init_model_dir", self.folder / "initial"),
+            *("--training_dir", self.folder / "models", "--data_dir", self.folder / "preprocessed"),
+            *("--output_dir", self.folder / "ann_data", "--result_dir", self.folder / "results"),
+            *("--max_seq_length", 48, "--max_query_length", 16, "--topk_training", 40, "--negative_sample", 7),
+            *("--end_output_num", number, "--no_cuda", *flags),
+            **settings,
+        )
+
+    def train(self, number: int, *flags, **settings):
+        return self.run(
+            "drivers/run_ann.py",
+            *("--model_type", "rdot_nll_condenser", "--init_model_dir", self.folder / "initial"),
+            *("--output_dir", self.folder / "models", "--data_dir", self.folder / "preprocessed"),
+            *("--ann_dir", self.folder / "ann_data", "--result_dir", self.folder / "results", "--round", number),
+            *("--max_seq_length", 48, "--max_query_length", 16, "--per_gpu_train_batch_size", 8),
+            *("--optimizer", "adamW", "--learning_rate", 1e-3, "--logging_steps", 2, "--no_cuda", *flags),
+            **settings,
+        )
+
+    def weights(self, step: int) -> dict[str, np.ndarray]:
+        return load_file(self.folder / "models" / f"checkpoint-{step}" / "model.safetensors")
+
+    def result(self, number: int) -> dict:
+        return json.loads((self.folder / "results" / f"ann_ndcg_{number}").read_text())
+
+
+CLUSTERED = ("--cluster_query", "--cluster_centroids", CLUSTERS)
+IDRO = ("--group", 1, "--n_groups", CLUSTERS, "--dro_type", "iDRO", "--max_steps", STEPS)
+
+
+def train_tokenizer(texts: list[str], folder: Path) -> int:
+    """Saves a WordPiece tokenizer trained on the texts, and returns the size of its vocabulary."""
+    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=1500, special_tokens=SPECIAL))
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    return tokenizer.get_vocab_size()
+
+
+@pytest.fixture(scope="module")
+def mined(tmp_path_factory) -> Workplace:
+    """A collection that is tokenized, and its first episode mined by two processes."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    raw = folder / "msmarco"
+    build(
+        {"numpy": find_library("numpy") / "lib"},
+        {"scipy": find_library("scipy") / "stats"},
+        raw,
+        folder / "scipy-docs",
+        max_passages=250,
+        max_zero_shot_passages=60,
+    )
+    texts = [line.split("\t")[1] for line in (raw / "collection.tsv").read_text().splitlines()]
+    vocabulary = train_tokenizer(texts, folder / "initial")
+    tiny_bert(hidden=32, vocabulary=vocabulary).save_pretrained(folder / "initial")
+    place = Workplace(folder)
+    place.run(
+        "data/msmarco_data.py",
+        *("--data_dir", raw, "--out_data_dir", folder / "preprocessed", "--data_type", 1),
+        *("--model_type", "rdot_nll_condenser", "--model_name_or_path", folder / "initial"),
+        *("--max_seq_length", 48, "--max_query_length", 16),
+        launcher="none",
+        cwd=folder,
+    )
+    place.mine(0, *CLUSTERED, "--group", 1, processes=2)
+    return place
+
+
+@pytest.fixture
+def place(mined, tmp_path) -> Workplace:
+    """A copy of the mined workplace that a test may change."""
+    shutil.copytree(mined.folder, tmp_path / "work")
+    return Workplace(tmp_path / "work")
+
+
+def test_two_episodes_run_through_and_improve_on_the_initial_model(place):
+    steps = ("--max_steps", 40, "--group", 1, "--n_groups", CLUSTERS, "--per_gpu_train_batch_size", 16)
+    place.train(0, *steps, "--learning_rate", 3e-3, processes=2)
+    assert read_trainer_state(place.folder / "models" / "checkpoint-40").round == 0
+    place.mine(1, *CLUSTERED, processes=2, launcher="torchrun", cwd=ROOT / "commands")
+    place.train(1, *steps, "--learning_rate", 3e-3, processes=2, launcher="torchrun", cwd=ROOT / "commands")
+    state = read_trainer_state(place.folder / "models" / "checkpoint-80")
+    assert (state.round, state.global_step, state.episode_step) == (1, 80, 40)
+    assert len(state.dro["weights"]) == CLUSTERS
+    assert place.result(1)["checkpoint"].endswith("checkpoint-40")
+    assert place.result(1)["mrr"] > 1.5 * place.result(0)["mrr"]
+
+    tokenized = place.folder / "zero_shot"
+    model = ("--model_type", "rdot_nll_condenser", "--model_name_or_path", place.folder / "models" / "checkpoint-80")
+    place.run(
+        "data/beir_data.py",
+        *("--data_dir", place.folder / "scipy-docs", "--out_data_dir", tokenized, *model),
+        launcher="none",
+    )
+    evaluated = place.run(
+        "evaluate/evaluate_beir.py",
+        *(
+            "--data_dir",
+            tokenized,
+            "--out_dir",
+            place.folder / "zs",
+            "--collection",
+            "scipy-docs",
+            "--no_cuda",
+            *model,
+        ),
+        processes=2,
+    )
+    metrics = json.loads((place.folder / "zs" / "metrics.json").read_text())
+    assert f"ndcg@10 {metrics['metrics']['ndcg@10']:.4f}" in evaluated.stdout
+    assert 0 < metrics["metrics"]["ndcg@10"] < metrics["metrics"]["recall@100"] == 1
+
+
+def test_mined_negatives_are_hard_and_never_relevant(mined):
+    passages = TokenStore(mined.folder / "preprocessed" / "passages")
+    queries = TokenStore(mined.folder / "preprocessed" / "train-query")
+    qrels = read_qrels(mined.folder / "preprocessed" / "train-qrel.tsv", len(queries), len(passages))
+    path = mined.folder / "ann_data" / "ann_training_data_0"
+    episode = read_episode(path, len(queries), len(passages), CLUSTERS)
+    lines = episode.line_of(np.arange(episode.triplets))
+    assert set(episode.query_rows) == set(range(len(queries)))
+    for triplet, line in enumerate(lines):
+        query = episode.query_rows[line]
+        assert episode.positive_rows[line] in qrels.positives[query]
+        assert episode.negative_rows[triplet] not in qrels.positives[query]
+    counts = np.bincount(episode.query_rows[lines], minlength=len(queries))
+    assert (counts == 7).all()
+    assert mined.result(0)["triplets"] == 7 * len(queries)
+    assert set(np.unique(episode.clusters)) <= set(range(CLUSTERS))
+    sizes = np.load(mined.folder / "ann_data" / "clusters_0" / "sizes.npy")
+    assert sizes.sum() == len(queries)
+    assert len(mined.result(0)["cluster_mrr"]) == CLUSTERS
+
+
+def test_one_process_mines_what_two_mine(place, mined):
+    for name in ("ann_data", "results"):
+        shutil.rmtree(place.folder / name)
+    place.mine(0, *CLUSTERED, launcher="none", cwd=place.folder)
+    name = "ann_data/ann_training_data_0"
+    assert (place.folder / name).read_text() == (mined.folder / name).read_text()
+    assert place.result(0)["ndcg"] == pytest.approx(mined.result(0)["ndcg"])
+
+
+def test_negatives_do_not_depend_on_clusters(place, mined):
+    for name in ("ann_data/ann_training_data_0", "results/ann_ndcg_0"):
+        (place.folder / name).unlink()
+    place.mine(0, launcher="none")
+    plain = (place.folder / "ann_data" / "ann_training_data_0").read_text().splitlines()
+    clustered = (mined.folder / "ann_data" / "ann_training_data_0").read_text().splitlines()
+    assert plain == [line.rsplit("\t", 2)[0] for line in clustered]
+
+
+def test_training_that_was_interrupted_ends_with_the_same_weights_bit_for_bit(place):
+    place.train(0, *IDRO, "--save_steps", 4, processes=2)
+    whole = place.weights(STEPS)
+    shutil.rmtree(place.folder / "models" / f"checkpoint-{STEPS}")
+    resumed = place.train(0, *IDRO, "--save_steps", 4, processes=2)
+    assert "steps 4 to 6" in resumed.stdout
+    again = place.weights(STEPS)
+    assert all(np.array_equal(again[name], value) for name, value in whole.items())
+    before = sorted(path.name for path in (place.folder / "models").iterdir())
+    assert "trained already" in place.train(0, *IDRO, launcher="none").stdout
+    assert sorted(path.name for path in (place.folder / "models").iterdir()) == before
+
+
+def test_a_finished_episode_is_not_mined_again(place):
+    mined_file = place.folder / "ann_data" / "ann_training_data_0"
+    written = mined_file.stat().st_mtime_ns
+    assert "mined already" in place.mine(0, *CLUSTERED, launcher="none").stdout
+    assert mined_file.stat().st_mtime_ns == written
+
+
+def test_an_unfinished_episode_is_mined_again_from_the_embeddings_that_are_there(place):
+    (place.folder / "results" / "ann_ndcg_0").unlink()
+    finished = place.mine(0, *CLUSTERED, processes=2)
+    assert finished.stdout.count("embeddings reused") == 3
+
+
+def test_inference_encodes_and_mines_nothing(place):
+    for name in ("ann_data", "results"):
+        shutil.rmtree(place.folder / name)
+    place.mine(0, "--inference", launcher="none")
+    assert (place.folder / "ann_data" / "embeddings-0" / "manifest.json").exists()
+    assert not (place.folder / "ann_data" / "ann_training_data_0").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (("--group", 1, "--n_groups", CLUSTERS + 1), "--n_groups"),
+        (("--group", 1, "--n_groups", CLUSTERS - 1), "--n_groups"),
+        (("--max_query_length", 12), "16 tokens"),
+        (("--round", 1), "goes on from one"),
+        (("--dro_type", "vrex", "--group", 1, "--n_groups", CLUSTERS), "dro-greedy"),
+    ],
+)
+def test_training_refuses_what_does_not_fit_and_says_why(place, flags, reason):
+    failed = place.train(0, "--max_steps", 2, *flags, launcher="none", fails=True)
+    assert failed.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert reason in failed.stderr
+    assert not list(place.folder.glob("models/checkpoint-*"))
+
+
+def test_training_on_clusters_refuses_a_mined_file_without_them(place):
+    for name in ("ann_data/ann_training_data_0", "results/ann_ndcg_0"):
+        (place.folder / name).unlink()
+    place.mine(0, launcher="none")
+    assert "--cluster_query" in place.train(0, *IDRO, launcher="none", fails=True).stderr
+
+
+def test_mining_without_a_new_checkpoint_is_refused(place):
+    failed = place.mine(1, *CLUSTERED, launcher="none", fails=True)
+    assert "train it first" in failed.stderr
+    assert not (place.folder / "results" / "ann_ndcg_1").exists()
+
+
+def test_more_clusters_than_queries_are_refused(place):
+    (place.folder / "results" / "ann_ndcg_0").unlink()
+    failed = place.mine(0, "--cluster_query", "--cluster_centroids", 5000, processes=2, fails=True)
+    assert "5000 clusters of" in failed.stderr
+    assert not (place.folder / "results" / "ann_ndcg_0").exists()
+
+
+def test_a_port_in_use_ends_the_run_with_the_reason(place):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        environment = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        finished = subprocess.run(
+            [
+                sys.executable,
+                ROOT / "drivers" / "run_ann.py",
+                "--data_dir",
+                "x",
+                "--ann_dir",
+                "x",
+                "--output_dir",
+                "x",
+            ],
+            env=os.environ | environment | {"MASTER_PORT": str(taken.getsockname()[1])},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    assert finished.returncode == 2
+    assert "port" in finished.stderr
