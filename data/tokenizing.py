@@ -1,9 +1,9 @@
 """From a stream of texts to a token store: the part that both preprocessing scripts share.
 
-The fast tokenizers' own threads take every core, a block at a time, while Python reads and writes the blocks beside it.
-A block is bounded in characters, not only in texts, so that memory stays the same for passages of 300 characters and
-documents of 10,000. Of the ids only those that somebody asks for are kept, with 8 bytes of each other one to tell
-whether it comes again.
+The fast tokenizers' own threads take every core, a block at a time; meanwhile Python writes the block before and
+reads the next. A block is bounded in characters, not only in texts, so that memory stays the same for passages of 300
+characters and documents of 10,000. Of the ids only those that somebody asks for are kept, with 8 bytes of each other
+one to tell whether it comes again.
 """
 
 import gzip

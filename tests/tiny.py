@@ -25,6 +25,7 @@ def tiny_bert_tokenizer(folder: str | Path, lowercase: bool = False) -> str:
     tokenizer.post_processor = processors.BertProcessing(
         ("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"])
     )
+    tokenizer.enable_padding(length=24)  # published tokenizer.json files carry such settings, which no store may heed
     names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **dict(zip(names, SPECIAL_TOKENS, strict=True)))
     fast.save_pretrained(folder)
