@@ -1,6 +1,6 @@
 """Tokenizes a collection in BEIR's layout into token stores and judgments by row.
 
-    python data/beir_data.py --data_dir BEIR/scifact --out_data_dir OUT --model_type rdot_nll_condenser \
+    python data/beir_data.py --data_dir BEIR/scifact --out_data_dir OUT --model_type rdot_nll_condenser \\
         --model_name_or_path CHECKPOINT
 
 Reads corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv, plain or gzipped, and writes OUT/passages/, OUT/SPLIT-query/

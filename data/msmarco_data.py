@@ -1,6 +1,6 @@
 """Tokenizes MS MARCO, passages or documents, into token stores and judgments by row.
 
-    python data/msmarco_data.py --data_dir RAW --out_data_dir OUT --model_type rdot_nll_condenser \
+    python data/msmarco_data.py --data_dir RAW --out_data_dir OUT --model_type rdot_nll_condenser \\
         --model_name_or_path CHECKPOINT --max_seq_length 256 --max_query_length 32 --data_type 1
 
 Reads the public files, plain or gzipped, and writes OUT/passages/, OUT/{train,dev}-query/ and, of each split last,

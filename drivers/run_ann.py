@@ -1,7 +1,7 @@
 """Trains one episode on mined negatives, from the newest checkpoint of --training_dir.
 
-    python drivers/run_ann.py --round 0 --model_type rdot_nll_condenser --init_model_dir CHECKPOINT \
-        --training_dir OUT/saved_models --data_dir OUT/preprocessed --ann_dir OUT/ann_data --result_dir OUT/results \
+    python drivers/run_ann.py --round 0 --model_type rdot_nll_condenser --init_model_dir CHECKPOINT \\
+        --training_dir OUT/saved_models --data_dir OUT/preprocessed --ann_dir OUT/ann_data --result_dir OUT/results \\
         --max_steps 1000
     python -m torch.distributed.launch --nproc_per_node 8 drivers/run_ann.py …
 

@@ -1,7 +1,7 @@
 """Mines an episode: encodes the collection with the newest checkpoint and draws hard negatives from what ranks high.
 
-    python drivers/run_ann_data_gen.py --model_type rdot_nll_condenser --init_model_dir CHECKPOINT \
-        --training_dir OUT/saved_models --data_dir OUT/preprocessed --output_dir OUT/ann_data \
+    python drivers/run_ann_data_gen.py --model_type rdot_nll_condenser --init_model_dir CHECKPOINT \\
+        --training_dir OUT/saved_models --data_dir OUT/preprocessed --output_dir OUT/ann_data \\
         --result_dir OUT/results --cluster_query --cluster_centroids 50 --end_output_num 0
     python -m torch.distributed.launch --nproc_per_node 8 drivers/run_ann_data_gen.py …
 

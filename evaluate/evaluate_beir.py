@@ -1,6 +1,6 @@
 """Evaluates a checkpoint on a tokenized collection: BEIR's test split, or the dev split of the training collection.
 
-    python evaluate/evaluate_beir.py --model_type rdot_nll_condenser --model_name_or_path CHECKPOINT \
+    python evaluate/evaluate_beir.py --model_type rdot_nll_condenser --model_name_or_path CHECKPOINT \\
         --data_dir PREPROCESSED --out_dir RESULTS
     python -m torch.distributed.launch --nproc_per_node 2 evaluate/evaluate_beir.py …
 

@@ -9,6 +9,13 @@ from transformers import HfArgumentParser
 T = TypeVar("T")
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The script's docstring as it stands, and each flag's default where it has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return action.help if action.required or action.default in (None, "") else super()._get_help_string(action)
+
+
 def option(default: Any, help: str) -> Any:
     """A flag with a default. The help names the unit."""
     return field(default=default, metadata={"help": help})
@@ -24,7 +31,7 @@ def parse(arguments: type[T], description: str) -> T:
     parser = HfArgumentParser(
         arguments,
         description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     values, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True, look_for_args_file=False)

@@ -5,6 +5,8 @@ holds `.partial-`, flushed to the disk and then renamed. A crash leaves only suc
 writer of the same path removes them.
 """
 
+import codecs
+import glob
 import gzip
 import hashlib
 import json
@@ -24,7 +26,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 def _partial_path(path: Path) -> Path:
     """A fresh name beside `path`; what earlier crashes left there for the same path is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f".{path.name}.partial-*"):
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     return path.parent / f".{path.name}.partial-{os.getpid()}"
 
@@ -149,6 +151,8 @@ def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
     with open_binary(path) as handle:
         try:
             for number, line in enumerate(handle, start=1):
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 try:
                     yield number, line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
                 except UnicodeDecodeError as error:
