@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model.dro import make_objective, watched_layers
 from model.encoders import Encoder, find_model_type, load_encoder
+from model.group_gradients import GroupGradients
 from model.optimizers import LearningRate, make_optimizer
 from model.training_step import StepResult, TrainingStep
 from model.triplets import TripletModel
@@ -78,6 +79,8 @@ class Arguments:
     ema: float = option(0.1, "iDRO: power of the old weights; DRO-greedy: decay of the running means")
     rho: float = option(0.05, "iDRO: step size of the weights")
     eps: float = option(0.01, "the least weight of a cluster")
+    idro_layers: int = option(0, "last layers that gradients are compared over; 0: by --model_size")
+    idro_sketch_dim: int = option(0, "numbers a cluster's gradient is projected to before exchange; 0: exact")
     logging_steps: int = option(10, "steps between log entries")
     save_steps: int = option(0, "steps between checkpoints; 0: only at the end of the episode")
     log_dir: str = option("", "TensorBoard folder (default: output_dir/logs)")
@@ -115,8 +118,6 @@ def find_start(args: Arguments) -> tuple[str, TrainerState | None]:
 
 def make_training_step(args: Arguments, encoder: Encoder, device: torch.device) -> TrainingStep:
     precision = choose_precision(args.fp16, device)
-    model = TripletModel(encoder.to(device).train())
-    layers = encoder.base_model.encoder.layer
     objective = make_objective(
         args.dro_type if args.group else "erm",
         args.n_groups if args.group else 1,
@@ -125,18 +126,17 @@ def make_training_step(args: Arguments, encoder: Encoder, device: torch.device) 
         rho=args.rho,
         eps=args.eps,
     )
+    encoder = encoder.to(device).train()
+    watch = None
+    if objective.needs_gradient_products:
+        layers = watched_layers(encoder, args.model_size, args.idro_layers)
+        watch = GroupGradients(layers, args.n_groups, sketch_dim=args.idro_sketch_dim or None, seed=args.seed)
+    model = TripletModel(encoder, watch)
     optimizer = make_optimizer(args.optimizer, model, args.learning_rate, args.weight_decay, args.adam_epsilon)
     if distributed.world_size() > 1:
         model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
-    return TrainingStep(
-        model,
-        objective.to(device),
-        optimizer,
-        torch.amp.GradScaler(device.type, enabled=precision.needs_scaler),
-        precision,
-        args.max_grad_norm,
-        watched=list(layers[-watched_layers(args.model_size, len(layers)) :].parameters()),
-    )
+    scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
+    return TrainingStep(model, objective.to(device), optimizer, scaler, precision, args.max_grad_norm, watch)
 
 
 def log_step(

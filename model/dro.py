@@ -10,6 +10,7 @@ cluster g. Every state is a buffer, so that `state_dict` holds it.
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from utils.errors import InputError
 
@@ -118,11 +119,16 @@ def make_objective(name: str, n_groups: int, *, alpha: float, ema: float, rho: f
     raise InputError(f"the objective {name!r} is unknown; there are {', '.join(OBJECTIVES)}")
 
 
-def watched_layers(model_size: str, layers: int) -> int:
-    """How many of an encoder's last layers iDRO compares gradients over: 3 (base), 2 (large).
+def watched_layers(encoder: PreTrainedModel, model_size: str, count: int = 0) -> nn.ModuleList:
+    """The last layers of an encoder, over which iDRO compares gradients: `count`, or by default 3 (base), 2 (large).
 
-    An encoder with fewer layers than BERT-base uses the last min(3, half).
+    An encoder with fewer layers than BERT-base has by default the last min(3, half) watched.
     """
     if model_size not in ("base", "large"):
         raise InputError(f"--model_size {model_size!r}: there are base and large")
-    return {"base": 3, "large": 2}[model_size] if layers >= 12 else min(3, max(1, layers // 2))
+    layers = encoder.base_model.encoder.layer
+    if not 0 <= count <= len(layers):
+        raise InputError(f"--idro_layers is {count}, and the encoder has {len(layers)} layers")
+    if not count:
+        count = {"base": 3, "large": 2}[model_size] if len(layers) >= 12 else min(3, max(1, len(layers) // 2))
+    return layers[-count:]

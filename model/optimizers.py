@@ -20,8 +20,7 @@ def make_optimizer(
     """
     decayed, plain = [], []
     for parameter in model.parameters():
-        if parameter.requires_grad:
-            (decayed if parameter.ndim > 1 else plain).append(parameter)
+        (decayed if parameter.ndim > 1 else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     if name == "lamb":
         # The library divides the step by 1 - beta1^t, which LAMB does not, unless told adam_debias.

@@ -33,8 +33,8 @@ class StepResult:
 class TrainingStep:
     """Takes optimizer steps on a `TripletModel`, which may be wrapped in DistributedDataParallel.
 
-    `watched` are the parameters whose gradients the objective compares between clusters. A step whose gradient
-    holds inf or nan is skipped, and leaves the parameters and the objective as they were.
+    `watch` is the model's, for an objective that compares the clusters' gradients. A step whose gradient holds inf or
+    nan is skipped, and leaves the parameters and the objective as they were.
     """
 
     def __init__(
@@ -45,13 +45,12 @@ class TrainingStep:
         scaler: torch.amp.GradScaler,
         precision: Precision,
         max_grad_norm: float,
-        watched: list[Tensor],
+        watch: GroupGradients | None = None,
     ) -> None:
         self.model, self.objective, self.optimizer, self.scaler = model, objective, optimizer, scaler
         self.precision, self.max_grad_norm = precision, max_grad_norm
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        n_groups = len(objective.weights)
-        self.group_gradients = GroupGradients(watched, n_groups) if objective.needs_gradient_products else None
+        self.parameters = list(model.parameters())
+        self.watch = watch
 
     def __call__(self, batches: list[TripletBatch], learning_rate: float) -> StepResult:
         """Steps on this process's batches of the global batch (more than one: gradient accumulation)."""
@@ -67,11 +66,11 @@ class TrainingStep:
             loss_sums.index_add_(0, batch.clusters[counted], losses.detach()[counted])
         all_reduce_sum(loss_sums)
 
+        products = self.watch.collect() if self.watch else None
         self.scaler.unscale_(self.optimizer)
         limit = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
         cluster_losses = loss_sums / counts.clamp(min=1)
-        products = self.group_gradients.inner_products() if self.group_gradients else None
         skipped = not bool(norm.isfinite())
         if self.scaler.is_enabled() or not skipped:  # the scaler skips by itself, and learns from it
             self.scaler.step(self.optimizer)
@@ -90,7 +89,5 @@ class TrainingStep:
             coefficients = self.objective.coefficients(batch.clusters, counts)
             # DistributedDataParallel averages over processes; the sum is what is meant.
             loss = (coefficients * losses).sum() * (world_size() if wrapped else 1)
-            if self.group_gradients:
-                self.group_gradients.collect(self.scaler.scale(losses), batch.clusters, counts)
             self.scaler.scale(loss).backward()
         return losses

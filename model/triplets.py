@@ -1,11 +1,14 @@
 """The pairwise loss of triplets, and the module that computes it for a batch."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from model.encoders import Encoder
-from utils.batching import TripletBatch
+from model.group_gradients import GroupGradients
+from utils.batching import TokenBatch, TripletBatch
 
 
 def pairwise_nll(positive_scores: Tensor, negative_scores: Tensor) -> Tensor:
@@ -18,17 +21,23 @@ class TripletModel(nn.Module):
     """An encoder and the loss on its vectors: a `TripletBatch` of B triplets → losses (B,), float32 or wider.
 
     Queries and passages go through one encoder in one call of this module, as DistributedDataParallel needs it.
-    Each distinct text is encoded once; its vector serves every triplet that holds it.
+    Each distinct text is encoded once; its vector serves every triplet that holds it. `watch`, if given, is told the
+    cluster of every text.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, watch: GroupGradients | None = None) -> None:
         super().__init__()
         self.encoder = encoder
+        self.watch = watch
 
     def forward(self, batch: TripletBatch) -> Tensor:
-        queries = self.encoder(batch.queries.input_ids, batch.queries.attention_mask)  # distinct queries, D
-        passages = self.encoder(batch.passages.input_ids, batch.passages.attention_mask)  # sequences, D
+        queries = self._encode(batch.queries, batch.query_clusters)  # distinct queries, D
+        passages = self._encode(batch.passages, batch.passage_clusters)  # sequences, D
         query = queries[batch.query].unsqueeze(1)  # B, 1, D
         positive = (query * passages[batch.positive]).sum(-1).amax(1)  # B, C, D → B
         negative = (query * passages[batch.negative]).sum(-1).amax(1)
         return pairwise_nll(positive, negative) * batch.weights
+
+    def _encode(self, tokens: TokenBatch, clusters: Tensor) -> Tensor:
+        with self.watch.rows(clusters) if self.watch else nullcontext():
+            return self.encoder(tokens.input_ids, tokens.attention_mask)

@@ -35,6 +35,7 @@ class TripletBatch:
     `query` (B,) indexes rows of `queries`; `positive` and `negative` (B, C) index rows of `passages`: the C
     sequences that a passage was cut into, where a shorter passage repeats its first one. `clusters` (B,) int64,
     -1 for a triplet that only keeps its process company and counts for nothing; `weights` (B,) float32.
+    `query_clusters` and `passage_clusters` are those of the sequences, ascending; they stay on the CPU.
     """
 
     queries: TokenBatch
@@ -44,9 +45,12 @@ class TripletBatch:
     negative: Tensor
     clusters: Tensor
     weights: Tensor
+    query_clusters: Tensor
+    passage_clusters: Tensor
 
     def to(self, device: torch.device) -> "TripletBatch":
-        return TripletBatch(**{name: value.to(device) for name, value in vars(self).items()})
+        on_cpu = {"query_clusters": self.query_clusters, "passage_clusters": self.passage_clusters}
+        return TripletBatch(**{name: value.to(device) for name, value in vars(self).items()} | on_cpu)
 
 
 class Sequences:
@@ -106,28 +110,34 @@ def make_triplet_batch(
     """Builds the batch of these triplets (their numbers in the mined file's order).
 
     Each distinct text stands in it once; a passage that serves queries of two clusters stands in it twice, so that
-    every sequence belongs to one cluster.
+    every sequence belongs to one cluster. Sequences are in the order of their clusters.
     """
     lines = episode.line_of(triplets)
-    query_rows, query = np.unique(episode.query_rows[lines], return_inverse=True)
     clusters = episode.clusters[lines]
+    query_rows, query_clusters, query = _distinct(episode.query_rows[lines], clusters)
     texts = np.concatenate([episode.positive_rows[lines], episode.negative_rows[triplets]])
-    keys = texts * (episode.n_groups + 1) + np.concatenate([clusters, clusters])
-    distinct, text = np.unique(keys, return_inverse=True)
-    sequences = passages.of_rows(distinct // (episode.n_groups + 1))  # distinct texts, C
-    flat, position = np.unique(
-        sequences + len(passages) * (distinct % (episode.n_groups + 1))[:, None], return_inverse=True
-    )
-    position = torch.from_numpy(position.reshape(sequences.shape)[text])
+    rows, row_clusters, text = _distinct(texts, np.concatenate([clusters, clusters]))
+    sequences = passages.of_rows(rows)  # distinct texts, C
+    flat, passage_clusters, position = _distinct(sequences.ravel(), np.repeat(row_clusters, sequences.shape[1]))
+    position = torch.from_numpy(position.reshape(sequences.shape)[text])  # 2 B, C
     return TripletBatch(
         queries=queries.pad(queries.row_starts[query_rows]),
-        passages=passages.pad(flat % len(passages)),
+        passages=passages.pad(flat),
         query=torch.from_numpy(query),
         positive=position[: len(triplets)],
         negative=position[len(triplets) :],
         clusters=torch.from_numpy(clusters),
         weights=torch.from_numpy(episode.weights[lines]),
+        query_clusters=torch.from_numpy(query_clusters),
+        passage_clusters=torch.from_numpy(passage_clusters),
     )
+
+
+def _distinct(rows: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The distinct (row, cluster) pairs by cluster, then row: rows, clusters, and which of them each given one is."""
+    most = int(rows.max(initial=0)) + 1
+    pairs, where = np.unique(clusters * most + rows, return_inverse=True)
+    return pairs % most, pairs // most, where
 
 
 def take_step(position: int, triplets: int, batch_size: int, accumulation: int) -> tuple[list[np.ndarray], int]:
@@ -150,6 +160,7 @@ def make_step_batches(
     for part in parts:
         batch = make_triplet_batch(episode, part if len(part) else np.zeros(1, np.int64), queries, passages)
         if not len(part):
-            batch.clusters.fill_(-1)
+            for clusters in (batch.clusters, batch.query_clusters, batch.passage_clusters):
+                clusters.fill_(-1)
         batches.append(batch)
     return batches

@@ -8,6 +8,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from model.dro import make_objective
+from model.group_gradients import GroupGradients
 from model.training_step import TrainingStep
 from model.triplets import TripletModel
 from tests.processes import run_processes
@@ -21,14 +22,15 @@ FLOAT32 = Precision("cpu", torch.float32)
 
 
 def make_step(name: str, precision: Precision = FLOAT32) -> TrainingStep:
-    model = TripletModel(tiny_bert(layers=3))
+    encoder = tiny_bert(layers=3)
+    watch = GroupGradients(encoder.bert.encoder.layer[-2:], K) if name == "idro" else None
+    model = TripletModel(encoder, watch)
     optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)  # Adam would blow the rounding of zeros up
-    watched = list(model.encoder.bert.encoder.layer[-2:].parameters())
     if distributed.world_size() > 1:
         model = DistributedDataParallel(model)
     objective = make_objective(name, K, alpha=0.25, ema=0.1, rho=0.5, eps=0.01)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return TrainingStep(model, objective, optimizer, scaler, precision, 1.0, watched)
+    return TrainingStep(model, objective, optimizer, scaler, precision, 1.0, watch)
 
 
 def train(folder: str, name: str, batch_size: int, accumulation: int, steps: int) -> dict[str, torch.Tensor]:
@@ -50,6 +52,31 @@ def train(folder: str, name: str, batch_size: int, accumulation: int, steps: int
         "weights": torch.stack(weights),
         "parameters": torch.cat([p.detach().flatten() for p in step.parameters]),
     }
+
+
+def test_idro_weighs_clusters_as_with_one_backward_pass_a_cluster(tmp_path):
+    queries, passages = random_store(tmp_path / "q", 12, seed=1), random_store(tmp_path / "p", 30, seed=2)
+    episode = random_episode(12, 30, n_groups=K, lines=14, seed=3)
+    step, plain = make_step("idro"), TripletModel(tiny_bert(layers=3))
+    watched = list(plain.encoder.bert.encoder.layer[-2:].parameters())
+    objective = make_objective("idro", K, alpha=0.25, ema=0.1, rho=0.5, eps=0.01)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=1e-2, momentum=0.9)
+    for number in range(4):
+        (batch,) = make_step_batches(episode, [np.arange(9) + 9 * number], Sequences(queries), Sequences(passages))
+        step([batch], 1e-2)
+
+        losses, counts = plain(batch), torch.bincount(batch.clusters, minlength=K)
+        means = torch.stack([losses[batch.clusters == g].mean() if counts[g] else losses.sum() * 0 for g in range(K)])
+        rows = [torch.autograd.grad(mean, watched, retain_graph=True) for mean in means]
+        rows = torch.stack([torch.cat([gradient.flatten() for gradient in row]) for row in rows])
+        (objective.weights * means).sum().backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        objective.update(means.detach(), counts, rows @ rows.T)
+        torch.testing.assert_close(step.objective.weights, objective.weights, rtol=1e-4, atol=1e-6)
+    for parameter, expected in zip(step.parameters, plain.parameters(), strict=True):
+        torch.testing.assert_close(parameter, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["erm", "dro-greedy", "idro"])
