@@ -7,7 +7,8 @@ Reads a folder in BEIR's layout (corpus.jsonl; the queries of qrels/SPLIT.tsv) o
 msmarco-docs.tsv; the dev queries) and writes RESULTS/metrics.json and RESULTS/run.trec. bm25s scores all passages at
 once from a sparse matrix made while indexing, which needs neither Java nor a server: seconds for BEIR's small sets;
 for MS MARCO's 8.8 million passages about 15 GB of memory and half an hour. k1 0.9 and b 0.4 are the values that
-Anserini and BEIR report. Words are lowercased but not stemmed, so figures differ a little from theirs.
+Anserini and BEIR report. Words are lowercased but not stemmed, so figures differ a little from theirs. In BEIR's
+layout a passage with the query's own id is left out of the query's ranking, as BEIR's own evaluation does.
 """
 
 import sys
@@ -26,7 +27,7 @@ from data.judgments import Split, read_split
 from data.msmarco_data import DOCUMENTS, FILES, PASSAGES, read_documents, read_numbered
 from data.tokenizing import Text, count_lines
 from evaluate.metrics_file import RunMetrics, write_metrics
-from evaluate.rankings import leave_out_self_matches
+from evaluate.rankings import cut_at, leave_out_self_matches, queries_may_be_passages
 from utils.arguments import option, parse, required
 from utils.errors import InputError, run
 from utils.files import find_file
@@ -139,7 +140,10 @@ def main() -> None:
     )
     query_ids, passage_ids = list(split.queries), list(passage_rows)
     rows, scores = rank(index, list(split.queries.values()), args.depth + 1)
-    ranking = leave_out_self_matches(rows, scores, query_ids, passage_ids, args.depth)
+    if queries_may_be_passages(collection.name):
+        ranking = leave_out_self_matches(rows, scores, query_ids, passage_ids, args.depth)
+    else:
+        ranking = cut_at(rows, scores, args.depth)
     metrics = RunMetrics.of(
         evaluate_run(ranking.rows, judgments_by_row(split, passage_rows)), args.run_name, args.collection
     )

@@ -6,8 +6,12 @@
 
 Writes RESULTS/metrics.json and RESULTS/run.trec, and prints the metrics in one line. Passages are encoded and
 searched by the code that mines, so that what is measured is what training used; embeddings that are in
---embedding_dir already (a miner's, say) are not made again. As in BEIR's own evaluation, a passage with the query's
-id is left out of the query's ranking: ArguAna's queries are passages of its collection.
+--embedding_dir already (a miner's, say) are not made again.
+
+As in BEIR's own evaluation, a passage with the query's id is left out of the query's ranking: ArguAna's queries are
+passages of its collection. This holds for token stores that were made from BEIR's layout, which their meta.json
+tells. In MS MARCO a query and a passage of the same number have nothing to do with each other: its passages all stay,
+so that the dev split gives the metrics that the miner gives.
 """
 
 import sys
@@ -17,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluate.metrics_file import RunMetrics, write_metrics
-from evaluate.rankings import leave_out_self_matches
+from evaluate.rankings import cut_at, leave_out_self_matches, queries_may_be_passages
 from model.encoders import find_model_type, load_encoder
 from utils import distributed
 from utils.arguments import option, parse, required
@@ -91,7 +95,10 @@ def main() -> None:
     scores, ranking = distributed.gather_rows(scores), distributed.gather_rows(ranking)
 
     def write() -> None:
-        kept = leave_out_self_matches(ranking, scores, queries.ids, passages.ids, args.depth)
+        if queries_may_be_passages(passages.meta.source_file):
+            kept = leave_out_self_matches(ranking, scores, queries.ids, passages.ids, args.depth)
+        else:
+            kept = cut_at(ranking, scores, args.depth)
         metrics = RunMetrics.of(
             evaluate_run(kept.rows, qrels), args.run_name, args.collection, args.model_name_or_path
         )

@@ -13,6 +13,20 @@ class Ranking(NamedTuple):
     scores: np.ndarray
 
 
+def queries_may_be_passages(collection_file: str) -> bool:
+    """Whether a query and a passage of one id are the same text, by the name of the file that the passages are from.
+
+    So in BEIR's layout (corpus.jsonl): ArguAna's queries are passages of its collection. MS MARCO numbers queries and
+    passages each by themselves; that two numbers are equal says nothing there.
+    """
+    return collection_file.removesuffix(".gz") == "corpus.jsonl"
+
+
+def cut_at(rows: np.ndarray, scores: np.ndarray, depth: int) -> Ranking:
+    """The first `depth` of each line; `rows` and `scores` are (queries, k), best first."""
+    return Ranking(rows[:, :depth], scores[:, :depth])
+
+
 def leave_out_self_matches(
     rows: np.ndarray, scores: np.ndarray, query_ids: Sequence[str], passage_ids: Sequence[str], depth: int
 ) -> Ranking:
