@@ -16,14 +16,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from model.dro import make_objective, watched_layers
 from model.encoders import Encoder, find_model_type, load_encoder
 from model.group_gradients import GroupGradients
 from model.optimizers import LearningRate, make_optimizer
-from model.training_step import StepResult, TrainingStep
+from model.training_step import TrainingStep
 from model.triplets import TripletModel
 from utils import distributed
 from utils.arguments import option, parse, required
@@ -35,7 +34,7 @@ from utils.checkpoint import (
     read_trainer_state,
     save_checkpoint,
 )
-from utils.episode import mined_file, read_episode, read_result
+from utils.episode import Episode, mined_file, read_episode, read_result
 from utils.errors import InputError, run
 from utils.logs import TrainingLog, progress, say
 from utils.precision import choose_precision
@@ -68,7 +67,7 @@ class Arguments:
     adam_epsilon: float = option(1e-8, "epsilon in the optimizer's denominator")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: never")
     warmup_steps: int = option(0, "steps of linear warm-up")
-    num_training_steps: int = option(0, "steps at which the learning rate reaches 0; 0: max_steps")
+    num_training_steps: int = option(0, "steps of the decay to 0; 0: max_steps, or with single_warmup all")
     total_training_steps: int = option(0, "steps of all episodes, over which their peaks sink; 0: peaks stay")
     single_warmup: bool = option(False, "warm up and decay once a run rather than once an episode")
     fp16: bool = option(False, "mixed precision: float16 on CUDA, bfloat16 on a CPU that has it")
@@ -95,6 +94,9 @@ class Arguments:
         self.result_dir = self.result_dir or self.ann_dir
         self.init_model_dir = self.init_model_dir or self.model_name_or_path
         self.log_dir = self.log_dir or str(Path(self.output_dir, "logs"))
+        self.objective = self.dro_type.lower() if self.group else "erm"
+        if self.single_warmup and not (self.num_training_steps or self.total_training_steps):
+            raise InputError("--single_warmup wants --num_training_steps or --total_training_steps: the run's length")
         if not self.training_dir:
             raise InputError("give --training_dir or --output_dir: where checkpoints are and go")
         if not self.triplet:
@@ -106,9 +108,12 @@ class Arguments:
 
 def find_start(args: Arguments) -> tuple[str, TrainerState | None]:
     """The checkpoint to load, and where training stands there (None for an initial model)."""
-    folder = distributed.on_main(lambda: newest_checkpoint(args.training_dir))
-    if folder is not None:
-        return str(folder), read_trainer_state(folder)
+    newest = distributed.on_main(
+        lambda: [str(folder) for folder in map(newest_checkpoint, {args.training_dir, args.output_dir}) if folder]
+    )
+    if newest:
+        checkpoint = max(newest, key=lambda folder: read_trainer_state(folder).global_step)
+        return checkpoint, read_trainer_state(checkpoint)
     if args.round > 0:
         raise InputError(f"no checkpoint, and round {args.round} goes on from one: train round 0", args.training_dir)
     if not args.init_model_dir:
@@ -116,10 +121,26 @@ def find_start(args: Arguments) -> tuple[str, TrainerState | None]:
     return args.init_model_dir, None
 
 
+def open_data(args: Arguments, encoder: Encoder, tokenizer) -> tuple[Episode, Sequences, Sequences]:
+    """The mined episode, and the sequences of the queries and passages that it speaks of."""
+    queries = TokenStore(Path(args.data_dir, "train-query")).expect(tokenizer, args.max_query_length)
+    passages = TokenStore(Path(args.data_dir, "passages")).expect(tokenizer, args.max_seq_length)
+    clusters = read_result(args.result_dir, args.round).get("clusters", args.n_groups)
+    if args.group and clusters != args.n_groups:
+        raise InputError(
+            f"--n_groups is {args.n_groups}, and round {args.round} was mined with {clusters} clusters; give that "
+            "number, or mine again",
+            args.result_dir,
+        )
+    path = mined_file(args.ann_dir, args.round)
+    episode = read_episode(path, len(queries), len(passages), args.n_groups if args.group else None)
+    return episode, Sequences(queries), Sequences(passages, find_model_type(args.model_type).chunk_length)
+
+
 def make_training_step(args: Arguments, encoder: Encoder, device: torch.device) -> TrainingStep:
     precision = choose_precision(args.fp16, device)
     objective = make_objective(
-        args.dro_type if args.group else "erm",
+        args.objective,
         args.n_groups if args.group else 1,
         alpha=args.alpha,
         ema=args.ema,
@@ -139,70 +160,66 @@ def make_training_step(args: Arguments, encoder: Encoder, device: torch.device) 
     return TrainingStep(model, objective.to(device), optimizer, scaler, precision, args.max_grad_norm, watch)
 
 
-def log_step(
-    log: TrainingLog, state: TrainerState, result: StepResult, weights: Tensor, learning_rate: float
-) -> None:
-    values = {"loss": result.loss, "learning_rate": learning_rate, "gradient_norm": result.gradient_norm}
-    log.scalars(state.global_step, values)
-    if len(weights) > 1:
-        log.clusters(state.global_step, "cluster_loss", result.cluster_losses, result.counts > 0)
-        log.clusters(state.global_step, "cluster_weight", weights, weights >= 0)
+def restore(args: Arguments, step: TrainingStep, checkpoint: str, saved: TrainerState) -> TrainerState:
+    """Loads what training needs to go on, inside the episode or with a new one, and returns where it stands."""
+    inside = saved.round == args.round
+    for flag, asked, found in (
+        ("optimizer", args.optimizer, saved.optimizer),
+        ("dro_type", args.objective if inside else saved.objective, saved.objective),
+    ):
+        if asked != found:
+            raise InputError(
+                f"was trained with {found}, and --{flag} asks for {asked}; go on with {found}", checkpoint
+            )
+    random_states = inside and saved.processes == distributed.world_size()
+    load_training_state(checkpoint, step.optimizer, step.scaler, random_states)
+    if not inside:
+        return TrainerState(args.round, saved.global_step)
+    step.objective.load_state_dict({name: torch.tensor(value) for name, value in saved.dro.items()})
+    return saved
+
+
+def save(args: Arguments, step: TrainingStep, state: TrainerState, encoder: Encoder, tokenizer) -> Path:
+    state.processes, state.optimizer, state.objective = distributed.world_size(), args.optimizer, args.objective
+    state.dro = {name: value.tolist() for name, value in step.objective.state_dict().items()}
+    return save_checkpoint(
+        args.output_dir, encoder, tokenizer, args.max_seq_length, step.optimizer, step.scaler, state
+    )
 
 
 def main() -> None:
     args = parse(Arguments, __doc__)
     device = distributed.set_up(args.no_cuda, args.local_rank)
-
     checkpoint, saved = find_start(args)
-    encoder, tokenizer = load_encoder(args.model_type, checkpoint, args.cache_dir or None)
-    query_store = TokenStore(Path(args.data_dir, "train-query")).expect(tokenizer, args.max_query_length)
-    passage_store = TokenStore(Path(args.data_dir, "passages")).expect(tokenizer, args.max_seq_length)
-    queries = Sequences(query_store)
-    passages = Sequences(passage_store, find_model_type(args.model_type).chunk_length)
-    mined_by = read_result(args.result_dir, args.round)
-    if args.group and mined_by.get("clusters", args.n_groups) != args.n_groups:
-        raise InputError(
-            f"--n_groups is {args.n_groups}, and round {args.round} was mined with {mined_by['clusters']} clusters; "
-            "give that number, or mine again",
-            args.result_dir,
-        )
-    episode = read_episode(
-        mined_file(args.ann_dir, args.round),
-        len(query_store),
-        len(passage_store),
-        args.n_groups if args.group else None,
-    )
-    global_batch = args.per_gpu_train_batch_size * args.gradient_accumulation_steps * distributed.world_size()
-    max_steps = args.max_steps or -(-episode.triplets // global_batch)
-
-    resumed = saved is not None and saved.round >= args.round
-    state = saved if resumed else TrainerState(args.round, saved.global_step if saved else 0)
-    if state.round > args.round or state.episode_step >= max_steps:
+    if saved and saved.has_finished(args.round, args.max_steps):
         say(f"round {args.round} is trained already: {checkpoint}")
+        distributed.leave()
         return
+
+    encoder, tokenizer = load_encoder(args.model_type, checkpoint, args.cache_dir or None)
+    episode, queries, passages = open_data(args, encoder, tokenizer)
     step = make_training_step(args, encoder, device)
     torch.manual_seed(args.seed + 1_000_000 * args.round + distributed.rank())
-    if saved:
-        same_processes = saved.processes == distributed.world_size()
-        load_training_state(checkpoint, step.optimizer, step.scaler, random_states=resumed and same_processes)
-    if resumed:
-        step.objective.load_state_dict({name: torch.tensor(value) for name, value in state.dro.items()})
+    state = restore(args, step, checkpoint, saved) if saved else TrainerState(args.round)
+    global_batch = args.per_gpu_train_batch_size * args.gradient_accumulation_steps * distributed.world_size()
+    max_steps = args.max_steps or -(-episode.triplets // global_batch)
     rate = LearningRate(
         args.learning_rate,
         episode_start=state.global_step - state.episode_step,
         warmup_steps=args.warmup_steps,
-        num_training_steps=args.num_training_steps or max_steps,
+        num_training_steps=args.num_training_steps
+        or (args.total_training_steps if args.single_warmup else max_steps),
         total_training_steps=args.total_training_steps,
         single_warmup=args.single_warmup,
     )
     say(
         f"{args.task_name} round {args.round}: steps {state.episode_step} to {max_steps} of {global_batch} triplets "
-        f"({episode.triplets:,} mined) from {checkpoint}, {args.dro_type if args.group else 'erm'}, "
+        f"({episode.triplets:,} mined) from {checkpoint}, {args.objective}, "
         f"{distributed.world_size()} processes on {device.type}, {step.precision.dtype}"
     )
 
-    log = TrainingLog(args.log_dir)
-    log.scalars(rate.episode_start, {f"dev/{name}": mined_by[name] for name in ("ndcg", "mrr")})
+    log = TrainingLog(args.log_dir, first_step=state.global_step)
+    log.metrics(rate.episode_start, read_result(args.result_dir, args.round))
     with progress(total=max_steps, initial=state.episode_step, unit="steps", label=f"round {args.round}") as bar:
         while state.episode_step < max_steps:
             learning_rate = rate.at(state.global_step)
@@ -219,14 +236,10 @@ def main() -> None:
                 say(f"warning: step {state.global_step} is skipped, its gradient is not finite")
             last = state.episode_step == max_steps
             if last or state.episode_step % args.logging_steps == 0:
-                log_step(log, state, result, weights, learning_rate)
+                log.step(state.global_step, result, weights, learning_rate)
                 bar.set_postfix(loss=f"{float(result.loss):.4f}")
             if last or (args.save_steps and state.episode_step % args.save_steps == 0):
-                state.processes = distributed.world_size()
-                state.dro = {name: value.tolist() for name, value in step.objective.state_dict().items()}
-                folder = save_checkpoint(
-                    args.output_dir, encoder, tokenizer, args.max_seq_length, step.optimizer, step.scaler, state
-                )
+                folder = save(args, step, state, encoder, tokenizer)
                 say(f"step {state.global_step}: loss {float(result.loss):.4f}, saved {folder}")
     log.close()
     distributed.leave()

@@ -14,8 +14,11 @@ what `save_pretrained` writes loads with `AutoModel`.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, BertModel, PreTrainedTokenizerFast, RobertaModel
 from transformers.models.bert.modeling_bert import BertPreTrainedModel
@@ -26,6 +29,7 @@ from utils.errors import InputError
 from utils.logs import say
 
 EMBEDDING_DIM = 768
+NEW_WEIGHTS_SEED = 0
 
 
 class RobertaDot(RobertaPreTrainedModel):
@@ -48,8 +52,9 @@ class RobertaDot(RobertaPreTrainedModel):
         return self.embeddingHead, self.norm
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        hidden = self.roberta(input_ids, attention_mask=attention_mask).last_hidden_state  # B, T, H
-        return self.norm(self.embeddingHead(hidden[:, 0]))
+        first = self.roberta(input_ids, attention_mask=attention_mask).last_hidden_state[:, 0]  # B, H
+        with torch.autocast(first.device.type, enabled=False):  # one token a text: nothing to gain, digits to lose
+            return self.norm(self.embeddingHead(first.to(self.norm.weight.dtype)))
 
 
 class BertDot(BertPreTrainedModel):
@@ -104,9 +109,10 @@ def load_encoder(
 ) -> tuple[Encoder, PreTrainedTokenizerFast]:
     """Loads a checkpoint (a folder or a hub name): the encoder, in float32, and its tokenizer.
 
-    A plain RoBERTa has no `embeddingHead` and `norm`: these are the only weights that may be missing, start at
-    random and are named in a warning. Raises `InputError` for a checkpoint of another architecture or one that
-    lacks other weights.
+    A plain RoBERTa has no `embeddingHead` and `norm`: these are the only weights that may be missing, and are named
+    in a warning. They start at random but the same in every process and every script, which all load for themselves.
+    Raises `InputError` for a checkpoint of another architecture, a damaged one, and one that lacks other weights or
+    has them in another shape.
     """
     encoder_class = find_model_type(model_type).encoder
     verbosity = transformers_logging.get_verbosity()
@@ -119,9 +125,16 @@ def load_encoder(
                 f"{encoder_class.config_class.model_type}",
                 checkpoint,
             )
-        encoder, loading = encoder_class.from_pretrained(
-            checkpoint, config=config, cache_dir=cache_dir, dtype=torch.float32, output_loading_info=True
-        )
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(NEW_WEIGHTS_SEED)
+            encoder, loading = encoder_class.from_pretrained(
+                checkpoint,
+                config=config,
+                cache_dir=cache_dir,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+            )
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, cache_dir=cache_dir)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
@@ -129,11 +142,35 @@ def load_encoder(
             "weights and tokenizer, or the name of a model on the hub that this machine can reach",
             checkpoint,
         ) from None
+    except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
+        raise InputError(
+            f"the weights are damaged ({type(error).__name__}{_reason(error)}); copy or download the checkpoint "
+            "again, or remove it where it is one of a run's own",
+            _weights_file(checkpoint),
+        ) from None
     finally:
         transformers_logging.set_verbosity(verbosity)
+    if loading["mismatched_keys"]:
+        name, found, expected = min(loading["mismatched_keys"])
+        raise InputError(
+            f"{name} has shape {tuple(found)}, and {tuple(expected)} follows from config.json; weights and "
+            "configuration are of different models",
+            _weights_file(checkpoint),
+        )
     missing = sorted(loading["missing_keys"])
     if any(not name.startswith(("embeddingHead.", "norm.")) for name in missing):
         raise InputError(f"lacks weights of the encoder: {', '.join(missing[:5])} …; it is another model", checkpoint)
     if missing:
         say(f"warning: {checkpoint} has no {', '.join(missing)}: they start at random")
     return encoder, tokenizer
+
+
+def _weights_file(checkpoint: str) -> Path:
+    """The file of a checkpoint's weights, or the checkpoint itself where that cannot be told (on the hub, shards)."""
+    files = (Path(checkpoint, name) for name in ("model.safetensors", "pytorch_model.bin"))
+    return next((path for path in files if path.is_file()), Path(checkpoint))
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a reader of weights says; torch's goes on with advice that must not be followed."""
+    return f": {str(error).splitlines()[0]}" if isinstance(error, SafetensorError) else ""

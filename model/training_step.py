@@ -74,7 +74,7 @@ class TrainingStep:
         skipped = not bool(norm.isfinite())
         if self.scaler.is_enabled() or not skipped:  # the scaler skips by itself, and learns from it
             self.scaler.step(self.optimizer)
-        if not skipped:
+        if not skipped and (products is None or bool(products.isfinite().all())):
             self.objective.update(cluster_losses, counts, products)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

@@ -40,4 +40,6 @@ class TripletModel(nn.Module):
 
     def _encode(self, tokens: TokenBatch, clusters: Tensor) -> Tensor:
         with self.watch.rows(clusters) if self.watch else nullcontext():
-            return self.encoder(tokens.input_ids, tokens.attention_mask)
+            vectors = self.encoder(tokens.input_ids, tokens.attention_mask)
+        # Scores run to hundreds, where the step of bfloat16 is 2: they are formed in float32.
+        return vectors.to(torch.promote_types(vectors.dtype, torch.float32))

@@ -34,8 +34,8 @@ WEIGHTS = "model.safetensors"
 class TrainerState:
     """Where a run stands. Steps are optimizer steps.
 
-    `round` is the episode and `episode_step` the steps done in it; `position` is the number of triplets of the
-    mined file's order that these steps have used; `dro` is the objective's own state as plain lists.
+    `round` is the episode and `episode_step` the steps done in it; `position` is the triplet, in the mined file's
+    order, that the next step begins with; `dro` is the objective's own state as plain lists.
     """
 
     round: int = 0
@@ -43,8 +43,16 @@ class TrainerState:
     episode_step: int = 0
     position: int = 0
     processes: int = 1
+    optimizer: str = ""
+    objective: str = ""
     dro: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+
+    def has_finished(self, round: int, max_steps: int) -> bool:
+        """Whether this is the end of that episode, or beyond it; `max_steps` 0 is one pass over the mined file."""
+        if self.round != round:
+            return self.round > round
+        return self.episode_step >= max_steps if max_steps else self.position == 0
 
 
 def checkpoint_step(folder: str | Path) -> int:
@@ -75,8 +83,9 @@ def read_trainer_state(folder: str | Path) -> TrainerState:
     if content.get("format_version") != FORMAT_VERSION:
         raise InputError(f"format version {content.get('format_version')!r}; this code reads {FORMAT_VERSION}", path)
     for entry in fields(TrainerState):
-        if entry.name != "dro" and type(content.get(entry.name)) is not int:
-            raise InputError(f"{entry.name} is {content.get(entry.name)!r}, not a whole number", path)
+        expected = dict if entry.name == "dro" else entry.type
+        if type(content.get(entry.name)) is not expected:
+            raise InputError(f"{entry.name} is {content.get(entry.name)!r}, not {expected.__name__}", path)
     return TrainerState(**{entry.name: content[entry.name] for entry in fields(TrainerState)})
 
 
@@ -125,11 +134,18 @@ def save_checkpoint(
 def load_training_state(
     folder: str | Path, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, random_states: bool
 ) -> None:
-    """Loads the optimizer's and scaler's state, and this process's random states where `random_states` is set."""
+    """Loads the optimizer's moments and the scaler's state, and this process's random states where they are wanted.
+
+    The optimizer must be of the kind that was saved (`TrainerState.optimizer`); its options stay as they are.
+    """
     folder = Path(folder)
     saved = _load(folder / "optimizer.pt")
+    options = [{k: v for k, v in group.items() if k not in ("params", "step")} for group in optimizer.param_groups]
     optimizer.load_state_dict(saved["optimizer"])
-    scaler.load_state_dict(saved["scaler"])
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.update(own)
+    if scaler.is_enabled() and saved["scaler"]:
+        scaler.load_state_dict(saved["scaler"])
     if random_states:
         states = _load(folder / "random_states.pt")
         torch.set_rng_state(states[distributed.rank()]["cpu"])

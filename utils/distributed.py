@@ -117,20 +117,25 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
 def on_main(function: Callable[[], T]) -> T:
     """Calls `function` on the main process only and hands its result (small, plain data) to every process.
 
-    An `InputError` there is raised in every process, so that none is left waiting.
+    An `InputError` there is raised in every process, and any other exception as a RuntimeError, so that none is left
+    waiting.
     """
     if world_size() == 1:
         return function()
-    outcome: list = [None, None]
+    result, failure = None, None
     if is_main():
         try:
-            outcome[0] = function()
-        except InputError as error:
-            outcome[1] = str(error)
+            result = function()
+        except Exception as error:
+            failure = error
+    outcome = [result, isinstance(failure, InputError), failure and f"{failure}"]
     dist.broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise InputError(outcome[1])
-    return outcome[0]
+    if failure is not None:
+        raise failure
+    result, is_input_error, message = outcome
+    if message is not None:
+        raise InputError(message) if is_input_error else RuntimeError(f"the main process failed: {message}")
+    return result
 
 
 def gather_rows(rows: np.ndarray) -> np.ndarray:

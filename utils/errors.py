@@ -22,7 +22,11 @@ class InputError(Exception):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs an entry script: an `InputError` becomes one clear line and exit code 2."""
+    """Runs an entry script: an `InputError` becomes one clear line and exit code 2.
+
+    In a run of several processes this one ends at once (see `utils.distributed.leave`), and the launcher ends the
+    others.
+    """
     try:
         main()
     except InputError as error:
@@ -30,4 +34,6 @@ def run(main: Callable[[], None]) -> None:
         where = "" if rank is None else f" (rank {rank})"
         sys.stdout.flush()
         print(f"error{where}: {error}", file=sys.stderr, flush=True)
+        if rank is not None:
+            os._exit(2)
         sys.exit(2)

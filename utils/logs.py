@@ -4,12 +4,24 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from utils import distributed
+from utils.metrics import MEASURES
+
+
+class StepResult(Protocol):
+    """What a log asks of a training step: its loss and norm, and of each cluster the loss and the triplets, (K,)."""
+
+    loss: Tensor
+    gradient_norm: Tensor
+    cluster_losses: Tensor
+    counts: Tensor
+
 
 _started = time.monotonic()
 
@@ -48,8 +60,16 @@ def progress(
 class TrainingLog:
     """TensorBoard curves, written by the main process. Values may be tensors on any device."""
 
-    def __init__(self, folder: str | Path) -> None:
-        self._writer = SummaryWriter(str(folder)) if distributed.is_main() else None
+    def __init__(self, folder: str | Path, first_step: int = 0) -> None:
+        """`first_step`: points beyond it that an interrupted run left are taken back."""
+        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1) if distributed.is_main() else None
+
+    def metrics(self, step: int, result: Mapping[str, object]) -> None:
+        """The dev metrics that a mined episode carries, those of each cluster too."""
+        self.scalars(step, {f"dev/{name}": result[name] for name in ("ndcg", *MEASURES) if name in result})
+        for cluster, value in enumerate(result.get("cluster_mrr", ())):
+            if value is not None:
+                self.scalars(step, {f"dev_cluster_mrr/{cluster:02d}": value})
 
     def scalars(self, step: int, values: Mapping[str, float | Tensor]) -> None:
         """One point of several curves at an optimizer step."""
@@ -64,6 +84,14 @@ class TrainingLog:
             for cluster, value in enumerate(values.tolist()):
                 if shown[cluster]:
                     self._writer.add_scalar(f"{name}/{cluster:02d}", value, step)
+
+    def step(self, step: int, result: StepResult, weights: Tensor, learning_rate: float) -> None:
+        """What a training step saw, and the cluster weights (K,) that it was taken with."""
+        values = {"loss": result.loss, "learning_rate": learning_rate, "gradient_norm": result.gradient_norm}
+        self.scalars(step, values)
+        if len(weights) > 1:
+            self.clusters(step, "cluster_loss", result.cluster_losses, result.counts > 0)
+            self.clusters(step, "cluster_weight", weights, weights >= 0)
 
     def close(self) -> None:
         if self._writer:

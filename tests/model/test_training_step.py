@@ -12,7 +12,7 @@ from model.group_gradients import GroupGradients
 from model.training_step import TrainingStep
 from model.triplets import TripletModel
 from tests.processes import run_processes
-from tests.tiny_models import random_episode, random_store, tiny_bert
+from tests.tiny_models import random_episode, random_store, tiny_bert, tiny_roberta
 from utils import distributed
 from utils.batching import Sequences, make_step_batches, take_step
 from utils.precision import Precision
@@ -137,3 +137,37 @@ def test_every_triplet_of_the_mined_order_is_taken_once_in_order():
         taken += [int(t) for part in parts for t in part]
     assert taken == list(range(26))
     assert position == 0
+
+
+def test_float16_with_a_scale_that_overflows_skips_and_then_learns(tmp_path):
+    queries, passages = random_store(tmp_path / "q", 12, seed=1), random_store(tmp_path / "p", 30, seed=2)
+    episode = random_episode(12, 30, n_groups=K, lines=14, seed=3)
+    step = make_step("idro", Precision("cpu", torch.float16))
+    step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30, growth_interval=3)
+    before, skipped = [p.detach().clone() for p in step.parameters], []
+    for number in range(40):
+        batches = make_step_batches(episode, [np.arange(8) + number % 20], Sequences(queries), Sequences(passages))
+        result = step(batches, 1e-3)
+        skipped.append(result.skipped)
+        if all(skipped):
+            assert all(torch.equal(p, q) for p, q in zip(step.parameters, before, strict=True))
+            assert torch.equal(step.objective.weights, torch.full((K,), 1 / K))
+    assert skipped[0]
+    assert not all(skipped[20:])
+    assert step.objective.weights.isfinite().all()
+    assert step.scaler.get_scale() < 2.0**30
+
+
+def test_bfloat16_scores_are_formed_in_float32(tmp_path):
+    queries, passages = (
+        random_store(tmp_path / "q", 12, seed=1, pad_token_id=1),
+        random_store(tmp_path / "p", 30, seed=2, pad_token_id=1),
+    )
+    episode = random_episode(12, 30, n_groups=K, lines=14, seed=3)
+    (batch,) = make_step_batches(episode, [np.arange(12)], Sequences(queries), Sequences(passages))
+    model = TripletModel(tiny_roberta())
+    with torch.autocast("cpu", torch.bfloat16):
+        vectors = model.encoder(batch.queries.input_ids, batch.queries.attention_mask)
+        losses = model(batch)
+    assert vectors.dtype == losses.dtype == torch.float32
+    torch.testing.assert_close(losses, model(batch), rtol=0.3, atol=8)  # RoBERTa's own bfloat16, not the scores'
