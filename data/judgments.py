@@ -40,12 +40,23 @@ def read_judgments(path: Path) -> Judgments:
 
     Four columns as TREC has them (query, a column that says nothing, passage, relevance), or three (query, passage,
     relevance), where the first line may name the columns. Columns are parted by tabs, or by blanks where a line
-    has no tab. Relevance is any whole number, relevant above 0. A judgment given twice alike counts once.
-    Raises `InputError` with the line for anything else.
+    has no tab. Relevance is any whole number, relevant above 0. A judgment given twice alike counts once. Blank
+    lines at the end of the file say nothing. Raises `InputError` with the line for anything else.
     """
     judgments: Judgments = {}
     columns = None
+    blank = None  # the number of the first of the blank lines that came last
     for number, line in read_lines(path):
+        if not line.strip():
+            blank = blank or number
+            continue
+        if blank:
+            raise InputError(
+                f"the line is blank and line {number} is not: lines are missing or were added; blank lines may stand "
+                "at the end only, remove this one",
+                path,
+                blank,
+            )
         fields = [field.strip() for field in line.split("\t")] if "\t" in line else line.split()
         if columns is None:
             columns = len(fields)
