@@ -17,7 +17,7 @@ from transformers import (
 from model.encoders import EMBEDDING_DIM, load_encoder
 from tests.tiny import tiny_bert_tokenizer
 from tests.tiny_models import tiny_bert, tiny_roberta
-from utils.checkpoint import TrainerState, save_checkpoint
+from utils.checkpoint import TrainerState, fingerprint_of_weights, save_checkpoint
 from utils.errors import InputError
 
 IDS = torch.tensor([[2, 8, 9, 10, 3], [2, 11, 3, 0, 0]])
@@ -65,6 +65,19 @@ def test_a_plain_roberta_gets_a_new_head_and_says_so(tmp_path, capsys):
     assert "embeddingHead" in capsys.readouterr().out
 
 
+def test_a_new_head_is_the_same_at_every_load_and_leaves_the_callers_random_state_alone(tmp_path):
+    folder = save_with_tokenizer(tiny_roberta().roberta, tmp_path)
+    prints = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        encoder, _ = load_encoder("rdot_nll", folder)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert encoder.embeddingHead.weight.std() > 0
+        prints.append(fingerprint_of_weights(folder, encoder))
+    assert prints[0] == prints[1]
+
+
 @pytest.mark.parametrize("kind", [BertModel, BertForMaskedLM])
 def test_any_bert_checkpoint_gives_its_first_tokens_vector(tmp_path, kind):
     source = kind(small(BertConfig)).eval()
@@ -97,6 +110,34 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
         {k: v for k, v in weights.items() if "layer.1" not in k}, tmp_path / "model.safetensors", {"format": "pt"}
     )
     with pytest.raises(InputError, match="lacks weights"):
+        load_encoder("rdot_nll_condenser", folder)
+
+
+@pytest.mark.parametrize("kept", [0, 100, -50])
+def test_weights_that_were_cut_off_are_named(tmp_path, kept):
+    folder = save_with_tokenizer(tiny_bert(), tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:kept])
+    with pytest.raises(InputError, match=r"model\.safetensors: the weights are damaged"):
+        load_encoder("rdot_nll_condenser", folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage"])
+def test_damaged_weights_of_the_older_format_are_named_without_torchs_advice_to_run_them(tmp_path, content):
+    folder = save_with_tokenizer(tiny_bert(), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(InputError, match=r"pytorch_model\.bin: the weights are damaged") as caught:
+        load_encoder("rdot_nll_condenser", folder)
+    assert "weights_only" not in str(caught.value)
+
+
+def test_weights_of_other_shapes_than_the_configurations_are_named(tmp_path):
+    folder = save_with_tokenizer(tiny_bert(), tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = "bert.embeddings.word_embeddings.weight"
+    save_file(weights | {name: weights[name][:10].clone()}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"word_embeddings\.weight has shape \(10, 16\), and \(120, 16\)"):
         load_encoder("rdot_nll_condenser", folder)
 
 
