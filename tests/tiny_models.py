@@ -14,7 +14,7 @@ VOCABULARY = 120
 
 
 def tiny_bert(
-    layers: int = 2, hidden: int = 16, dropout: float = 0.0, seed: int = 0, vocabulary=VOCABULARY
+    layers: int = 2, hidden: int = 16, dropout: float = 0.0, seed: int = 0, vocabulary=VOCABULARY, positions=128
 ) -> BertDot:
     torch.manual_seed(seed)
     config = BertConfig(
@@ -23,7 +23,7 @@ def tiny_bert(
         num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=2 * hidden,
-        max_position_embeddings=128,
+        max_position_embeddings=positions,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
         initializer_range=0.5,

@@ -6,8 +6,9 @@
     FOLDER/NAME.K-of-N.progress.json
 
 A matrix counts only through the manifest: where its entry is what the reader expects, the matrix is reused,
-otherwise it is made again. A shard that a crash left unfinished goes on where its last mark stands. A row here is
-a sequence of the token store: a text, or one chunk of a long one.
+otherwise it is made again. Before the first of its shards is touched the entry is removed, so that none ever
+vouches for shards of two sources. A shard that a crash left unfinished goes on where its last mark stands. A row
+here is a sequence of the token store: a text, or one chunk of a long one.
 """
 
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError
-from utils.files import read_json, write_json
+from utils.files import read_json, sync_folder, write_json
 
 FORMAT_VERSION = 1
 
@@ -81,13 +82,19 @@ def record_embeddings(folder: str | Path, name: str, source: EmbeddingSource, sh
     """Enters a matrix whose shards are all written into the manifest; shards of an older layout are removed."""
     folder = Path(folder)
     matrix = EmbeddingMatrix(folder, name, source, shards)
-    matrices = {**_read_manifest(folder), name: {**asdict(source), "shards": shards}}
-    write_json(folder / "manifest.json", {"format_version": FORMAT_VERSION, "matrices": matrices})
+    _write_manifest(folder, {**_read_manifest(folder), name: {**asdict(source), "shards": shards}})
     current = {_shard_path(folder, name, k, shards) for k in range(shards)}
     for path in folder.glob(f"{name}.*-of-*.*"):
         if path not in current:
             path.unlink()
     return matrix
+
+
+def forget_embeddings(folder: str | Path, name: str) -> None:
+    """Removes NAME from the manifest: to be done once, before the first `ShardWriter` of any process is made."""
+    matrices = _read_manifest(Path(folder))
+    if matrices.pop(name, None) is not None:
+        _write_manifest(Path(folder), matrices)
 
 
 class ShardWriter:
@@ -105,6 +112,10 @@ class ShardWriter:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self.done = self._rows_done()
         shape = (rows, source.dimensions)
+        if self.done == 0:  # what lies there is of another source, and no mark of this one may ever stand beside it
+            for stale in (self._progress, self._path):
+                stale.unlink(missing_ok=True)
+            sync_folder(self._path.parent)
         if rows == 0:
             np.save(self._unfinished, np.empty(shape, np.float32))
             self._data = np.empty(shape, np.float32)
@@ -151,6 +162,10 @@ def _read_manifest(folder: Path) -> dict:
         return {}
     manifest = read_json(path)
     return manifest.get("matrices", {}) if manifest.get("format_version") == FORMAT_VERSION else {}
+
+
+def _write_manifest(folder: Path, matrices: dict) -> None:
+    write_json(folder / "manifest.json", {"format_version": FORMAT_VERSION, "matrices": matrices})
 
 
 def _open(path: Path, dimensions: int) -> np.ndarray:

@@ -10,14 +10,16 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from utils import distributed
-from utils.batching import Sequences
+from utils.batching import PAD_TO_MULTIPLE, Sequences
 from utils.embedding_store import (
     EmbeddingMatrix,
     EmbeddingSource,
     ShardWriter,
     find_embeddings,
+    forget_embeddings,
     record_embeddings,
 )
 from utils.errors import InputError
@@ -32,8 +34,27 @@ class SequenceEncoder(Protocol):
     """What encoding asks of an encoder: (input_ids, attention_mask), int64 (B, T) → float (B, embedding_dim)."""
 
     embedding_dim: int
+    config: PreTrainedConfig
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor: ...
+
+
+def check_length(config: PreTrainedConfig, name: str, max_length: int, chunk_length: int | None = None) -> None:
+    """`InputError` where sequences of store NAME may be longer than the encoder of this configuration has positions.
+
+    A row has up to `max_length` tokens and is cut into sequences of `chunk_length`, if given.
+    """
+    longest = min(max_length, chunk_length or max_length)
+    positions = config.max_position_embeddings
+    if config.model_type == "roberta":
+        positions -= config.pad_token_id + 1  # they are counted from there on, and padding needs none
+    else:
+        positions -= positions % PAD_TO_MULTIPLE  # padding has positions too
+    if longest > positions:
+        raise InputError(
+            f"{name} may have {longest} tokens a text, and the encoder has positions for {positions}; tokenize "
+            "with a shorter --max_seq_length or --max_query_length, or take another encoder"
+        )
 
 
 def share_of_rows(offsets: np.ndarray, shard: int, shards: int) -> tuple[int, int]:
@@ -79,8 +100,9 @@ def encode_store(
     """The embeddings of a token store as a matrix in `folder`: found there, or encoded by all processes together.
 
     `weights` is the checkpoint's fingerprint. The encoder must be on `device` and in eval mode. Raises `InputError`
-    where a vector holds a value that is not finite.
+    where a text may be longer than the encoder can read, and where a vector holds a value that is not finite.
     """
+    check_length(encoder.config, name, store.meta.max_length, chunk_length)
     sequences = Sequences(store, chunk_length)
     source = EmbeddingSource(
         weights=weights,
@@ -96,6 +118,7 @@ def encode_store(
         say(f"{name}: {len(sequences):,} embeddings reused from {folder}")
         return find_embeddings(folder, name, source)
 
+    distributed.on_main(lambda: forget_embeddings(folder, name))  # the others go on only after that
     shard, shards = distributed.rank(), distributed.world_size()
     first, last = share_of_rows(sequences.offsets, shard, shards)
     writer = ShardWriter(folder, name, shard, shards, last - first, source)

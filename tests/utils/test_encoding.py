@@ -1,22 +1,27 @@
 """Embeddings: in row order, shared out, reused while nothing changed, and gone on with after a crash."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from model.encoders import load_encoder
 from tests.processes import run_processes
-from tests.tiny_models import random_store, tiny_bert
+from tests.tiny import tiny_bert_tokenizer
+from tests.tiny_models import random_store, tiny_bert, tiny_roberta
 from utils import encoding
 from utils.batching import Sequences
+from utils.checkpoint import fingerprint_of_weights
 from utils.embedding_store import EmbeddingSource, ShardWriter, find_embeddings
-from utils.encoding import encode_store, share_of_rows
+from utils.encoding import check_length, encode_store, share_of_rows
 from utils.errors import InputError
 from utils.precision import Precision
 
 CPU = torch.device("cpu")
 SETTINGS = {"batch_size": 8, "chunk_length": None, "device": CPU, "precision": Precision("cpu", torch.float32)}
+ONE, OTHER = (EmbeddingSource(weights, "t", 24, 0, "float32", rows=4, dimensions=2) for weights in ("1", "2"))
 
 
 def one_by_one(encoder, store, pieces=None):
@@ -44,7 +49,7 @@ class Counting(torch.nn.Module):
     def __init__(self, encoder, limit=10**9):
         super().__init__()
         self.encoder, self.limit, self.texts = encoder, limit, 0
-        self.embedding_dim = encoder.embedding_dim
+        self.embedding_dim, self.config = encoder.embedding_dim, encoder.config
 
     def forward(self, input_ids, attention_mask):
         self.texts += len(input_ids)
@@ -88,13 +93,104 @@ def test_an_interrupted_encoding_goes_on_where_it_stopped(tmp_path, monkeypatch)
 
 
 def test_an_unfinished_shard_of_another_source_is_not_gone_on_with(tmp_path):
-    source = EmbeddingSource("w", "t", 24, 0, "float32", rows=4, dimensions=2)
-    writer = ShardWriter(tmp_path, "passages", 0, 1, 4, source)
+    writer = ShardWriter(tmp_path, "passages", 0, 1, 4, ONE)
     writer.write(np.arange(2), np.ones((2, 2), np.float32))
     writer.mark(2)
-    assert ShardWriter(tmp_path, "passages", 0, 1, 4, source).done == 2
-    other = EmbeddingSource("w2", "t", 24, 0, "float32", rows=4, dimensions=2)
-    assert ShardWriter(tmp_path, "passages", 0, 1, 4, other).done == 0
+    assert ShardWriter(tmp_path, "passages", 0, 1, 4, ONE).done == 2
+    assert ShardWriter(tmp_path, "passages", 0, 1, 4, OTHER).done == 0
+
+
+@pytest.mark.parametrize("died_after", ["the first rows", "all rows", "its shard"])
+def test_a_crash_of_another_source_in_the_same_folder_leaves_none_of_its_vectors(tmp_path, monkeypatch, died_after):
+    monkeypatch.setattr(encoding, "WINDOW", 10)
+    folder, store = tmp_path / "embeddings", random_store(tmp_path / "passages", 37)
+    first, other = tiny_bert().eval(), tiny_bert(seed=1).eval()
+    encode_store(first, store, "passages", folder, "first", **SETTINGS)
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if died_after == "the first rows":
+            other = Counting(other, limit=15)
+        elif died_after == "all rows":
+            patch.setattr(ShardWriter, "close", die)
+        else:
+            patch.setattr(encoding, "record_embeddings", die)
+        with pytest.raises(KeyboardInterrupt):
+            encode_store(other, store, "passages", folder, "other", **SETTINGS)
+    matrix = encode_store(first, store, "passages", folder, "first", **SETTINGS)
+    np.testing.assert_allclose(matrix.rows(0, 37), one_by_one(first, store), atol=1e-5)
+
+
+def test_a_crash_leaves_the_manifests_other_matrices_valid(tmp_path):
+    encoder, folder = tiny_bert().eval(), tmp_path / "embeddings"
+    queries, passages = random_store(tmp_path / "query", 9), random_store(tmp_path / "passages", 20)
+    for store, name in ((queries, "query"), (passages, "passages")):
+        encode_store(encoder, store, name, folder, "w", **SETTINGS)
+    with pytest.raises(KeyboardInterrupt):
+        encode_store(Counting(encoder, limit=5), passages, "passages", folder, "other", **SETTINGS)
+    assert list(json.loads((folder / "manifest.json").read_text())["matrices"]) == ["query"]
+
+
+def test_rows_marked_before_another_source_began_anew_are_forgotten(tmp_path):
+    writer = ShardWriter(tmp_path, "passages", 0, 1, 4, ONE)
+    writer.write(np.arange(2), np.ones((2, 2), np.float32))
+    writer.mark(2)
+    ShardWriter(tmp_path, "passages", 0, 1, 4, OTHER)  # and dies before its first mark
+    assert ShardWriter(tmp_path, "passages", 0, 1, 4, ONE).done == 0
+
+
+def test_a_mark_does_not_vouch_for_another_sources_finished_shard(tmp_path):
+    finished = ShardWriter(tmp_path, "passages", 0, 1, 4, OTHER)
+    finished.write(np.arange(4), np.full((4, 2), 9, np.float32))
+    finished.close()
+    for first in (0, 2):  # dies between its two marks
+        writer = ShardWriter(tmp_path, "passages", 0, 1, 4, ONE)
+        assert writer.done == first
+        writer.write(np.arange(first, first + 2), np.ones((2, 2), np.float32))
+        writer.mark(first + 2)
+    writer.close()
+    np.testing.assert_array_equal(np.load(tmp_path / "passages.0-of-1.npy"), np.ones((4, 2)))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "positions"),
+    [(tiny_bert(positions=64), 64), (tiny_bert(positions=60), 56), (tiny_roberta(positions=66), 64)],
+)
+def test_a_text_may_have_as_many_tokens_as_the_encoder_has_positions_and_no_more(encoder, positions):
+    ids = torch.full((1, positions), 7)
+    encoder(ids, torch.ones_like(ids))
+    check_length(encoder.config, "passages", positions)
+    check_length(encoder.config, "passages", 1024, chunk_length=positions)
+    for lengths in ((positions + 1,), (1024, positions + 1)):
+        with pytest.raises(InputError, match=f"passages may have {positions + 1} tokens.*--max_seq_length"):
+            check_length(encoder.config, "passages", *lengths)
+
+
+def test_a_store_of_longer_texts_than_the_encoder_reads_is_refused_before_anything_is_written(tmp_path):
+    store = random_store(tmp_path / "passages", 5, longest=200)
+    with pytest.raises(InputError, match="passages may have 200 tokens"):
+        encode_store(tiny_bert().eval(), store, "passages", tmp_path / "embeddings", "w", **SETTINGS)
+    assert not (tmp_path / "embeddings").exists()
+
+
+def encode_with_a_plain_roberta(folder: str) -> list[float]:
+    encoder, _ = load_encoder("rdot_nll", str(Path(folder, "roberta")))
+    store = random_store(Path(folder, f"store-{torch.distributed.get_rank()}"), 37)
+    weights = fingerprint_of_weights(Path(folder, "roberta"), encoder)
+    matrix = encode_store(encoder.eval(), store, "passages", Path(folder, "embeddings"), weights, **SETTINGS)
+    return matrix.rows(0, 37).tolist()
+
+
+def test_processes_that_each_load_a_plain_roberta_encode_with_one_head(tmp_path):
+    tiny_bert_tokenizer(tmp_path / "roberta")
+    tiny_roberta().roberta.save_pretrained(tmp_path / "roberta")
+    one, other = run_processes(encode_with_a_plain_roberta, 2, str(tmp_path))
+    encoder, _ = load_encoder("rdot_nll", str(tmp_path / "roberta"))
+    expected = one_by_one(encoder.eval(), random_store(tmp_path / "store", 37))
+    np.testing.assert_allclose(one, expected, atol=1e-5)
+    assert one == other
 
 
 def encode_in_folder(folder: str) -> list[int]:
