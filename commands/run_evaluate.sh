@@ -7,7 +7,8 @@
 # Prints a line of metrics a collection; metrics.json and a TREC run file go to OUT_DIR/COLLECTION. Settings are
 # environment variables, or flags of the same name in lower case:
 #   CHECKPOINT         a folder or a hub name                         the newest of runs/demo, else all-MiniLM-L6-v2
-#   OUT_DIR            results and embeddings                         runs/evaluate/NAME OF THE CHECKPOINT
+#   OUT_DIR            results and embeddings   runs/evaluate/NAME: RUN-checkpoint-200 for the checkpoint
+#                      RUN/saved_models/checkpoint-200, PARENT-FOLDER for another folder, AUTHOR-MODEL for a hub name
 #   MODEL_TYPE         rdot_nll | rdot_nll_multi_chunk | rdot_nll_condenser                 rdot_nll_condenser
 #   MAX_SEQ_LENGTH     tokens of a passage     0: as the collection's published evaluation (data/beir_data.py)
 #   MAX_QUERY_LENGTH   tokens of a query       0: likewise
@@ -20,6 +21,16 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 settings=(CHECKPOINT OUT_DIR MODEL_TYPE MAX_SEQ_LENGTH MAX_QUERY_LENGTH SPLIT PROCESSES MIXED_PRECISION EVAL_BATCH_SIZE)
 
 fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
+absolute() { (cd "$1" && pwd); }
+name_of() { # CHECKPOINT: what tells it from those of other runs
+    local path="$1"
+    if [[ -d "$path" ]]; then
+        path="$(absolute "$path")"
+        [[ "$path" != */saved_models/* ]] || path="${path%/saved_models/*}/$(basename "$path")"
+        path="$(basename "$(dirname "$path")")/$(basename "$path")"
+    fi
+    printf '%s\n' "${path//\//-}"
+}
 folders=()
 while (($#)); do
     case "$1" in
@@ -31,7 +42,15 @@ while (($#)); do
             printf -v "$name" %s "$2"
             shift 2
             ;;
-        *) folders+=("$1") && shift ;;
+        *)
+            [[ -d "$1" ]] || fail "'$1' is no folder"
+            folder="$(absolute "$1")"
+            for other in ${folders[@]+"${folders[@]}"}; do
+                [[ "$(basename "$other")" != "$(basename "$folder")" ]] ||
+                    fail "two folders are named '$(basename "$folder")': run this once for each, with an OUT_DIR of its own"
+            done
+            folders+=("$folder") && shift
+            ;;
     esac
 done
 ((${#folders[@]})) || fail "name at least one folder in BEIR's layout; see --help"
@@ -47,7 +66,7 @@ python="${ANCE_VENV:-$root/.venv}/bin/python"
 gpus="$({ nvidia-smi --list-gpus 2> /dev/null || true; } | wc -l)"
 : "${MODEL_TYPE:=rdot_nll_condenser}" "${MAX_SEQ_LENGTH:=0}" "${MAX_QUERY_LENGTH:=0}" "${SPLIT:=test}"
 : "${PROCESSES:=$((gpus > 0 ? gpus : 1))}" "${MIXED_PRECISION:=1}" "${EVAL_BATCH_SIZE:=128}"
-: "${OUT_DIR:=$root/runs/evaluate/$(basename "$CHECKPOINT")}"
+: "${OUT_DIR:=$root/runs/evaluate/$(name_of "$CHECKPOINT")}"
 precision=()
 ((MIXED_PRECISION == 0)) || precision=(--fp16)
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(($(nproc) / PROCESSES > 0 ? $(nproc) / PROCESSES : 1))}"
