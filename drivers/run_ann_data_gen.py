@@ -25,16 +25,16 @@ from utils import distributed
 from utils.arguments import option, parse, required
 from utils.batching import Sequences
 from utils.checkpoint import checkpoint_step, fingerprint_of_weights, newest_checkpoint
-from utils.clustering import cluster_queries, nearest_centroid
+from utils.clustering import Clusters, cluster_queries, evaluate_clusters
 from utils.embedding_store import EmbeddingMatrix
 from utils.encoding import encode_store
 from utils.episode import mined_file, newest_episode, read_result, write_mined_file, write_result
 from utils.errors import InputError, run
 from utils.logs import say
-from utils.metrics import evaluate_run, mean_by_cluster
-from utils.negatives import deal_passes, draw_negatives
+from utils.metrics import evaluate_run
+from utils.negatives import check_candidates, check_positives, deal_passes, draw_negatives
 from utils.precision import choose_precision
-from utils.qrels import read_qrels
+from utils.qrels import Qrels, read_qrels
 from utils.search import search_rows
 from utils.token_store import TokenStore
 
@@ -61,7 +61,7 @@ class Arguments:
     group: int = option(0, "1: training will use clusters, so --cluster_query must be set")
     cluster_query: bool = option(False, "cluster the training queries, and write each line's cluster")
     cluster_centroids: int = option(50, "clusters of the training queries")
-    inference: bool = option(False, "encode only")
+    inference: bool = option(False, "encode only, with the newest checkpoint, and mine nothing")
     fp16: bool = option(False, "mixed precision: float16 on CUDA, bfloat16 on a CPU that has it")
     seed: int = option(42, "seed of the clusters and of the negatives")
     cache_dir: str = option("", "where models from the hub are kept")
@@ -77,30 +77,34 @@ class Arguments:
                 raise InputError(f"--{name} is {getattr(self, name)}; at least 1 is needed")
 
 
+def newest_or_initial(args: Arguments) -> str:
+    """The newest checkpoint of the run, or the initial model where there is none."""
+    newest = distributed.on_main(lambda: str(newest_checkpoint(args.training_dir) or args.init_model_dir))
+    if not newest:
+        raise InputError("no checkpoint there; give --init_model_dir to begin with", args.training_dir)
+    return newest
+
+
 def find_checkpoint(args: Arguments, number: int) -> str:
-    """The newest checkpoint that mined no episode yet; with --end_output_num -1, waits for one to appear."""
-    mined = read_result(args.result_dir, number - 1).get("checkpoint") if number else None
+    """The checkpoint that mines an episode, newer than the one before's; with --end_output_num -1, waits for it."""
+    mined = read_result(args.result_dir, number - 1) if number else {"step": -1}
+    mined_step = mined.get("step", checkpoint_step(mined.get("checkpoint", ""), args.training_dir))
     while True:
-        newest = distributed.on_main(lambda: str(newest_checkpoint(args.training_dir) or args.init_model_dir))
-        if not newest:
-            raise InputError("no checkpoint there; give --init_model_dir to begin with", args.training_dir)
-        if mined is None or checkpoint_step(newest) != checkpoint_step(mined):
+        newest = newest_or_initial(args)
+        if checkpoint_step(newest, args.training_dir) > mined_step:
             return newest
         if args.end_output_num >= 0:
-            raise InputError(
-                f"episode {number - 1} was mined with the newest checkpoint, {newest}; train it first",
-                args.training_dir,
-            )
+            message = f"no checkpoint is newer than {mined.get('checkpoint')}, which mined episode {number - 1}"
+            raise InputError(f"{message}; train it first", args.training_dir)
         time.sleep(POLL_SECONDS)
 
 
 def encode_all(args: Arguments, checkpoint: str, device: torch.device) -> dict[str, EmbeddingMatrix]:
     """The embeddings of the passages and of both query sets with this checkpoint."""
     encoder, tokenizer = load_encoder(args.model_type, checkpoint, args.cache_dir or None)
-    initial = checkpoint_step(checkpoint) == 0
-    folder = Path(args.output_dir, f"embeddings-{checkpoint_step(checkpoint)}")
-    if initial and args.public_ann_data_dir:
-        folder = Path(args.public_ann_data_dir)
+    step = checkpoint_step(checkpoint, args.training_dir)
+    public = args.public_ann_data_dir if step == 0 else ""
+    folder = Path(public or Path(args.output_dir, f"embeddings-{step}"))
     weights = fingerprint_of_weights(checkpoint, encoder)
     encoder = encoder.to(device).eval()
     chunk_length = find_model_type(args.model_type).chunk_length
@@ -124,88 +128,90 @@ def encode_all(args: Arguments, checkpoint: str, device: torch.device) -> dict[s
     }
 
 
+def read_judgments(args: Arguments) -> tuple[Qrels, Qrels]:
+    """The judgments of the training queries, each of which has a relevant passage, and of the dev queries."""
+    names = "train-query", "dev-query", "passages"
+    train_rows, dev_rows, passage_rows = (len(TokenStore(Path(args.data_dir, name))) for name in names)
+    train_file = Path(args.data_dir, "train-qrel.tsv")
+    train = read_qrels(train_file, train_rows, passage_rows)
+    check_positives(train.positives, train_rows, train_file)
+    return train, read_qrels(Path(args.data_dir, "dev-qrel.tsv"), dev_rows, passage_rows)
+
+
+def search(
+    args: Arguments, number: int, embeddings: dict[str, EmbeddingMatrix], train_qrels: Qrels, device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ranking of each dev query and the negatives of each training query, on the main process."""
+    passages = TokenStore(Path(args.data_dir, "passages"))
+    sequences = Sequences(passages, find_model_type(args.model_type).chunk_length)
+    collection = embeddings["passages"], sequences
+    exchange = Path(args.output_dir, "search")
+    _, _, dev_ranking = search_rows(embeddings["dev-query"], *collection, DEV_DEPTH, device, exchange)
+    first, _, ranking = search_rows(embeddings["train-query"], *collection, args.topk_training, device, exchange)
+    rows, positives, hashes = first + np.arange(len(ranking)), train_qrels.positives, passages.row_hashes()
+    negatives = draw_negatives(rows, ranking, positives, hashes, args.negative_sample, seed=args.seed, episode=number)
+    return distributed.gather_rows(dev_ranking), distributed.gather_rows(negatives)
+
+
+def cluster(args: Arguments, number: int, queries: EmbeddingMatrix) -> Clusters:
+    """Clusters the training queries and saves the clusters."""
+    clusters = cluster_queries(queries.all(), args.cluster_centroids, args.seed)
+    clusters.save(Path(args.output_dir, f"clusters_{number}"))
+    return clusters
+
+
+def write_triplets(
+    args: Arguments, number: int, negatives: np.ndarray, train_qrels: Qrels, clusters: Clusters | None
+) -> int:
+    """Writes the mined file and returns the number of its triplets."""
+    check_candidates(negatives, args.topk_training)
+    short = int(((negatives >= 0).sum(1) < args.negative_sample).sum())
+    if short:
+        say(f"episode {number}: {short:,} queries have fewer than {args.negative_sample} candidates")
+    rows, positives, of_row = np.arange(len(negatives)), train_qrels.positives, clusters and clusters.assignment
+    passes = deal_passes(rows, negatives, positives, of_row, args.ann_chunk_factor, seed=args.seed, episode=number)
+    return write_mined_file(mined_file(args.output_dir, number), passes)
+
+
 def mine(args: Arguments, number: int, checkpoint: str, device: torch.device) -> None:
     """Mines episode `number` with a checkpoint."""
     say(f"episode {number}: mining with {checkpoint}, {distributed.world_size()} processes on {device.type}")
+    train_qrels, dev_qrels = read_judgments(args)
     embeddings = encode_all(args, checkpoint, device)
-    if args.inference:
-        return
-    passages = TokenStore(Path(args.data_dir, "passages"))
-    counts = len(embeddings["train-query"]), len(embeddings["dev-query"])
-    train_qrels = read_qrels(Path(args.data_dir, "train-qrel.tsv"), counts[0], len(passages))
-    dev_qrels = read_qrels(Path(args.data_dir, "dev-qrel.tsv"), counts[1], len(passages))
-    sequences = Sequences(passages, find_model_type(args.model_type).chunk_length)
-    exchange = Path(args.output_dir, "search")
-
-    _, _, ranking = search_rows(
-        embeddings["dev-query"], embeddings["passages"], sequences, DEV_DEPTH, device, exchange
-    )
-    dev_ranking = distributed.gather_rows(ranking)
-    first, _, ranking = search_rows(
-        embeddings["train-query"], embeddings["passages"], sequences, args.topk_training, device, exchange
-    )
-    say(f"episode {number}: searched {sum(counts):,} queries")
-    query_rows = np.arange(first, first + len(ranking))
-    negatives = draw_negatives(
-        query_rows,
-        ranking,
-        train_qrels.positives,
-        passages.row_hashes(),
-        args.negative_sample,
-        seed=args.seed,
-        episode=number,
-    )
-    negatives = distributed.gather_rows(negatives)
+    dev_ranking, negatives = search(args, number, embeddings, train_qrels, device)
 
     def write() -> None:
-        result = {"checkpoint": checkpoint, "episode": number}
-        evaluation = evaluate_run(dev_ranking, dev_qrels)
-        result |= {"ndcg": evaluation.means["ndcg@10"], **evaluation.means}
-        clusters = None
-        if args.cluster_query:
-            clusters = cluster_queries(
-                embeddings["train-query"].rows(0, counts[0]), args.cluster_centroids, args.seed
-            )
-            clusters.save(Path(args.output_dir, f"clusters_{number}"))
-            of_dev = nearest_centroid(embeddings["dev-query"].rows(0, counts[1]), clusters.centroids)
-            by_cluster = mean_by_cluster(evaluation.values["mrr@10"], of_dev, args.cluster_centroids)
-            result["clusters"] = args.cluster_centroids
-            result["cluster_sizes"] = clusters.sizes.tolist()
-            result["cluster_dev_queries"] = np.bincount(of_dev, minlength=args.cluster_centroids).tolist()
-            result["cluster_mrr"] = [None if np.isnan(mrr) else mrr for mrr in by_cluster.tolist()]
-        passes = deal_passes(
-            np.arange(counts[0]),
-            negatives,
-            train_qrels.positives,
-            clusters.assignment if clusters else None,
-            args.ann_chunk_factor,
-            seed=args.seed,
-            episode=number,
-        )
-        result["triplets"] = write_mined_file(mined_file(args.output_dir, number), passes)
-        short = int(((negatives >= 0).sum(1) < args.negative_sample).sum())
-        if short:
-            say(f"episode {number}: {short:,} queries have fewer than {args.negative_sample} candidates")
+        dev = evaluate_run(dev_ranking, dev_qrels)
+        clusters = cluster(args, number, embeddings["train-query"]) if args.cluster_query else None
+        result = {"checkpoint": checkpoint, "step": checkpoint_step(checkpoint, args.training_dir), "episode": number}
+        result |= {"ndcg": dev.means["ndcg@10"], **dev.means}
+        if clusters:
+            result |= evaluate_clusters(clusters, embeddings["dev-query"].all(), dev.values["mrr@10"])
+        result["triplets"] = write_triplets(args, number, negatives, train_qrels, clusters)
         write_result(args.result_dir, number, result)
-        say(
-            f"episode {number}: {result['triplets']:,} triplets; dev MRR@10 {result['mrr@10']:.4f}, "
-            f"nDCG@10 {result['ndcg']:.4f}"
-        )
+        metrics = f"dev MRR@10 {result['mrr@10']:.4f}, nDCG@10 {result['ndcg']:.4f}"
+        say(f"episode {number}: {result['triplets']:,} triplets; {metrics}")
 
     distributed.on_main(write)
+
+
+def mine_episodes(args: Arguments, device: torch.device) -> None:
+    """Mines every episode from the first that is not ready to --end_output_num, or for ever."""
+    number = distributed.on_main(lambda: newest_episode(args.result_dir)) + 1
+    if 0 <= args.end_output_num < number:
+        say(f"episode {number - 1} is mined already: {mined_file(args.output_dir, number - 1)}")
+    while args.end_output_num == -1 or number <= args.end_output_num:
+        mine(args, number, find_checkpoint(args, number), device)
+        number += 1
 
 
 def main() -> None:
     args = parse(Arguments, __doc__)
     device = distributed.set_up(args.no_cuda, args.local_rank)
-    number = distributed.on_main(lambda: newest_episode(args.result_dir)) + 1
-    if args.end_output_num >= 0 and number > args.end_output_num:
-        say(f"episode {number - 1} is mined already: {mined_file(args.output_dir, number - 1)}")
-    while args.end_output_num == -1 or number <= args.end_output_num:
-        mine(args, number, find_checkpoint(args, number), device)
-        if args.inference:
-            break
-        number += 1
+    if args.inference:
+        encode_all(args, newest_or_initial(args), device)
+    else:
+        mine_episodes(args, device)
     distributed.leave()
 
 

@@ -6,9 +6,11 @@ tokenize → mine → train → mine → train → evaluate, with a tiny BERT of
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from tests.processes import free_port
 from tests.tiny_models import tiny_bert
 from utils.checkpoint import read_trainer_state
 from utils.episode import read_episode
-from utils.qrels import read_qrels
+from utils.qrels import read_qrels, write_qrels
 from utils.token_store import TokenStore
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,25 +42,27 @@ class Workplace:
 
     folder: Path
 
-    def run(
-        self, script: str, *flags, processes: int = 1, launcher: str = "launch", cwd: Path = ROOT, fails: bool = False
-    ):
+    def start(self, script: str, *flags, processes: int = 1, launcher: str = "launch", cwd: Path = ROOT):
         command = [sys.executable]
         if launcher == "launch":
             command += ["-m", "torch.distributed.launch", "--nproc_per_node", processes, "--master_port", free_port()]
         elif launcher == "torchrun":
             command = [Path(sys.executable).parent / "torchrun", "--standalone", "--nproc_per_node", processes]
         command += [os.path.relpath(ROOT / script, cwd), *flags]
-        finished = subprocess.run(
+        return subprocess.Popen(
             list(map(str, command)),
             cwd=cwd,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
         )
-        assert (finished.returncode != 0) == fails, finished.stdout + finished.stderr
-        return finished
+
+    def run(self, script: str, *flags, fails: bool = False, **settings) -> subprocess.CompletedProcess:
+        process = self.start(script, *flags, **settings)
+        stdout, stderr = process.communicate()
+        assert (process.returncode != 0) == fails, stdout + stderr
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     def mine(self, number: int, *flags, **settings):
         return self.run(
@@ -71,8 +75,8 @@ class Workplace:
             **settings,
         )
 
-    def train(self, number: int, *flags, **settings):
-        return self.run(
+    def train(self, number: int, *flags, background: bool = False, **settings):
+        return (self.start if background else self.run)(
             "drivers/run_ann.py",
             *("--model_type", "rdot_nll_condenser", "--init_model_dir", self.folder / "initial"),
             *("--output_dir", self.folder / "models", "--data_dir", self.folder / "preprocessed"),
@@ -239,6 +243,37 @@ def test_a_finished_episode_is_not_mined_again(place):
     assert mined_file.stat().st_mtime_ns == written
 
 
+def test_two_processes_leave_alone_what_is_mined_and_trained_already(place):
+    assert "mined already" in place.mine(0, *CLUSTERED, processes=2).stdout
+    place.train(0, "--max_steps", 2, processes=2)
+    assert "trained already" in place.train(0, "--max_steps", 2, processes=2).stdout
+
+
+def children(process: subprocess.Popen, script: str) -> list[int]:
+    """The processes that a launcher started to run a script."""
+    pids = " ".join(path.read_text() for path in Path(f"/proc/{process.pid}/task").glob("*/children")).split()
+    return [int(pid) for pid in pids if script in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+def test_a_killed_process_ends_the_whole_run_within_a_minute(place):
+    launcher = place.train(0, "--max_steps", 10**6, "--save_steps", 5, processes=2, background=True)
+    try:
+        patience = time.monotonic() + 120
+        while not (place.folder / "models" / "checkpoint-5").exists():
+            assert launcher.poll() is None, launcher.stderr.read()
+            assert time.monotonic() < patience
+            time.sleep(0.2)
+        first, second = children(launcher, "run_ann.py")
+        os.kill(second, signal.SIGKILL)
+        _, stderr = launcher.communicate(timeout=60)
+        assert launcher.returncode != 0
+        assert "SIGKILL" in stderr
+        assert not Path(f"/proc/{first}").exists()
+    finally:
+        launcher.terminate()
+        launcher.communicate(timeout=60)
+
+
 def test_an_unfinished_episode_is_mined_again_from_the_embeddings_that_are_there(place):
     (place.folder / "results" / "ann_ndcg_0").unlink()
     finished = place.mine(0, *CLUSTERED, processes=2)
@@ -251,6 +286,32 @@ def test_inference_encodes_and_mines_nothing(place):
     place.mine(0, "--inference", launcher="none")
     assert (place.folder / "ann_data" / "embeddings-0" / "manifest.json").exists()
     assert not (place.folder / "ann_data" / "ann_training_data_0").exists()
+
+
+def test_inference_encodes_with_the_newest_checkpoint_whatever_is_mined_already(place):
+    place.train(0, "--max_steps", 2)
+    place.mine(0, "--inference")
+    manifest = place.folder / "ann_data" / "embeddings-2" / "manifest.json"
+    assert set(json.loads(manifest.read_text())["matrices"]) == {"passages", "train-query", "dev-query"}
+    place.mine(1)
+    assert place.mine(2, "--inference").stdout.count("embeddings reused") == 3
+    assert not (place.folder / "results" / "ann_ndcg_2").exists()
+
+
+def test_an_initial_model_may_be_called_like_a_checkpoint(place):
+    for name in ("ann_data", "results"):
+        shutil.rmtree(place.folder / name)
+    named = (place.folder / "initial").rename(place.folder / "checkpoint-45000")
+    initial = ("--init_model_dir", named)
+    public = place.folder / "public"
+    place.mine(0, *initial, "--public_ann_data_dir", public)
+    assert place.result(0)["step"] == 0
+    assert (public / "manifest.json").exists()
+    assert not (place.folder / "ann_data" / "embeddings-45000").exists()
+    assert "train it first" in place.mine(1, *initial, fails=True).stderr
+    place.train(0, *initial, "--max_steps", 2)
+    place.mine(1, *initial, "--public_ann_data_dir", public)
+    assert (place.result(1)["step"], place.result(1)["checkpoint"].endswith("models/checkpoint-2")) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -281,6 +342,28 @@ def test_mining_without_a_new_checkpoint_is_refused(place):
     failed = place.mine(1, *CLUSTERED, launcher="none", fails=True)
     assert "train it first" in failed.stderr
     assert not (place.folder / "results" / "ann_ndcg_1").exists()
+
+
+def test_an_episode_without_any_negative_is_refused_and_not_made_ready(place):
+    (place.folder / "results" / "ann_ndcg_0").unlink()
+    stores = place.folder / "preprocessed"
+    queries, passages = (len(TokenStore(stores / name)) for name in ("train-query", "passages"))
+    write_qrels(stores / "train-qrel.tsv", ((q, p, 1) for q in range(queries) for p in range(passages)))
+    failed = place.mine(0, launcher="none", fails=True)
+    assert "--topk_training" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert not (place.folder / "results" / "ann_ndcg_0").exists()
+
+
+def test_judgments_of_other_stores_are_refused_before_anything_is_encoded(place):
+    for name in ("ann_data", "results"):
+        shutil.rmtree(place.folder / name)
+    qrels = place.folder / "preprocessed" / "train-qrel.tsv"
+    qrels.write_text("".join(line for line in qrels.open() if not line.startswith("3\t")))
+    failed = place.mine(0, launcher="none", fails=True)
+    assert "train-qrel.tsv: 1 of" in failed.stderr
+    assert "query row 3" in failed.stderr
+    assert not (place.folder / "ann_data").exists()
 
 
 def test_more_clusters_than_queries_are_refused(place):

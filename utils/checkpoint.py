@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from utils import distributed
@@ -55,25 +56,36 @@ class TrainerState:
         return self.episode_step >= max_steps if max_steps else self.position == 0
 
 
-def checkpoint_step(folder: str | Path) -> int:
-    """The step in a checkpoint's name, 0 for a folder with another name (an initial model)."""
+def checkpoint_step(folder: str | Path, training_dir: str | Path) -> int:
+    """The step of a checkpoint of `training_dir`; 0 for one from elsewhere (an initial model), whatever its name."""
     name = re.fullmatch(r"checkpoint-(\d+)", Path(folder).name)
-    return int(name[1]) if name else 0
+    own = Path(folder).parent.resolve() == Path(training_dir).resolve()
+    return int(name[1]) if name and own else 0
 
 
 def newest_checkpoint(training_dir: str | Path) -> Path | None:
     """The valid checkpoint of the highest step, None where there is none. Invalid ones are named and passed over."""
-    candidates = [path for path in Path(training_dir).glob("checkpoint-*") if re.search(r"-\d+$", path.name)]
-    for folder in sorted(candidates, key=checkpoint_step, reverse=True):
+    steps = {path: checkpoint_step(path, training_dir) for path in Path(training_dir).glob("checkpoint-*")}
+    for folder in sorted(filter(steps.get, steps), key=steps.get, reverse=True):
         try:
             read_trainer_state(folder)
             if not (folder / WEIGHTS).is_file() or not (folder / "config.json").is_file():
                 raise InputError("weights or configuration are missing", folder)
+            _check_header(folder / WEIGHTS)
         except InputError as error:
             say(f"warning: not a valid checkpoint, passed over: {error}")
         else:
             return folder
     return None
+
+
+def _check_header(path: Path) -> None:
+    """Raises `InputError` for a safetensors file that was cut off: its header says how long it is."""
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"is damaged ({error})", path) from None
 
 
 def read_trainer_state(folder: str | Path) -> TrainerState:
@@ -90,9 +102,12 @@ def read_trainer_state(folder: str | Path) -> TrainerState:
 
 
 def fingerprint_of_weights(checkpoint: str | Path, encoder: torch.nn.Module) -> str:
-    """The SHA-256 of a checkpoint's weights: of its file, or of the parameters for a model from elsewhere."""
+    """The SHA-256 of a checkpoint's weights: of its file, or of the parameters for a model from elsewhere.
+
+    The file of a model from elsewhere may lack the head that loading adds, which is why it does not do.
+    """
     weights = Path(checkpoint) / WEIGHTS
-    if weights.is_file() and checkpoint_step(checkpoint):
+    if weights.is_file() and (Path(checkpoint) / "trainer_state.json").is_file():
         return sha256_of_file(weights)
     digest = hashlib.sha256()
     for name, tensor in sorted(encoder.state_dict().items()):

@@ -13,6 +13,7 @@ import numpy as np
 
 from utils.errors import InputError
 from utils.files import atomic_folder
+from utils.metrics import mean_by_cluster
 
 ITERATIONS = 25
 RESTARTS = 5
@@ -57,3 +58,19 @@ def nearest_centroid(embeddings: np.ndarray, centroids: np.ndarray) -> np.ndarra
     index = faiss.IndexFlatL2(centroids.shape[1])
     index.add(np.ascontiguousarray(centroids))
     return index.search(np.ascontiguousarray(embeddings), 1)[1][:, 0]
+
+
+def evaluate_clusters(clusters: Clusters, dev_embeddings: np.ndarray, dev_mrr: np.ndarray) -> dict:
+    """What a mined episode says of its clusters, as plain lists: their number and sizes, and how dev queries fare.
+
+    A dev query counts for the cluster of its nearest centroid. `dev_embeddings` float32 (D, dimensions); `dev_mrr`
+    float (D,), NaN where not judged. A cluster without a judged dev query has None as its mean.
+    """
+    count = len(clusters.sizes)
+    nearest = nearest_centroid(dev_embeddings, clusters.centroids)
+    return {
+        "clusters": count,
+        "cluster_sizes": clusters.sizes.tolist(),
+        "cluster_dev_queries": np.bincount(nearest, minlength=count).tolist(),
+        "cluster_mrr": [None if np.isnan(mrr) else mrr for mrr in mean_by_cluster(dev_mrr, nearest, count).tolist()],
+    }

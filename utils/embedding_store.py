@@ -57,6 +57,10 @@ class EmbeddingMatrix:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def all(self) -> np.ndarray:
+        """Every row, float32 (rows, dimensions); in memory where there are several shards."""
+        return self.rows(0, len(self))
+
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Rows start … stop - 1, float32 (stop - start, dimensions); a view where one shard holds them."""
         pieces = [

@@ -7,10 +7,12 @@ replacement (counter-based random numbers; Salmon et al. 2011, mixing function S
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
 from utils.episode import MinedLines
+from utils.errors import InputError
 
 LAST = np.uint64(2**64 - 1)
 SHUFFLE = 0x5B0FF1E  # stands in the place of a passage when queries are shuffled
@@ -26,6 +28,27 @@ def random_keys(*numbers: np.ndarray | int) -> np.ndarray:
             keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
             keys = keys ^ (keys >> np.uint64(31))
     return keys
+
+
+def check_positives(positives: dict[int, np.ndarray], query_count: int, path: str | Path) -> None:
+    """`InputError` where a query row below `query_count` has no relevant passage in the qrels, read from `path`."""
+    without = [query for query in range(query_count) if query not in positives]
+    if without:
+        raise InputError(
+            f"{len(without)} of {query_count} training queries have no relevant passage, query row {without[0]} the "
+            "first; the file belongs to other token stores: tokenize again",
+            path,
+        )
+
+
+def check_candidates(negatives: np.ndarray, topk: int) -> None:
+    """`InputError` where no query has a single negative, as `draw_negatives` gives them: nothing to train on."""
+    if not (negatives >= 0).any():
+        raise InputError(
+            f"every one of the {topk} passages ranked a query is relevant to it or equals a relevant one in text, so "
+            "there is no negative to train on; rank more of them (--topk_training), or see whether train-qrel.tsv "
+            "and the collection are the right ones"
+        )
 
 
 def draw_negatives(
@@ -70,7 +93,8 @@ def deal_passes(
 
     `negatives` as `draw_negatives` gives them; `clusters` int64 (Q,) or None. Pass j gets the negatives j,
     j + passes, j + 2 passes … of every query: all are dealt, and a query's passes differ by one at most. A query
-    with several positives takes them in turn from pass to pass and from episode to episode.
+    with several positives takes them in turn from pass to pass and from episode to episode. Every query must have
+    one (`check_positives`).
     """
     for number in range(passes):
         order = np.argsort(random_keys(seed, episode, query_rows, SHUFFLE + number), kind="stable")

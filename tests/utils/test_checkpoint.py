@@ -7,9 +7,10 @@ import torch
 from transformers import AutoTokenizer
 
 from tests.tiny import tiny_bert_tokenizer
-from tests.tiny_models import tiny_bert
+from tests.tiny_models import tiny_bert, tiny_roberta
 from utils.checkpoint import (
     TrainerState,
+    checkpoint_step,
     fingerprint_of_weights,
     load_training_state,
     newest_checkpoint,
@@ -47,6 +48,24 @@ def test_a_checkpoint_that_lacks_a_file_is_named_and_passed_over(tmp_path, save,
     (save(10) / damage).unlink()
     assert newest_checkpoint(tmp_path / "models").name == "checkpoint-5"
     assert "checkpoint-10" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kept", [0, 60, -8])
+def test_a_checkpoint_whose_weights_were_cut_off_is_named_and_passed_over(tmp_path, save, kept, capsys):
+    save(5)
+    weights = save(10) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:kept])
+    assert newest_checkpoint(tmp_path / "models").name == "checkpoint-5"
+    assert "checkpoint-10/model.safetensors: is damaged" in capsys.readouterr().out
+
+
+def test_only_a_checkpoint_inside_the_training_folder_has_a_step(tmp_path, monkeypatch):
+    assert checkpoint_step(tmp_path / "models" / "checkpoint-45000", tmp_path / "models") == 45000
+    assert checkpoint_step(tmp_path / "public" / "checkpoint-45000", tmp_path / "models") == 0
+    assert checkpoint_step(tmp_path / "models" / "checkpoint-best", tmp_path / "models") == 0
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint_step("models/checkpoint-7", tmp_path / "models") == 7
+    assert checkpoint_step("checkpoint-7", "models") == 0
 
 
 def test_what_a_crash_left_is_no_checkpoint(tmp_path, save):
@@ -121,3 +140,23 @@ def test_the_fingerprint_follows_the_weights(save, tmp_path):
         next(encoder.parameters())[0, 0] += 1
     assert fingerprint_of_weights(save(3), encoder) != one
     assert fingerprint_of_weights(tmp_path, encoder) != plain
+
+
+def test_the_fingerprint_does_not_depend_on_the_folders_name(save, tmp_path):
+    encoder, _, _ = save.parts
+    own = save(5)
+    assert fingerprint_of_weights(own.rename(tmp_path / "best"), encoder) == fingerprint_of_weights(save(6), encoder)
+    foreign = tmp_path / "checkpoint-45000"
+    encoder.save_pretrained(foreign)
+    assert fingerprint_of_weights(foreign, encoder) == fingerprint_of_weights(
+        foreign.rename(tmp_path / "initial"), encoder
+    )
+
+
+def test_the_fingerprint_of_a_model_from_elsewhere_follows_the_head_that_loading_added(tmp_path):
+    encoder = tiny_roberta()
+    folder = tmp_path / "checkpoint-45000"
+    encoder.roberta.save_pretrained(folder)
+    before = fingerprint_of_weights(folder, encoder)
+    torch.nn.init.normal_(encoder.embeddingHead.weight)
+    assert fingerprint_of_weights(folder, encoder) != before

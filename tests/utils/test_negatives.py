@@ -1,10 +1,12 @@
 """Mined negatives: never relevant, all dealt, and the same however the work is shared out."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.negatives import deal_passes, draw_negatives, random_keys
+from utils.errors import InputError
+from utils.negatives import check_candidates, check_positives, deal_passes, draw_negatives, random_keys
 
 QUERIES, PASSAGES, DEPTH = 12, 40, 15
 
@@ -128,3 +130,20 @@ def test_random_keys_of_neighbours_share_no_bits_by_rule():
     bits = np.unpackbits(keys.view(np.uint8)).mean()
     assert abs(bits - 0.5) < 0.005
     assert len(np.unique(keys)) == keys.size
+
+
+def test_a_query_without_a_relevant_passage_is_named():
+    positives = {0: np.array([3]), 2: np.array([5])}
+    with pytest.raises(InputError, match=r"train-qrel\.tsv: 2 of 4 .* query row 1 the first"):
+        check_positives(positives, 4, "train-qrel.tsv")
+    check_positives(positives | {1: np.array([3])}, 3, "train-qrel.tsv")
+
+
+def test_no_negative_at_all_is_an_error_and_one_is_enough():
+    ranking, texts = np.array([[0, 1], [1, 0]]), np.zeros(2, np.uint64)
+    positives = {0: np.array([0]), 1: np.array([1])}
+    none = draw_negatives(np.arange(2), ranking, positives, texts, 3, seed=0, episode=0)
+    with pytest.raises(InputError, match="--topk_training"):
+        check_candidates(none, 2)
+    texts[1] = 1
+    check_candidates(draw_negatives(np.arange(2), ranking, positives, texts, 3, seed=0, episode=0), 2)
