@@ -34,6 +34,7 @@ from utils.checkpoint import (
     read_trainer_state,
     save_checkpoint,
 )
+from utils.encoding import check_length
 from utils.episode import Episode, mined_file, read_episode, read_result
 from utils.errors import InputError, run
 from utils.logs import TrainingLog, progress, say
@@ -125,6 +126,9 @@ def open_data(args: Arguments, encoder: Encoder, tokenizer) -> tuple[Episode, Se
     """The mined episode, and the sequences of the queries and passages that it speaks of."""
     queries = TokenStore(Path(args.data_dir, "train-query")).expect(tokenizer, args.max_query_length)
     passages = TokenStore(Path(args.data_dir, "passages")).expect(tokenizer, args.max_seq_length)
+    chunk_length = find_model_type(args.model_type).chunk_length
+    check_length(encoder.config, "train-query", args.max_query_length)
+    check_length(encoder.config, "passages", args.max_seq_length, chunk_length)
     clusters = read_result(args.result_dir, args.round).get("clusters", args.n_groups)
     if args.group and clusters != args.n_groups:
         raise InputError(
@@ -134,7 +138,7 @@ def open_data(args: Arguments, encoder: Encoder, tokenizer) -> tuple[Episode, Se
         )
     path = mined_file(args.ann_dir, args.round)
     episode = read_episode(path, len(queries), len(passages), args.n_groups if args.group else None)
-    return episode, Sequences(queries), Sequences(passages, find_model_type(args.model_type).chunk_length)
+    return episode, Sequences(queries), Sequences(passages, chunk_length)
 
 
 def make_training_step(args: Arguments, encoder: Encoder, device: torch.device) -> TrainingStep:
