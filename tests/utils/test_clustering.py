@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from utils.clustering import cluster_queries, nearest_centroid
+from utils.clustering import cluster_queries, evaluate_clusters, nearest_centroid
 from utils.errors import InputError
 
 
@@ -51,3 +51,15 @@ def test_more_clusters_than_queries_is_an_error():
     with pytest.raises(InputError, match="at least 1"):
         cluster_queries(blobs()[0], 0, seed=1)
     assert cluster_queries(blobs()[0], 160, seed=1).sizes.sum() == 160
+
+
+def test_dev_queries_count_for_the_cluster_of_their_nearest_centroid():
+    points, _ = blobs()
+    clusters = cluster_queries(points, 4, seed=1)
+    label = clusters.assignment[[0, 40, 80, 120]]  # of each group
+    dev = points[[0, 1, 40, 80]]
+    found = evaluate_clusters(clusters, dev, np.array([1.0, 0.5, 0.25, np.nan]))
+    mrr = [found["cluster_mrr"][cluster] for cluster in label]
+    assert mrr == [0.75, 0.25, None, None]
+    assert [found["cluster_dev_queries"][cluster] for cluster in label] == [2, 1, 1, 0]
+    assert (found["clusters"], found["cluster_sizes"]) == (4, [40] * 4)
