@@ -13,42 +13,34 @@ from utils.token_store import TokenizerInfo, TokenStore, create_token_store
 VOCABULARY = 120
 
 
+def tiny_settings(layers: int, hidden: int, vocabulary: int, positions: int, dropout: float = 0.0) -> dict:
+    """What BERT's and RoBERTa's configurations share."""
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "intermediate_size": 2 * hidden,
+        "max_position_embeddings": positions,
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+        "initializer_range": 0.5,
+    }
+
+
 def tiny_bert(
     layers: int = 2, hidden: int = 16, dropout: float = 0.0, seed: int = 0, vocabulary=VOCABULARY, positions=128
 ) -> BertDot:
     torch.manual_seed(seed)
-    config = BertConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        intermediate_size=2 * hidden,
-        max_position_embeddings=positions,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-        initializer_range=0.5,
-    )
-    return BertDot(config)
+    return BertDot(BertConfig(**tiny_settings(layers, hidden, vocabulary, positions, dropout)))
 
 
 def tiny_roberta(
     layers: int = 2, hidden: int = 16, seed: int = 0, vocabulary=VOCABULARY, positions=160
 ) -> RobertaDot:
     torch.manual_seed(seed)
-    config = RobertaConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        intermediate_size=2 * hidden,
-        max_position_embeddings=positions,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        initializer_range=0.5,
-        pad_token_id=1,
-        type_vocab_size=1,
-    )
-    return RobertaDot(config)
+    settings = tiny_settings(layers, hidden, vocabulary, positions)
+    return RobertaDot(RobertaConfig(**settings, pad_token_id=1, type_vocab_size=1))
 
 
 def random_store(folder: Path, rows: int, longest: int = 24, seed: int = 0, pad_token_id: int = 0) -> TokenStore:
