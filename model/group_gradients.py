@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-from utils.distributed import all_reduce_sum, world_size
+from utils.distributed import all_reduce_sum, rank, world_size
 
 BLOCK_BYTES = 64 * 2**20  # of one block of group gradients; a handful of such blocks are alive at a time
 
@@ -59,7 +59,7 @@ class GroupGradients:
         self.sketch_dim = sketch_dim
         self._names = _watched_modules(modules)
         self._calls: dict[nn.Module, list[_Call]] = {module: [] for module in self._names}
-        self._groups: Tensor | None = None
+        self._rows: dict[int, _Rows] = {}
         self._last_cast: tuple[Tensor, Tensor] | None = None
         self.parameters = [p for module in self._names for p in module.parameters(recurse=False) if p.requires_grad]
         generator = torch.Generator().manual_seed(seed)
@@ -67,6 +67,7 @@ class GroupGradients:
             parameter: torch.randint(0, 2, (parameter.numel(),), generator=generator, dtype=torch.int8)
             .mul_(2)
             .sub_(1)
+            .to(parameter.device)
             for parameter in (self.parameters if sketch_dim else ())
         }
         self._hooks = [module.register_forward_hook(self._record) for module in self._names]
@@ -82,22 +83,25 @@ class GroupGradients:
         self._calls = {module: [] for module in self._names}
 
     @contextmanager
-    def rows(self, groups: Tensor) -> Iterator[None]:
+    def rows(self, *groups: Tensor) -> Iterator[None]:
         """Says which group each row of the forward calls inside belongs to.
 
-        `groups` is int64 (B,), where B is the first dimension of every watched module's input. Rows of group -1 must
-        have no part in the loss. Best given on the CPU: a GPU would have to be waited for.
+        Each of `groups` is int64 (B,), where B is the first dimension of a watched module's input; there are several
+        where modules see different rows, such as the tokens of packed sequences and, later on, one row a sequence.
+        Rows of group -1 must have no part in the loss. Best given on the CPU: a GPU would have to be waited for.
         """
-        if self._groups is not None:
+        if self._rows:
             raise RuntimeError("rows() inside rows()")
-        groups = groups.detach().cpu()
-        if groups.ndim != 1 or not ((groups >= -1) & (groups < self.n_groups)).all():
-            raise ValueError(f"groups must be one-dimensional, from -1 to {self.n_groups - 1}")
-        self._groups = groups
+        for one in groups:
+            if one.ndim != 1 or not ((one >= -1) & (one < self.n_groups)).all():
+                raise ValueError(f"groups must be one-dimensional, from -1 to {self.n_groups - 1}")
+            own = _Rows(one.detach().cpu())
+            if not torch.equal(self._rows.setdefault(len(one), own).given, own.given):
+                raise ValueError(f"two different groups of {len(one)} rows: they cannot be told apart")
         try:
             yield
         finally:
-            self._groups = self._last_cast = None
+            self._rows, self._last_cast = {}, None
 
     @torch.no_grad()
     def collect(self) -> Tensor:
@@ -137,10 +141,10 @@ class GroupGradients:
         """A forward hook: keeps the input now, and the output's gradient when the backward pass comes by."""
         if torch._C._current_graph_task_id() != -1:
             return  # a checkpointed layer, run again by the backward pass; its first run is recorded
-        if self._groups is None and not torch.is_grad_enabled():
+        if not self._rows and not torch.is_grad_enabled():
             return  # an evaluation
         name = self._names[module]
-        if self._groups is None:
+        if not self._rows:
             raise RuntimeError(
                 f"{name} is watched and was called outside rows(): say which groups its rows belong to, or call it "
                 "under torch.no_grad()"
@@ -151,11 +155,10 @@ class GroupGradients:
                 "use_reentrant=False"
             )
         (inputs,) = arguments
-        if len(inputs) != len(self._groups):
-            raise RuntimeError(
-                f"{name} was called with {len(inputs)} rows, and rows() was told of {len(self._groups)}"
-            )
-        call = _Call(self._as_multiplied(module, inputs), self._groups)
+        if len(inputs) not in self._rows:
+            told = " and ".join(map(str, self._rows))
+            raise RuntimeError(f"{name} was called with {len(inputs)} rows, and rows() was told of {told}")
+        call = _Call(self._as_multiplied(module, inputs), self._rows[len(inputs)])
         self._calls[module].append(call)
         if not output.requires_grad:  # nothing below wants a gradient
             output.requires_grad_()
@@ -199,11 +202,34 @@ def _watched_modules(modules: Iterable[nn.Module]) -> dict[nn.Module, str]:
     return watched
 
 
+class _Rows:
+    """The groups of a forward call's rows, and how to sort the rows by group.
+
+    `given` (B,) is what the caller said. Rows of no group left out: `groups` int64, ascending; `present` the groups
+    that there are, and `stops` where the rows of each end.
+    """
+
+    def __init__(self, given: Tensor) -> None:
+        self.given = given
+        outside = int((given < 0).sum())
+        ascending = not (given.diff() < 0).any()
+        self._order = slice(outside, None) if ascending else given.argsort(stable=True)[outside:]
+        self.groups = given[self._order]
+        self.present, counts = self.groups.unique_consecutive(return_counts=True)
+        self.stops = counts.cumsum(0)
+
+    def sort(self, values: Tensor) -> Tensor:
+        """The rows of `values` (B, …) in the order of `groups`."""
+        if isinstance(self._order, Tensor):
+            self._order = _to(values.device, self._order)
+        return values[self._order]
+
+
 class _Call:
     """One forward call: input (B, …, in), gradient of the output (B, …, out), and the groups of the B rows."""
 
-    def __init__(self, inputs: Tensor, groups: Tensor) -> None:
-        self.inputs, self.groups = inputs, groups
+    def __init__(self, inputs: Tensor, rows: _Rows) -> None:
+        self.inputs, self.rows = inputs, rows
         self.deltas: Tensor | None = None
         self._version = inputs._version
 
@@ -214,20 +240,8 @@ class _Call:
         """Itself with its rows sorted by group, rows of no group left out."""
         if self.inputs._version != self._version:
             raise RuntimeError("a watched module's input was changed in place before the backward pass")
-        if (self.groups.diff() < 0).any():
-            order = self.groups.argsort(stable=True)
-            self.groups = self.groups[order]
-            order = order.to(self.inputs.device)
-            self.inputs, self.deltas = self.inputs[order], self.deltas[order]
-        outside = int((self.groups < 0).sum())
-        self.groups, self.inputs, self.deltas = self.groups[outside:], self.inputs[outside:], self.deltas[outside:]
+        self.inputs, self.deltas = self.rows.sort(self.inputs), self.rows.sort(self.deltas)
         return self
-
-    def spans(self) -> list[tuple[int, int, int]]:
-        """(group, start, stop) of each group's rows in the flattened input (N, in)."""
-        groups, counts = self.groups.unique_consecutive(return_counts=True)
-        stops = (counts * self.inputs[:1].flatten(0, -2).shape[0]).cumsum(0).tolist()
-        return list(zip(groups.tolist(), [0, *stops], stops, strict=False))
 
 
 def _matrix_gradients(module: nn.Module, calls: list[_Call], groups: Tensor, first: int, last: int) -> Tensor:
@@ -236,7 +250,7 @@ def _matrix_gradients(module: nn.Module, calls: list[_Call], groups: Tensor, fir
     block = weight.new_zeros(len(groups), last - first, weight.shape[1])
     for call in calls:
         if isinstance(module, nn.Embedding):
-            position = torch.searchsorted(groups, call.groups).to(weight.device)
+            position = _to(weight.device, torch.searchsorted(groups, call.rows.groups))
             tokens = call.inputs.flatten(1)
             chosen = (tokens >= first) & (tokens < last)
             if module.padding_idx is not None:
@@ -246,12 +260,19 @@ def _matrix_gradients(module: nn.Module, calls: list[_Call], groups: Tensor, fir
             continue
         deltas = call.deltas.flatten(0, -2)[:, first:last]  # N, rows of the weight
         inputs = call.inputs.flatten(0, -2).to(deltas.dtype)  # N, columns
-        for group, start, stop in call.spans():
-            target = block[int(torch.searchsorted(groups, group))]
+        position = torch.searchsorted(groups, call.rows.present)
+        stops = call.rows.stops * call.inputs[:1].flatten(0, -2).shape[0]
+        if deltas.is_cuda and deltas.dtype == torch.bfloat16:  # one launch rather than one a group
+            products = functional.grouped_mm(deltas.T, inputs, offs=_to(deltas.device, stops.int()))
+            block.index_add_(0, _to(block.device, position), products.to(block.dtype))
+            continue
+        start = 0
+        for place, stop in zip(position.tolist(), stops.tolist(), strict=True):
             if deltas.dtype == block.dtype:
-                target.addmm_(deltas[start:stop].T, inputs[start:stop])
+                block[place].addmm_(deltas[start:stop].T, inputs[start:stop])
             else:
-                target += deltas[start:stop].T @ inputs[start:stop]
+                block[place] += deltas[start:stop].T @ inputs[start:stop]
+            start = stop
     return block
 
 
@@ -263,9 +284,14 @@ def _vector_gradients(module: nn.Module, parameter: nn.Parameter, calls: list[_C
         if isinstance(module, nn.LayerNorm) and parameter is module.weight:
             inputs = call.inputs.to(parameter.dtype)
             values = values * functional.layer_norm(inputs, module.normalized_shape, eps=module.eps)
-        member = (call.groups == groups[:, None]).to(parameter)  # groups, B
+        member = (call.rows.groups == groups[:, None]).to(parameter)  # groups, B
         block += member @ (values if values.ndim == 2 else values.flatten(1, -2).sum(1))
     return block
+
+
+def _to(device: torch.device, numbers: Tensor) -> Tensor:
+    """A small tensor of the CPU on the device, without waiting for what the device has to do."""
+    return numbers.to(device, non_blocking=True)
 
 
 def _grad_of(parameter: nn.Parameter) -> Tensor:
@@ -279,7 +305,8 @@ class _Exchange:
 
     A block is (groups here, entries). Each process sends each other one the share of the entries that is the other's
     to sum up, for the groups that it has rows of: no process ever holds more than a block, and absent groups do not
-    travel. `here` are the groups present in this process, int64 ascending, `_everywhere` those in each process.
+    travel. `here` are the groups present in this process, int64 ascending, `_union` those in any process; `_counts` and
+    `_places` are, a process each, how many it has and where they stand in the union.
     """
 
     def __init__(
@@ -288,21 +315,25 @@ class _Exchange:
         present = torch.zeros(n_groups, dtype=torch.int64)
         for calls in recorded:
             for call in calls:
-                present[call.groups] = 1
+                present[call.rows.present] = 1
         self.here = present.nonzero().flatten()
         self._size = world_size()
-        gathered = present.to(like.device).repeat(self._size)
+        gathered = present[None]
         if self._size > 1:
-            dist.all_gather_into_tensor(gathered, present.to(like.device))
-        self._everywhere = [mask.nonzero().flatten() for mask in gathered.view(self._size, n_groups).cpu()]
-        self._union = torch.cat(self._everywhere).unique()
-        self._products = like.new_zeros(n_groups, n_groups)
-        self._sketch = like.new_zeros(n_groups, sketch_dim) if sketch_dim else None
+            gathered = torch.empty(self._size, n_groups, dtype=torch.int64, device=like.device)
+            dist.all_gather(list(gathered), present.to(like.device))
+        everywhere = [mask.nonzero().flatten() for mask in gathered.cpu()]
+        self._union = torch.cat(everywhere).unique()
+        self._counts = [len(groups) for groups in everywhere]
+        self._places = [_to(like.device, torch.searchsorted(self._union, groups)) for groups in everywhere]
+        self._n_groups = n_groups
+        self._products = like.new_zeros(len(self._union), len(self._union))
+        self._sketch = like.new_zeros(len(self._union), sketch_dim) if sketch_dim else None
 
     def slices(self, parameter: nn.Parameter) -> Iterator[tuple[int, int]]:
         """Row ranges of a matrix, such that a block of all groups' gradients stays within BLOCK_BYTES."""
         row_bytes = parameter[0].numel() * parameter.element_size() * max(1, len(self._union))
-        step = max(1, BLOCK_BYTES // row_bytes)
+        step = max(8, BLOCK_BYTES // row_bytes // 8 * 8)  # in eights, as a GPU's loads are aligned
         for first in range(0, len(parameter), step):
             yield first, min(first + step, len(parameter))
 
@@ -310,30 +341,33 @@ class _Exchange:
         """Takes in a block, (groups here, n), and returns the mean gradient over the processes, (n,)."""
         if self._sketch is not None:
             signed = functional.pad(block * signs.to(block.device), (0, -block.shape[1] % self._sketch.shape[1]))
-            self._sketch[self.here] += signed.view(len(block), -1, self._sketch.shape[1]).sum(1)
+            folded = signed.view(len(block), -1, self._sketch.shape[1]).sum(1)
+            self._sketch.index_add_(0, self._places[rank()], folded)
             return all_reduce_sum(block.sum(0)) / self._size
         if self._size == 1:
-            self._products[self.here[:, None], self.here] += block @ block.T
+            self._products.addmm_(block, block.T)
             return block.sum(0)
 
         share = -(-block.shape[1] // self._size)
         padded = functional.pad(block, (0, share * self._size - block.shape[1]))
         outgoing = padded.view(len(block), self._size, share).transpose(0, 1).reshape(-1, share)
-        counts = [len(groups) for groups in self._everywhere]
-        incoming = block.new_empty(sum(counts), share)
-        dist.all_to_all_single(incoming, outgoing, counts, [len(block)] * self._size)
+        incoming = block.new_empty(sum(self._counts), share)
+        dist.all_to_all_single(incoming, outgoing, self._counts, [len(block)] * self._size)
         total = block.new_zeros(len(self._union), share)
-        for groups, part in zip(self._everywhere, incoming.split(counts), strict=True):
-            total[torch.searchsorted(self._union, groups)] += part
+        for places, part in zip(self._places, incoming.split(self._counts), strict=True):
+            total.index_add_(0, places, part)
         total /= self._size
-        self._products[self._union[:, None], self._union] += total @ total.T
-        mean = block.new_empty(share * self._size)
-        dist.all_gather_into_tensor(mean, total.sum(0))
-        return mean[: block.shape[1]]
+        self._products.addmm_(total, total.T)
+        mean = block.new_empty(self._size, share)
+        dist.all_gather(list(mean), total.sum(0))
+        return mean.flatten()[: block.shape[1]]
 
     def products(self) -> Tensor:
         """The inner products over all blocks and processes, (K, K)."""
         if self._sketch is not None:
             mean = all_reduce_sum(self._sketch) / self._size
-            return mean @ mean.T
-        return all_reduce_sum(self._products)
+            products = mean @ mean.T
+        else:
+            products = all_reduce_sum(self._products)
+        union = _to(products.device, self._union)
+        return products.new_zeros(self._n_groups, self._n_groups).index_put((union[:, None], union), products)

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from model.encoders import Encoder
 from model.group_gradients import GroupGradients
-from utils.batching import TokenBatch, TripletBatch
+from utils.batching import TripletBatch
 
 
 def pairwise_nll(positive_scores: Tensor, negative_scores: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ class TripletModel(nn.Module):
 
     Queries and passages go through one encoder in one call of this module, as DistributedDataParallel needs it.
     Each distinct text is encoded once; its vector serves every triplet that holds it. `watch`, if given, is told the
-    cluster of every text.
+    cluster of every token, and of every text.
     """
 
     def __init__(self, encoder: Encoder, watch: GroupGradients | None = None) -> None:
@@ -31,15 +31,11 @@ class TripletModel(nn.Module):
         self.watch = watch
 
     def forward(self, batch: TripletBatch) -> Tensor:
-        queries = self._encode(batch.queries, batch.query_clusters)  # distinct queries, D
-        passages = self._encode(batch.passages, batch.passage_clusters)  # sequences, D
-        query = queries[batch.query].unsqueeze(1)  # B, 1, D
-        positive = (query * passages[batch.positive]).sum(-1).amax(1)  # B, C, D → B
-        negative = (query * passages[batch.negative]).sum(-1).amax(1)
-        return pairwise_nll(positive, negative) * batch.weights
-
-    def _encode(self, tokens: TokenBatch, clusters: Tensor) -> Tensor:
-        with self.watch.rows(clusters) if self.watch else nullcontext():
-            vectors = self.encoder(tokens.input_ids, tokens.attention_mask)
+        with self.watch.rows(batch.token_clusters, batch.sequence_clusters) if self.watch else nullcontext():
+            vectors = self.encoder(batch.tokens)  # n, D
         # Scores run to hundreds, where the step of bfloat16 is 2: they are formed in float32.
-        return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+        vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+        query = vectors[batch.query].unsqueeze(1)  # B, 1, D
+        positive = (query * vectors[batch.positive]).sum(-1).amax(1)  # B, C, D → B
+        negative = (query * vectors[batch.negative]).sum(-1).amax(1)
+        return pairwise_nll(positive, negative) * batch.weights

@@ -43,6 +43,12 @@ def tiny_roberta(
     return RobertaDot(RobertaConfig(**settings, pad_token_id=1, type_vocab_size=1))
 
 
+def padded_vectors(encoder: BertDot | RobertaDot, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The vectors of padded texts by transformers' own forward pass: what packed encoding is held to."""
+    hidden = encoder.base_model(input_ids, attention_mask=mask).last_hidden_state[:, 0]
+    return hidden if encoder.head is None else encoder.norm(encoder.embeddingHead(hidden))
+
+
 def random_store(folder: Path, rows: int, longest: int = 24, seed: int = 0, pad_token_id: int = 0) -> TokenStore:
     """A store of random rows of 2 … `longest` tokens (5 … VOCABULARY - 1)."""
     generator = np.random.default_rng(seed)

@@ -1,10 +1,16 @@
-"""From token rows to padded batches, without a Python object a token.
+"""From token rows to packed batches, without padding and without a Python object a token.
 
 A store's row is one sequence, or, for encoders that cut documents, several sequences of at most `chunk_length`
 tokens. `Sequences` is that view: new offsets over the same flat tokens.
+
+A batch is packed: its sequences stand one after another in one flat tensor. The dense layers of an encoder see
+tokens alone and no padding; attention is told where the sequences end.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -14,43 +20,104 @@ from utils import distributed
 from utils.episode import Episode
 from utils.token_store import TokenStore
 
-PAD_TO_MULTIPLE = 8
+
+ATTENTION_BLOCKS = 4
 
 
 @dataclass
-class TokenBatch:
-    """Padded sequences: `input_ids` and `attention_mask`, int64 (sequences, length)."""
+class AttentionBlocks:
+    """The sequences of a pack as a few padded matrices of like length, for attention on a GPU.
+
+    A block has b sequences, padded to L: `tokens` int64 (b, L), the index of each token in the pack; `present` bool
+    (b, 1, 1, L), false where the token is padding; `sequences` int64 (b,), their numbers. Over all blocks one after
+    another, `token_place` int64 (T,) is where each of the pack's tokens stands, `sequence_place` (n,) each sequence.
+    """
+
+    tokens: list[Tensor]
+    present: list[Tensor]
+    sequences: list[Tensor]
+    token_place: Tensor
+    sequence_place: Tensor
+
+    @classmethod
+    def of(cls, lengths: list[int], device: torch.device) -> "AttentionBlocks":
+        counts = np.array(lengths)
+        first = np.cumsum(counts) - counts
+        order = np.argsort(counts, kind="stable")
+        token_place, offset, blocks = np.empty(counts.sum(), np.int64), 0, []
+        for sequences in np.array_split(order, min(ATTENTION_BLOCKS, len(order))):
+            columns = np.arange(-(-counts[sequences].max() // 8) * 8)  # as the kernels' loads are aligned
+            present = columns < counts[sequences, None]
+            tokens = first[sequences, None] + np.where(present, columns, 0)
+            token_place[tokens[present]] = offset + np.flatnonzero(present)
+            offset += present.size
+            blocks.append((tokens, present[:, None, None], sequences))
+        tokens, present, sequences = ([_move(torch.from_numpy(array), device) for array in arrays] for arrays in zip(*blocks, strict=True))
+        places = (_move(torch.from_numpy(array), device) for array in (token_place, np.argsort(order)))
+        return cls(tokens, present, sequences, *places)
+
+
+@dataclass
+class PackedTokens:
+    """n sequences of T tokens in all, one after another.
+
+    `input_ids` int64 (T,); `positions` int64 (T,), each token's place in its sequence, from 0; `first` int64 (n,),
+    the index of each sequence's first token. `lengths` are plain numbers, so that nothing waits for a GPU. `blocks`
+    is there on a GPU only.
+    """
 
     input_ids: Tensor
-    attention_mask: Tensor
+    positions: Tensor
+    first: Tensor
+    lengths: list[int]
+    blocks: AttentionBlocks | None = None
 
-    def to(self, device: torch.device) -> "TokenBatch":
-        return TokenBatch(self.input_ids.to(device), self.attention_mask.to(device))
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @cached_property
+    def runs(self) -> list[tuple[int, int]]:
+        """(count, length) of neighbouring sequences of equal length, in order."""
+        return [(len(list(run)), length) for length, run in groupby(self.lengths)]
+
+    def to(self, device: torch.device) -> "PackedTokens":
+        moved = [_move(tensor, device) for tensor in (self.input_ids, self.positions, self.first)]
+        return PackedTokens(*moved, self.lengths, AttentionBlocks.of(self.lengths, device) if device.type == "cuda" else None)
 
 
 @dataclass
 class TripletBatch:
-    """B triplets over distinct sequences.
+    """B triplets over distinct sequences, queries and passages in one pack.
 
-    `query` (B,) indexes rows of `queries`; `positive` and `negative` (B, C) index rows of `passages`: the C
-    sequences that a passage was cut into, where a shorter passage repeats its first one. `clusters` (B,) int64,
-    -1 for a triplet that only keeps its process company and counts for nothing; `weights` (B,) float32.
-    `query_clusters` and `passage_clusters` are those of the sequences, ascending; they stay on the CPU.
+    `query` (B,), `positive` and `negative` (B, C) are numbers of sequences in `tokens`: C is the most sequences that
+    a passage was cut into, and a shorter passage repeats its first one. `clusters` (B,) int64, -1 for a triplet that
+    only keeps its process company and counts for nothing; `weights` (B,) float32. `sequence_clusters`, int64
+    ascending, a sequence each, stays on the CPU.
     """
 
-    queries: TokenBatch
-    passages: TokenBatch
+    tokens: PackedTokens
     query: Tensor
     positive: Tensor
     negative: Tensor
     clusters: Tensor
     weights: Tensor
-    query_clusters: Tensor
-    passage_clusters: Tensor
+    sequence_clusters: Tensor
+
+    @property
+    def token_clusters(self) -> Tensor:
+        """The cluster of each token, int64 (T,), on the CPU."""
+        return self.sequence_clusters.repeat_interleave(torch.tensor(self.tokens.lengths))
 
     def to(self, device: torch.device) -> "TripletBatch":
-        on_cpu = {"query_clusters": self.query_clusters, "passage_clusters": self.passage_clusters}
-        return TripletBatch(**{name: value.to(device) for name, value in vars(self).items()} | on_cpu)
+        moved = {name: _move(value, device) for name, value in vars(self).items() if name != "sequence_clusters"}
+        return TripletBatch(**moved, sequence_clusters=self.sequence_clusters)
+
+
+def _move(value: Tensor | PackedTokens, device: torch.device) -> Tensor | PackedTokens:
+    """To the device; by way of pinned memory where that is a GPU, so that the copy runs beside the computation."""
+    if isinstance(value, Tensor) and device.type == "cuda":
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)
 
 
 class Sequences:
@@ -76,10 +143,9 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each sequence, int64."""
-        return np.diff(self.offsets)
+    def lengths_of(self, numbers: np.ndarray) -> np.ndarray:
+        """Tokens of these sequences, int64."""
+        return self.offsets[numbers + 1] - self.offsets[numbers]
 
     @property
     def rows(self) -> np.ndarray:
@@ -92,16 +158,27 @@ class Sequences:
         columns = np.arange(counts.max(initial=1))
         return self.row_starts[rows, None] + np.where(columns < counts[:, None], columns, 0)
 
-    def pad(self, sequences: np.ndarray) -> TokenBatch:
-        """Gathers sequences into one padded batch, its length rounded up to a multiple of 8."""
-        starts = self.offsets[sequences]
-        lengths = self.offsets[sequences + 1] - starts
-        width = max(1, -(-int(lengths.max(initial=0)) // PAD_TO_MULTIPLE)) * PAD_TO_MULTIPLE
-        columns = np.arange(width)
-        mask = columns < lengths[:, None]  # sequences, width
-        input_ids = np.full(mask.shape, self.pad_token_id, dtype=np.int64)
-        input_ids[mask] = self.tokens[(starts[:, None] + columns)[mask]]
-        return TokenBatch(torch.from_numpy(input_ids), torch.from_numpy(mask.astype(np.int64)))
+
+def pack(parts: Sequence[tuple[Sequences, np.ndarray]], order: np.ndarray | None = None) -> PackedTokens:
+    """Gathers sequences, by their numbers in one or several stores, into one pack.
+
+    `order` arranges them: the pack's i-th sequence is the order[i]-th of all `parts` one after another.
+    """
+    starts = np.concatenate([source.offsets[numbers] for source, numbers in parts])
+    lengths = np.concatenate([source.lengths_of(numbers) for source, numbers in parts])
+    part = np.repeat(np.arange(len(parts)), [len(numbers) for _, numbers in parts])
+    if order is not None:
+        starts, lengths, part = starts[order], lengths[order], part[order]
+    empty = lengths == 0  # a text without tokens still has a vector: that of a padding token
+    taken = np.maximum(lengths, 1)
+    first = np.cumsum(taken) - taken
+    positions = np.arange(taken.sum()) - np.repeat(first, taken)
+    where, part = positions + np.repeat(starts, taken), np.repeat(np.where(empty, -1, part), taken)
+    input_ids = np.full(len(positions), parts[0][0].pad_token_id, dtype=np.int64)
+    for number, (source, _) in enumerate(parts):
+        own = part == number
+        input_ids[own] = source.tokens[where[own]]
+    return PackedTokens(*map(torch.from_numpy, (input_ids, positions, first)), taken.tolist())
 
 
 def make_triplet_batch(
@@ -110,7 +187,7 @@ def make_triplet_batch(
     """Builds the batch of these triplets (their numbers in the mined file's order).
 
     Each distinct text stands in it once; a passage that serves queries of two clusters stands in it twice, so that
-    every sequence belongs to one cluster. Sequences are in the order of their clusters.
+    every sequence belongs to one cluster. Sequences are in the order of their clusters, and in one from short to long.
     """
     lines = episode.line_of(triplets)
     clusters = episode.clusters[lines]
@@ -119,17 +196,21 @@ def make_triplet_batch(
     rows, row_clusters, text = _distinct(texts, np.concatenate([clusters, clusters]))
     sequences = passages.of_rows(rows)  # distinct texts, C
     flat, passage_clusters, position = _distinct(sequences.ravel(), np.repeat(row_clusters, sequences.shape[1]))
-    position = torch.from_numpy(position.reshape(sequences.shape)[text])  # 2 B, C
+
+    parts = [(queries, queries.row_starts[query_rows]), (passages, flat)]
+    sequence_clusters = np.concatenate([query_clusters, passage_clusters])
+    lengths = np.concatenate([source.lengths_of(numbers) for source, numbers in parts])
+    order = np.lexsort((lengths, sequence_clusters))
+    place = torch.from_numpy(np.argsort(order))  # of each query, then of each passage sequence, in the pack
+    passage = place[len(query_rows) + position.reshape(sequences.shape)[text]]  # 2 B, C
     return TripletBatch(
-        queries=queries.pad(queries.row_starts[query_rows]),
-        passages=passages.pad(flat),
-        query=torch.from_numpy(query),
-        positive=position[: len(triplets)],
-        negative=position[len(triplets) :],
+        tokens=pack(parts, order),
+        query=place[query],
+        positive=passage[: len(triplets)],
+        negative=passage[len(triplets) :],
         clusters=torch.from_numpy(clusters),
         weights=torch.from_numpy(episode.weights[lines]),
-        query_clusters=torch.from_numpy(query_clusters),
-        passage_clusters=torch.from_numpy(passage_clusters),
+        sequence_clusters=torch.from_numpy(sequence_clusters[order]),
     )
 
 
@@ -160,7 +241,7 @@ def make_step_batches(
     for part in parts:
         batch = make_triplet_batch(episode, part if len(part) else np.zeros(1, np.int64), queries, passages)
         if not len(part):
-            for clusters in (batch.clusters, batch.query_clusters, batch.passage_clusters):
-                clusters.fill_(-1)
+            batch.clusters.fill_(-1)
+            batch.sequence_clusters.fill_(-1)
         batches.append(batch)
     return batches

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from utils import distributed
-from utils.batching import PAD_TO_MULTIPLE, Sequences
+from utils.batching import PackedTokens, Sequences, pack
 from utils.embedding_store import (
     EmbeddingMatrix,
     EmbeddingSource,
@@ -31,12 +31,12 @@ WINDOW = 8_192
 
 
 class SequenceEncoder(Protocol):
-    """What encoding asks of an encoder: (input_ids, attention_mask), int64 (B, T) → float (B, embedding_dim)."""
+    """What encoding asks of an encoder: `PackedTokens` of n sequences → float (n, embedding_dim)."""
 
     embedding_dim: int
     config: PreTrainedConfig
 
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor: ...
+    def __call__(self, tokens: PackedTokens) -> Tensor: ...
 
 
 def check_length(config: PreTrainedConfig, name: str, max_length: int, chunk_length: int | None = None) -> None:
@@ -47,9 +47,7 @@ def check_length(config: PreTrainedConfig, name: str, max_length: int, chunk_len
     longest = min(max_length, chunk_length or max_length)
     positions = config.max_position_embeddings
     if config.model_type == "roberta":
-        positions -= config.pad_token_id + 1  # they are counted from there on, and padding needs none
-    else:
-        positions -= positions % PAD_TO_MULTIPLE  # padding has positions too
+        positions -= config.pad_token_id + 1  # they are counted from there on
     if longest > positions:
         raise InputError(
             f"{name} may have {longest} tokens a text, and the encoder has positions for {positions}; tokenize "
@@ -74,14 +72,13 @@ def encode(
     precision: Precision,
 ) -> np.ndarray:
     """Vectors of these sequences, float32 (n, dimensions), in their order; batches run from long to short."""
-    lengths = sequences.offsets[numbers + 1] - sequences.offsets[numbers]
     vectors = np.empty((len(numbers), encoder.embedding_dim), dtype=np.float32)
-    order = np.argsort(-lengths, kind="stable")
+    order = np.argsort(-sequences.lengths_of(numbers), kind="stable")
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        batch = sequences.pad(numbers[chosen]).to(device)
+        tokens = pack([(sequences, numbers[chosen])]).to(device)
         with precision.autocast():
-            vectors[chosen] = encoder(batch.input_ids, batch.attention_mask).float().cpu().numpy()
+            vectors[chosen] = encoder(tokens).float().cpu().numpy()
     return vectors
 
 

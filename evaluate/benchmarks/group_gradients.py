@@ -35,7 +35,7 @@ from model.training_step import TrainingStep
 from model.triplets import TripletModel
 from utils import distributed
 from utils.arguments import option, parse, required
-from utils.batching import TokenBatch, TripletBatch
+from utils.batching import PackedTokens, TripletBatch
 from utils.errors import InputError, run
 from utils.files import write_json
 from utils.logs import progress
@@ -103,25 +103,29 @@ def make_batch(args: Arguments, seed: int) -> TripletBatch:
         np.arange(lines) % args.clusters if args.all_clusters else generator.integers(0, args.clusters, lines)
     )
 
-    def texts(count: int, mean: float, most: int) -> TokenBatch:
-        lengths = np.clip(generator.gamma(4, mean / 4, size=count), 4, most).astype(np.int64)
-        width = -(-int(lengths.max()) // 8) * 8
-        mask = torch.from_numpy((np.arange(width) < lengths[:, None]).astype(np.int64))
-        return TokenBatch(torch.from_numpy(generator.integers(1000, VOCABULARY, size=mask.shape)) * mask, mask)
+    def lengths(count: int, mean: float, most: int) -> np.ndarray:
+        return np.clip(generator.gamma(4, mean / 4, size=count), 4, most).astype(np.int64)
 
-    passage_clusters = np.concatenate([clusters, clusters[line]])
-    order = np.argsort(passage_clusters, kind="stable")
-    position = torch.from_numpy(np.argsort(order))[:, None]
+    of_texts = np.concatenate([lengths(lines, 10, 32), lengths(lines + args.triplets, 77, 256)])
+    text_clusters = np.concatenate([clusters, clusters, clusters[line]])
+    order = np.lexsort((of_texts, text_clusters))
+    taken = of_texts[order]
+    first = np.cumsum(taken) - taken
+    tokens = PackedTokens(
+        input_ids=torch.from_numpy(generator.integers(1000, VOCABULARY, size=taken.sum())),
+        positions=torch.from_numpy(np.arange(taken.sum()) - np.repeat(first, taken)),
+        first=torch.from_numpy(first),
+        lengths=taken.tolist(),
+    )
+    place = torch.from_numpy(np.argsort(order))
     return TripletBatch(
-        queries=texts(lines, 10, 32),
-        passages=texts(lines + args.triplets, 77, 256),
-        query=torch.from_numpy(line),
-        positive=position[line],
-        negative=position[lines:],
+        tokens=tokens,
+        query=place[line],
+        positive=place[lines + line][:, None],
+        negative=place[2 * lines :][:, None],
         clusters=torch.from_numpy(clusters[line]),
         weights=torch.ones(args.triplets),
-        query_clusters=torch.from_numpy(clusters),
-        passage_clusters=torch.from_numpy(passage_clusters[order]),
+        sequence_clusters=torch.from_numpy(text_clusters[order]),
     )
 
 
@@ -213,7 +217,7 @@ def measure(args: Arguments, device: torch.device) -> dict:
             if number:
                 seconds[name].append(taken)
     first = seconds[args.contenders[0]]
-    tokens = [int(b.passages.attention_mask.sum() + b.queries.attention_mask.sum()) for b in [make_batch(args, 1)]]
+    batch = make_batch(args, 1)
     return {
         "device": torch.cuda.get_device_name()
         if device.type == "cuda"
@@ -223,8 +227,8 @@ def measure(args: Arguments, device: torch.device) -> dict:
         "threads": torch.get_num_threads(),
         "shape": args.shape,
         "triplets": args.triplets,
-        "tokens": tokens[0],
-        "clusters_in_a_batch": int(make_batch(args, 1).clusters.unique().numel()),
+        "tokens": len(batch.tokens.input_ids),
+        "clusters_in_a_batch": batch.clusters.unique().numel(),
         "contenders": {
             name: {
                 "median_seconds": statistics.median(taken),

@@ -16,12 +16,14 @@ from transformers import (
 
 from model.encoders import EMBEDDING_DIM, load_encoder
 from tests.tiny import tiny_bert_tokenizer
-from tests.tiny_models import tiny_bert, tiny_roberta
+from tests.tiny_models import padded_vectors, tiny_bert, tiny_roberta
+from utils.batching import PackedTokens
 from utils.checkpoint import TrainerState, fingerprint_of_weights, save_checkpoint
 from utils.errors import InputError
 
 IDS = torch.tensor([[2, 8, 9, 10, 3], [2, 11, 3, 0, 0]])
 MASK = (IDS != 0).long()
+PACK = PackedTokens(IDS[MASK.bool()], torch.tensor([0, 1, 2, 3, 4, 0, 1, 2]), torch.tensor([0, 5]), [5, 3])
 
 
 def small(config_class, **more):
@@ -55,13 +57,13 @@ def test_a_public_ance_state_dict_loads_by_its_names_and_its_classifier_is_left_
 
     encoder, _ = load_encoder("rdot_nll", folder)
     hidden = source.eval().roberta(IDS, attention_mask=MASK).last_hidden_state[:, 0]
-    torch.testing.assert_close(encoder.eval()(IDS, MASK), norm(head(hidden)))
+    torch.testing.assert_close(encoder.eval()(PACK), norm(head(hidden)))
 
 
 def test_a_plain_roberta_gets_a_new_head_and_says_so(tmp_path, capsys):
     folder = save_with_tokenizer(tiny_roberta().roberta, tmp_path)
     encoder, _ = load_encoder("rdot_nll", folder)
-    assert encoder(IDS, MASK).shape == (2, EMBEDDING_DIM)
+    assert encoder(PACK).shape == (2, EMBEDDING_DIM)
     assert "embeddingHead" in capsys.readouterr().out
 
 
@@ -84,7 +86,7 @@ def test_any_bert_checkpoint_gives_its_first_tokens_vector(tmp_path, kind):
     encoder, _ = load_encoder("rdot_nll_condenser", save_with_tokenizer(source, tmp_path))
     bert = getattr(source, "bert", source)
     expected = bert(IDS, attention_mask=MASK).last_hidden_state[:, 0]
-    torch.testing.assert_close(encoder.eval()(IDS, MASK), expected)
+    torch.testing.assert_close(encoder.eval()(PACK), expected)
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
@@ -162,7 +164,7 @@ def test_a_saved_checkpoint_loads_here_in_transformers_and_in_sentence_transform
     texts = ["the cat sat on the mat", "a", "dog and cat " * 20]
     tokens = tokenizer(texts, padding=True, truncation=True, max_length=20, return_tensors="pt")
     again, _ = load_encoder(model_type, str(folder))
-    expected = again.eval()(tokens["input_ids"], tokens["attention_mask"]).detach().numpy()
+    expected = padded_vectors(again.eval(), tokens["input_ids"], tokens["attention_mask"]).detach().numpy()
 
     sentence = SentenceTransformer(str(folder), device="cpu")
     assert sentence.similarity_fn_name == "dot"

@@ -32,17 +32,20 @@ class SharedEncoder(nn.Module):
 
     def __init__(self, seed, layers=2, hidden=16):
         super().__init__()
-        self.bert = tiny_bert(layers=layers, hidden=hidden, seed=seed)
+        self.bert = tiny_bert(layers=layers, hidden=hidden, seed=seed).bert
+
+    def encode(self, tokens, mask):
+        return self.bert(tokens, attention_mask=mask).last_hidden_state[:, 0]
 
     def losses(self, batch, watch=None):
         queries, passages, pair, _ = batch
         vectors = []
         for tokens, mask, own in (queries, passages):
             if watch is None:
-                vectors.append(self.bert(tokens, mask))
+                vectors.append(self.encode(tokens, mask))
             else:
                 with watch.rows(own):
-                    vectors.append(self.bert(tokens, mask))
+                    vectors.append(self.encode(tokens, mask))
         query, passage = vectors
         return nn.functional.softplus(-(query[pair[:, 0]] * passage[pair[:, 1]]).sum(1) / 4)
 
@@ -77,7 +80,7 @@ def test_products_and_gradients_equal_one_backward_pass_a_group_in_float64(seed,
     generator = np.random.default_rng(seed)
     model = SharedEncoder(seed % 7).double()
     batch = random_batch(generator, n_groups, samples)
-    layers = model.bert.bert.encoder.layer[-1:]
+    layers = model.bert.encoder.layer[-1:]
     watched = list(layers.parameters())
     losses = model.losses(batch)
     expected = one_backward_pass_a_group(losses, batch[3], n_groups, watched)
@@ -133,7 +136,7 @@ def test_rows_of_no_group_have_no_part():
 def small_step(seed=0, layers=1, **options):
     """A model, its watch over the last layers, and a batch of 12 samples in 5 groups."""
     model = SharedEncoder(seed, layers=3)
-    watch = GroupGradients(model.bert.bert.encoder.layer[-layers:], 5, **options)
+    watch = GroupGradients(model.bert.encoder.layer[-layers:], 5, **options)
     return model, watch, random_batch(np.random.default_rng(seed), 5, 12)
 
 
@@ -197,7 +200,7 @@ def test_bfloat16_autocast_gives_autograds_gradients():
     plain = SharedEncoder(0, layers=3)
     with torch.autocast("cpu", torch.bfloat16):
         losses = plain.losses(batch)
-    exact = one_backward_pass_a_group(losses, batch[3], 5, list(plain.bert.bert.encoder.layer[-1:].parameters()))
+    exact = one_backward_pass_a_group(losses, batch[3], 5, list(plain.bert.encoder.layer[-1:].parameters()))
     losses.sum().backward()
     model, watch, batch = small_step()
     with torch.autocast("cpu", torch.bfloat16):
@@ -285,7 +288,7 @@ def test_sketches_estimate_the_products_without_bias_and_with_the_error_that_is_
     for seed in range(40):
         model, watch, batch = small_step(layers=2, sketch_dim=dimension)
         watch.release()
-        watch = GroupGradients(model.bert.bert.encoder.layer[-2:], 5, sketch_dim=dimension, seed=seed)
+        watch = GroupGradients(model.bert.encoder.layer[-2:], 5, sketch_dim=dimension, seed=seed)
         model.losses(batch, watch).sum().backward()
         estimates.append(watch.collect() / norms / norms[:, None])
     errors = torch.stack(estimates) - cosines

@@ -170,7 +170,7 @@ def test_bfloat16_scores_are_formed_in_float32(tmp_path):
     (batch,) = make_step_batches(episode, [np.arange(12)], Sequences(queries), Sequences(passages))
     model = TripletModel(tiny_roberta())
     with torch.autocast("cpu", torch.bfloat16):
-        vectors = model.encoder(batch.queries.input_ids, batch.queries.attention_mask)
+        vectors = model.encoder(batch.tokens)
         losses = model(batch)
     assert vectors.dtype == losses.dtype == torch.float32
     torch.testing.assert_close(losses, model(batch), rtol=0.3, atol=8)  # RoBERTa's own bfloat16, not the scores'

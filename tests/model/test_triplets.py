@@ -8,7 +8,7 @@ import torch
 
 from model.triplets import TripletModel, pairwise_nll
 from tests.tiny_models import random_episode, random_store, tiny_bert, tiny_roberta
-from utils.batching import Sequences, make_triplet_batch
+from utils.batching import Sequences, make_triplet_batch, pack
 
 
 def test_pairwise_nll_is_the_negative_log_of_the_softmax_of_two_scores():
@@ -27,12 +27,12 @@ def test_pairwise_nll_is_finite_for_scores_far_apart_and_in_half_precision():
 
 
 def plain_losses(encoder, store_queries, store_passages, episode, triplets, chunk_length=None):
-    """Each triplet alone: its query, positive and negative encoded one at a time, without padding."""
+    """Each triplet alone: its query, positive and negative encoded one at a time."""
 
     def vectors(store, row, chunk_length=None):
-        tokens = torch.from_numpy(store[row].astype(np.int64))
-        pieces = tokens.split(chunk_length) if chunk_length else [tokens]
-        return torch.cat([encoder(piece[None], torch.ones_like(piece)[None]) for piece in pieces])
+        sequences = Sequences(store, chunk_length)
+        pieces = range(sequences.row_starts[row], sequences.row_starts[row + 1])
+        return torch.cat([encoder(pack([(sequences, np.array([piece]))])) for piece in pieces])
 
     losses = []
     for triplet in triplets:
@@ -56,7 +56,7 @@ def test_sharing_encoded_texts_equals_encoding_every_triplet_alone(tmp_path, chu
 
     shared = TripletModel(encoder)(batch)
     alone = plain_losses(encoder, queries, passages, episode, triplets, chunk_length)
-    assert len(batch.queries.input_ids) < len(triplets)
+    assert len(batch.tokens) < 2 * len(triplets)
     torch.testing.assert_close(shared, alone, rtol=1e-12, atol=1e-12)
 
     gradients = torch.autograd.grad(shared.sum(), encoder.parameters())

@@ -1,19 +1,19 @@
-"""Batches: right tokens, little padding, each distinct text once."""
+"""Batches: right tokens, no padding, each distinct text once."""
 
 import numpy as np
 import pytest
 import torch
 
 from tests.tiny_models import random_episode, random_store
-from utils.batching import Sequences, make_step_batches, make_triplet_batch
+from utils.batching import Sequences, make_step_batches, make_triplet_batch, pack
 
 
-def rows_of(batch):
-    return [tuple(ids[mask.bool()].tolist()) for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
+def rows_of(tokens):
+    return [tuple(row.tolist()) for row in tokens.input_ids.split(tokens.lengths)]
 
 
 @pytest.mark.parametrize("chunk_length", [None, 5, 100])
-def test_a_padded_batch_holds_each_sequence_and_nothing_else(tmp_path, chunk_length):
+def test_a_pack_holds_each_sequence_and_nothing_else(tmp_path, chunk_length):
     store = random_store(tmp_path / "s", 20, pad_token_id=3)
     sequences = Sequences(store, chunk_length)
     pieces = [
@@ -23,11 +23,19 @@ def test_a_padded_batch_holds_each_sequence_and_nothing_else(tmp_path, chunk_len
     ]
     assert sequences.rows.tolist() == [row for row, _ in pieces]
     chosen = np.array([4, 0, 4, len(pieces) - 1, 7])
-    batch = sequences.pad(chosen)
-    assert rows_of(batch) == [pieces[i][1] for i in chosen]
-    assert (batch.input_ids[batch.attention_mask == 0] == 3).all()
-    longest = int(sequences.lengths[chosen].max())
-    assert longest <= batch.input_ids.shape[1] < longest + 8
+    tokens = pack([(sequences, chosen)])
+    assert rows_of(tokens) == [pieces[i][1] for i in chosen]
+    assert tokens.positions.tolist() == [place for length in tokens.lengths for place in range(length)]
+    assert (tokens.positions[tokens.first] == 0).all()
+    assert [length for count, length in tokens.runs for _ in range(count)] == tokens.lengths
+
+
+def test_a_pack_of_two_stores_in_an_order(tmp_path):
+    stores = random_store(tmp_path / "a", 5, seed=1), random_store(tmp_path / "b", 5, seed=2)
+    numbers, order = (np.array([3, 1]), np.array([0, 4, 4])), np.array([4, 0, 2, 3, 1])
+    tokens = pack([(Sequences(store), own) for store, own in zip(stores, numbers, strict=True)], order)
+    expected = [tuple(store[row].tolist()) for store, own in zip(stores, numbers, strict=True) for row in own]
+    assert rows_of(tokens) == [expected[i] for i in order]
 
 
 def test_a_shorter_row_repeats_its_first_sequence(tmp_path):
@@ -38,7 +46,7 @@ def test_a_shorter_row_repeats_its_first_sequence(tmp_path):
         assert (numbers[len(own) :] == own[0]).all()
 
 
-def test_an_empty_row_is_one_sequence_of_padding(tmp_path):
+def test_an_empty_row_is_one_token_of_padding(tmp_path):
     from utils.token_store import TokenizerInfo, TokenStore, create_token_store
 
     (tmp_path / "source").write_text("x")
@@ -47,7 +55,7 @@ def test_an_empty_row_is_one_sequence_of_padding(tmp_path):
     for chunk_length in (None, 4):
         sequences = Sequences(TokenStore(tmp_path / "s"), chunk_length)
         assert len(sequences) == 2
-        assert rows_of(sequences.pad(np.arange(2))) == [(), (5,)]
+        assert rows_of(pack([(sequences, np.arange(2))])) == [(0,), (5,)]
 
 
 @pytest.mark.parametrize("chunk_length", [None, 6])
@@ -57,27 +65,33 @@ def test_triplets_find_their_texts_and_each_text_stands_once_a_cluster(tmp_path,
     episode = random_episode(8, 12, n_groups=3)
     triplets = np.arange(10, 60)
     batch = make_triplet_batch(episode, triplets, Sequences(queries), sequences)
-    query_rows, passage_rows = rows_of(batch.queries), rows_of(batch.passages)
+    texts = rows_of(batch.tokens)
     serves = {}
     for i, triplet in enumerate(triplets):
         line = np.searchsorted(episode.starts, triplet, side="right") - 1
-        assert query_rows[batch.query[i]] == tuple(queries[episode.query_rows[line]].tolist())
+        assert texts[batch.query[i]] == tuple(queries[episode.query_rows[line]].tolist())
         assert batch.clusters[i] == episode.clusters[line]
+        serves.setdefault(int(batch.query[i]), set()).add(int(batch.clusters[i]))
         for index, row in (
             (batch.positive[i], episode.positive_rows[line]),
             (batch.negative[i], episode.negative_rows[triplet]),
         ):
             own = sequences.of_rows(np.array([row]))[0]
-            wanted = [passage_rows_of(sequences, number) for number in own]
-            assert [passage_rows[j] for j in index[: len(own)]] == wanted
+            wanted = [tokens_of(sequences, number) for number in own]
+            assert [texts[j] for j in index[: len(own)]] == wanted
             for j in index:
                 serves.setdefault(int(j), set()).add(int(batch.clusters[i]))
-    assert all(len(clusters) == 1 for clusters in serves.values())
-    assert len(serves) == len(passage_rows) < 2 * len(triplets)
-    assert len(query_rows) == len({int(episode.query_rows[line]) for line in episode.line_of(triplets)})
+    assert [serves[i] for i in range(len(texts))] == [{int(cluster)} for cluster in batch.sequence_clusters]
+    assert batch.sequence_clusters.tolist() == sorted(batch.sequence_clusters.tolist())
+    own = [texts[i] for i in batch.query.unique()]
+    assert len(own) == len({int(episode.query_rows[line]) for line in episode.line_of(triplets)})
+    assert len(texts) < 2 * len(triplets)
+    assert batch.token_clusters.tolist() == [
+        int(cluster) for cluster, row in zip(batch.sequence_clusters, texts, strict=True) for _ in row
+    ]
 
 
-def passage_rows_of(sequences, number):
+def tokens_of(sequences, number):
     return tuple(sequences.tokens[sequences.offsets[number] : sequences.offsets[number + 1]].tolist())
 
 

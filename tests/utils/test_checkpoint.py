@@ -8,6 +8,7 @@ from transformers import AutoTokenizer
 
 from tests.tiny import tiny_bert_tokenizer
 from tests.tiny_models import tiny_bert, tiny_roberta
+from utils.batching import PackedTokens
 from utils.checkpoint import (
     TrainerState,
     checkpoint_step,
@@ -95,7 +96,7 @@ def test_an_altered_trainer_state_is_an_error(save):
 
 def test_optimizer_and_random_states_go_on_bit_for_bit(save):
     encoder, optimizer, scaler = save.parts
-    loss = encoder(torch.tensor([[2, 7, 3]]), torch.ones(1, 3, dtype=torch.int64)).sum()
+    loss = encoder(PackedTokens(torch.tensor([2, 7, 3]), torch.arange(3), torch.tensor([0]), [3])).sum()
     loss.backward()
     optimizer.step()
     folder = save(1)

@@ -1,0 +1,76 @@
+"""Packed sequences give what transformers gives for padded ones."""
+
+import numpy as np
+import pytest
+import torch
+
+from model.attention import packed_attention
+from tests.tiny_models import padded_vectors, random_store, tiny_bert, tiny_roberta
+from utils.batching import AttentionBlocks, PackedTokens, Sequences, pack
+
+CPU = torch.device("cpu")
+
+
+def packed_and_padded(tmp_path, pad_token_id, rows=17):
+    """The same random texts twice: a pack sorted by length, and padded ids with their mask."""
+    store = random_store(tmp_path / "s", rows, seed=4, pad_token_id=pad_token_id)
+    order = np.argsort(store.lengths, kind="stable")
+    texts = [torch.from_numpy(store[row].astype(np.int64)) for row in order]
+    padded = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=pad_token_id)
+    mask = torch.arange(padded.shape[1]) < torch.tensor([[len(text)] for text in texts])
+    return pack([(Sequences(store), order)]), padded, mask.long()
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("make_encoder", [tiny_bert, tiny_roberta])
+def test_a_pack_gives_the_vectors_and_gradients_of_padded_texts(tmp_path, make_encoder, blocks):
+    encoder = make_encoder(layers=3).double()
+    tokens, padded, mask = packed_and_padded(tmp_path, encoder.config.pad_token_id)
+    assert len(tokens.runs) < len(tokens)
+    if blocks:
+        tokens.blocks = AttentionBlocks.of(tokens.lengths, CPU)
+    packed, expected = encoder(tokens), padded_vectors(encoder, padded, mask)
+    torch.testing.assert_close(packed, expected, rtol=1e-10, atol=1e-10)
+
+    weights = torch.randn_like(expected)
+    gradients = torch.autograd.grad((packed * weights).sum(), encoder.parameters())
+    wanted = torch.autograd.grad((expected * weights).sum(), encoder.parameters())
+    for got, want in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
+
+
+def test_checkpointing_changes_no_gradient_with_dropout_on(tmp_path):
+    gradients = []
+    for checkpointed in (False, True):
+        encoder = tiny_bert(layers=3, dropout=0.2).train()
+        tokens, _, _ = packed_and_padded(tmp_path, 0)
+        encoder.base_model.gradient_checkpointing = checkpointed
+        torch.manual_seed(0)
+        encoder(tokens).square().sum().backward()
+        gradients.append([parameter.grad for parameter in encoder.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed)
+
+
+@pytest.mark.parametrize("one_query", [False, True])
+def test_blocks_give_what_runs_give(one_query):
+    torch.manual_seed(0)
+    lengths = torch.randint(1, 30, (23,)).tolist()
+    tokens = PackedTokens(*[torch.zeros(0)] * 3, lengths)
+    query, key, value = torch.randn(3, sum(lengths), 2, 4)
+    query = query[: len(lengths)] if one_query else query
+    runs = packed_attention(query, key, value, tokens)
+    assert runs.shape == query.shape
+    tokens.blocks = AttentionBlocks.of(lengths, CPU)
+    torch.testing.assert_close(packed_attention(query, key, value, tokens), runs)
+
+
+def test_dropout_falls_on_the_attention_and_keeps_its_mean():
+    torch.manual_seed(0)
+    tokens = PackedTokens(*[torch.zeros(0)] * 3, [50] * 4)
+    query, key = torch.randn(2, 200, 2, 4)
+    value = torch.ones(200, 2, 4)
+    for tokens.blocks in (None, AttentionBlocks.of(tokens.lengths, CPU)):
+        dropped = packed_attention(query, key, value, tokens, dropout=0.3)
+        assert dropped.std() > 0.05
+        assert abs(dropped.mean() - 1) < 0.05
