@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from utils.distributed import all_reduce_sum, rank, world_size
 
-BLOCK_BYTES = 64 * 2**20  # of one block of group gradients; a handful of such blocks are alive at a time
+BLOCK_BYTES = 16 * 2**20  # of one block of group gradients; a handful of such blocks are alive at a time
 
 
 class GroupGradients:
@@ -247,33 +247,41 @@ class _Call:
 def _matrix_gradients(module: nn.Module, calls: list[_Call], groups: Tensor, first: int, last: int) -> Tensor:
     """Rows first … last - 1 of the weight's gradient, for each of `groups`: (groups, last - first, columns)."""
     weight = module.weight
+    make = _embedding_gradients if isinstance(module, nn.Embedding) else _linear_gradients
+    if len(calls) == 1 and len(calls[0].rows.present) == len(groups):
+        return make(module, calls[0], first, last).to(weight.dtype)
     block = weight.new_zeros(len(groups), last - first, weight.shape[1])
     for call in calls:
-        if isinstance(module, nn.Embedding):
-            position = _to(weight.device, torch.searchsorted(groups, call.rows.groups))
-            tokens = call.inputs.flatten(1)
-            chosen = (tokens >= first) & (tokens < last)
-            if module.padding_idx is not None:
-                chosen &= tokens != module.padding_idx
-            index = (position[:, None] * (last - first) + tokens - first)[chosen]
-            block.flatten(0, 1).index_add_(0, index, call.deltas.flatten(1, -2)[chosen].to(block.dtype))
-            continue
-        deltas = call.deltas.flatten(0, -2)[:, first:last]  # N, rows of the weight
-        inputs = call.inputs.flatten(0, -2).to(deltas.dtype)  # N, columns
-        position = torch.searchsorted(groups, call.rows.present)
-        stops = call.rows.stops * call.inputs[:1].flatten(0, -2).shape[0]
-        if deltas.is_cuda and deltas.dtype == torch.bfloat16:  # one launch rather than one a group
-            products = functional.grouped_mm(deltas.T, inputs, offs=_to(deltas.device, stops.int()))
-            block.index_add_(0, _to(block.device, position), products.to(block.dtype))
-            continue
-        start = 0
-        for place, stop in zip(position.tolist(), stops.tolist(), strict=True):
-            if deltas.dtype == block.dtype:
-                block[place].addmm_(deltas[start:stop].T, inputs[start:stop])
-            else:
-                block[place] += deltas[start:stop].T @ inputs[start:stop]
-            start = stop
+        places = _to(weight.device, torch.searchsorted(groups, call.rows.present))
+        block.index_add_(0, places, make(module, call, first, last).to(weight.dtype))
     return block
+
+
+def _linear_gradients(module: nn.Linear, call: _Call, first: int, last: int) -> Tensor:
+    """Σ_{t in g} δ_t x_tᵀ of each group of one call, (groups present, last - first, in), in the type of δ."""
+    deltas = call.deltas.flatten(0, -2)[:, first:last]  # N, rows of the weight
+    inputs = call.inputs.flatten(0, -2).to(deltas.dtype)  # N, in
+    stops = call.rows.stops * call.inputs[:1].flatten(0, -2).shape[0]
+    if deltas.is_cuda and deltas.dtype == torch.bfloat16:  # one launch rather than one a group
+        return functional.grouped_mm(deltas.T, inputs, offs=_to(deltas.device, stops.int()))
+    products = deltas.new_empty(len(stops), last - first, inputs.shape[1])
+    sizes = stops.diff(prepend=stops.new_zeros(1)).tolist()
+    for product, delta, row in zip(products, deltas.split(sizes), inputs.split(sizes), strict=True):
+        torch.mm(delta.T, row, out=product)
+    return products
+
+
+def _embedding_gradients(module: nn.Embedding, call: _Call, first: int, last: int) -> Tensor:
+    """Σ_{t in g} δ_t of each group and token of one call, (groups present, last - first, out)."""
+    tokens = call.inputs.flatten(1)
+    chosen = (tokens >= first) & (tokens < last)
+    if module.padding_idx is not None:
+        chosen &= tokens != module.padding_idx
+    place = _to(tokens.device, torch.searchsorted(call.rows.present, call.rows.groups))
+    index = (place[:, None] * (last - first) + tokens - first)[chosen]
+    deltas = call.deltas.flatten(1, -2)[chosen]
+    block = deltas.new_zeros(len(call.rows.present) * (last - first), deltas.shape[1])
+    return block.index_add_(0, index, deltas).view(-1, last - first, deltas.shape[1])
 
 
 def _vector_gradients(module: nn.Module, parameter: nn.Parameter, calls: list[_Call], groups: Tensor) -> Tensor:
