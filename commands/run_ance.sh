@@ -47,7 +47,7 @@
 #   SEED                                                                                    42
 # How
 #   PROCESSES          on this machine, see above                                           the GPUs, else 1 [2]
-#   MIXED_PRECISION    1: float16 on CUDA, bfloat16 on a CPU that has it                    1
+#   MIXED_PRECISION    1: bfloat16 where the hardware has it, else float16 (GPU)            1
 #   EVAL_BATCH_SIZE    texts a process encodes at once                                      512 [64]
 #   BM25               1: BM25 in the table too (holds the collection in memory)            0 [1]
 set -euo pipefail

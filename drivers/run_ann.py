@@ -26,7 +26,7 @@ from model.training_step import TrainingStep
 from model.triplets import TripletModel
 from utils import distributed
 from utils.arguments import option, parse, required
-from utils.batching import Sequences, make_step_batches, take_step
+from utils.batching import Sequences, TripletBatch, make_step_batches, prefetch, take_step
 from utils.checkpoint import (
     TrainerState,
     load_training_state,
@@ -71,7 +71,7 @@ class Arguments:
     num_training_steps: int = option(0, "steps of the decay to 0; 0: max_steps, or with single_warmup all")
     total_training_steps: int = option(0, "steps of all episodes, over which their peaks sink; 0: peaks stay")
     single_warmup: bool = option(False, "warm up and decay once a run rather than once an episode")
-    fp16: bool = option(False, "mixed precision: float16 on CUDA, bfloat16 on a CPU that has it")
+    fp16: bool = option(False, "mixed precision: bfloat16 where the hardware has it, float16 on an older GPU")
     group: int = option(0, "1: use the clusters of the mined file; 0: plain ERM")
     n_groups: int = option(50, "clusters, as many as were mined with")
     dro_type: str = option("idro", "idro or dro-greedy, in upper or lower case")
@@ -82,6 +82,7 @@ class Arguments:
     idro_layers: int = option(0, "last layers that gradients are compared over; 0: by --model_size")
     idro_sketch_dim: int = option(0, "numbers a cluster's gradient is projected to before exchange; 0: exact")
     logging_steps: int = option(10, "steps between log entries")
+    gradient_checkpointing: bool = option(False, "compute each layer twice rather than keep its activations")
     save_steps: int = option(0, "steps between checkpoints; 0: only at the end of the episode")
     log_dir: str = option("", "TensorBoard folder (default: output_dir/logs)")
     cache_dir: str = option("", "where models from the hub are kept")
@@ -152,6 +153,7 @@ def make_training_step(args: Arguments, encoder: Encoder, device: torch.device) 
         eps=args.eps,
     )
     encoder = encoder.to(device).train()
+    encoder.base_model.gradient_checkpointing = args.gradient_checkpointing
     watch = None
     if objective.needs_gradient_products:
         layers = watched_layers(encoder, args.model_size, args.idro_layers)
@@ -222,15 +224,19 @@ def main() -> None:
         f"{distributed.world_size()} processes on {device.type}, {step.precision.dtype}"
     )
 
+    def make_step(position: int) -> tuple[list[TripletBatch], int]:
+        parts, following = take_step(
+            position, episode.triplets, args.per_gpu_train_batch_size, args.gradient_accumulation_steps
+        )
+        return [batch.to(device) for batch in make_step_batches(episode, parts, queries, passages)], following
+
+    steps = prefetch(make_step, state.position)
     log = TrainingLog(args.log_dir, first_step=state.global_step)
     log.metrics(rate.episode_start, read_result(args.result_dir, args.round))
     with progress(total=max_steps, initial=state.episode_step, unit="steps", label=f"round {args.round}") as bar:
         while state.episode_step < max_steps:
             learning_rate = rate.at(state.global_step)
-            parts, state.position = take_step(
-                state.position, episode.triplets, args.per_gpu_train_batch_size, args.gradient_accumulation_steps
-            )
-            batches = [batch.to(device) for batch in make_step_batches(episode, parts, queries, passages)]
+            batches, state.position = next(steps)
             weights = step.objective.weights.clone()
             result = step(batches, learning_rate)
             state.global_step += 1
@@ -245,6 +251,7 @@ def main() -> None:
             if last or (args.save_steps and state.episode_step % args.save_steps == 0):
                 folder = save(args, step, state, encoder, tokenizer)
                 say(f"step {state.global_step}: loss {float(result.loss):.4f}, saved {folder}")
+    steps.close()
     log.close()
     distributed.leave()
 

@@ -62,7 +62,7 @@ class Arguments:
     cluster_query: bool = option(False, "cluster the training queries, and write each line's cluster")
     cluster_centroids: int = option(50, "clusters of the training queries")
     inference: bool = option(False, "encode only, with the newest checkpoint, and mine nothing")
-    fp16: bool = option(False, "mixed precision: float16 on CUDA, bfloat16 on a CPU that has it")
+    fp16: bool = option(False, "mixed precision: bfloat16 where the hardware has it, float16 on an older GPU")
     seed: int = option(42, "seed of the clusters and of the negatives")
     cache_dir: str = option("", "where models from the hub are kept")
     no_cuda: bool = option(False, "stay on the CPU")

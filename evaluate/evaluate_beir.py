@@ -48,7 +48,7 @@ class Arguments:
     embedding_dir: str = option("", "where embeddings are found or kept (default: out_dir/embeddings)")
     depth: int = option(1_000, "passages ranked a query")
     per_gpu_eval_batch_size: int = option(128, "texts a process encodes at once")
-    fp16: bool = option(False, "mixed precision: float16 on CUDA, bfloat16 on a CPU that has it")
+    fp16: bool = option(False, "mixed precision: bfloat16 where the hardware has it, float16 on an older GPU")
     cache_dir: str = option("", "where models from the hub are kept")
     no_cuda: bool = option(False, "stay on the CPU")
     local_rank: int = option(-1, "set by torch.distributed.launch")

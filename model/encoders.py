@@ -41,7 +41,9 @@ def first_token_vectors(model: BertModel | RobertaModel, tokens: PackedTokens, f
     The last layer reads every token and is asked for the first ones only: their vectors are all that follows, so
     10 of its 12 H² products a token fall away. Positions count from `first_position`.
     """
-    hidden = model.embeddings(input_ids=tokens.input_ids[None], position_ids=tokens.positions[None] + first_position)[0]
+    hidden = model.embeddings(input_ids=tokens.input_ids[None], position_ids=tokens.positions[None] + first_position)[
+        0
+    ]
     *layers, last = model.encoder.layer
     for layer in layers:
         if model.gradient_checkpointing and model.training:

@@ -313,8 +313,8 @@ class _Exchange:
 
     A block is (groups here, entries). Each process sends each other one the share of the entries that is the other's
     to sum up, for the groups that it has rows of: no process ever holds more than a block, and absent groups do not
-    travel. `here` are the groups present in this process, int64 ascending, `_union` those in any process; `_counts` and
-    `_places` are, a process each, how many it has and where they stand in the union.
+    travel. `here` are the groups present in this process, int64 ascending, `_union` those in any process; `_counts`
+    and `_places` are, a process each, how many it has and where they stand in the union.
     """
 
     def __init__(

@@ -7,10 +7,12 @@ A batch is packed: its sequences stand one after another in one flat tensor. The
 tokens alone and no padding; attention is told where the sequences end.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from utils import distributed
 from utils.episode import Episode
 from utils.token_store import TokenStore
 
+T = TypeVar("T")
 
 ATTENTION_BLOCKS = 4
 
@@ -52,7 +55,9 @@ class AttentionBlocks:
             token_place[tokens[present]] = offset + np.flatnonzero(present)
             offset += present.size
             blocks.append((tokens, present[:, None, None], sequences))
-        tokens, present, sequences = ([_move(torch.from_numpy(array), device) for array in arrays] for arrays in zip(*blocks, strict=True))
+        tokens, present, sequences = (
+            [_move(torch.from_numpy(array), device) for array in arrays] for arrays in zip(*blocks, strict=True)
+        )
         places = (_move(torch.from_numpy(array), device) for array in (token_place, np.argsort(order)))
         return cls(tokens, present, sequences, *places)
 
@@ -82,7 +87,9 @@ class PackedTokens:
 
     def to(self, device: torch.device) -> "PackedTokens":
         moved = [_move(tensor, device) for tensor in (self.input_ids, self.positions, self.first)]
-        return PackedTokens(*moved, self.lengths, AttentionBlocks.of(self.lengths, device) if device.type == "cuda" else None)
+        return PackedTokens(
+            *moved, self.lengths, AttentionBlocks.of(self.lengths, device) if device.type == "cuda" else None
+        )
 
 
 @dataclass
@@ -187,7 +194,7 @@ def make_triplet_batch(
     """Builds the batch of these triplets (their numbers in the mined file's order).
 
     Each distinct text stands in it once; a passage that serves queries of two clusters stands in it twice, so that
-    every sequence belongs to one cluster. Sequences are in the order of their clusters, and in one from short to long.
+    every sequence belongs to one cluster. Sequences are sorted by cluster, within one from short to long.
     """
     lines = episode.line_of(triplets)
     clusters = episode.clusters[lines]
@@ -245,3 +252,17 @@ def make_step_batches(
             batch.sequence_clusters.fill_(-1)
         batches.append(batch)
     return batches
+
+
+def prefetch(make: Callable[[int], tuple[T, int]], position: int) -> Iterator[tuple[T, int]]:
+    """What `make` gives at `position`, then at the position that it returned, …; one ahead, in the background.
+
+    `make` takes a position and returns what a step there needs and the next step's position. What it raises is raised
+    here, when its turn comes.
+    """
+    with ThreadPoolExecutor(1, "prefetch") as background:
+        coming = background.submit(make, position)
+        while True:
+            made, position = coming.result()
+            coming = background.submit(make, position)
+            yield made, position

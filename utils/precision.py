@@ -29,11 +29,12 @@ class Precision:
 
 
 def choose_precision(fp16: bool, device: torch.device) -> Precision:
-    """float16 on CUDA, bfloat16 on a CPU with instructions for it, float32 where neither is to be had (and said)."""
+    """bfloat16 where the hardware multiplies it, float16 on an older GPU, float32 on an older CPU (and said)."""
     if not fp16:
         return Precision(device.type, torch.float32)
     if device.type == "cuda":
-        return Precision(device.type, torch.float16)
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return Precision(device.type, torch.bfloat16 if has_bfloat16 else torch.float16)
     if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported():
         return Precision(device.type, torch.bfloat16)
     say("warning: --fp16 was asked for and this CPU has neither AMX nor AVX512-BF16: running in float32")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.tiny_models import random_episode, random_store
-from utils.batching import Sequences, make_step_batches, make_triplet_batch, pack
+from utils.batching import Sequences, make_step_batches, make_triplet_batch, pack, prefetch
 
 
 def rows_of(tokens):
@@ -102,3 +102,31 @@ def test_a_process_without_a_triplet_gets_one_that_counts_for_nothing(tmp_path):
     assert (full.clusters >= 0).all()
     assert empty.clusters.tolist() == [-1]
     assert torch.equal(empty.weights, torch.ones(1))
+
+
+def test_prefetching_gives_every_step_in_order_and_is_one_ahead():
+    made = []
+
+    def make(position):
+        made.append(position)
+        return f"step at {position}", (position + 2) % 7
+
+    steps = prefetch(make, 3)
+    assert [next(steps) for _ in range(4)] == [
+        ("step at 3", 5),
+        ("step at 5", 0),
+        ("step at 0", 2),
+        ("step at 2", 4),
+    ]
+    steps.close()
+    assert made == [3, 5, 0, 2, 4]
+
+
+def test_what_fails_in_the_background_is_raised_when_its_turn_comes():
+    def make(position):
+        return position, 10 // position - 10  # the second step has position 0
+
+    steps = prefetch(make, 1)
+    assert next(steps) == (1, 0)
+    with pytest.raises(ZeroDivisionError):
+        next(steps)
