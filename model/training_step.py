@@ -57,28 +57,29 @@ class TrainingStep:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         n_groups = len(self.objective.weights)
-        known = torch.cat([batch.clusters[batch.clusters >= 0] for batch in batches])
-        counts = all_reduce_sum(torch.bincount(known, minlength=n_groups))
-        loss_sums = torch.zeros_like(self.objective.weights)
-        for number, batch in enumerate(batches, start=1):
-            losses = self._accumulate(batch, counts, last=number == len(batches))
-            counted = batch.clusters >= 0
-            loss_sums.index_add_(0, batch.clusters[counted], losses.detach()[counted])
-        all_reduce_sum(loss_sums)
+        clusters = torch.cat([batch.clusters for batch in batches])
+        counts = all_reduce_sum(_sums_by_cluster(clusters, torch.ones_like(clusters), n_groups))
+        losses = [
+            self._accumulate(batch, counts, last=number == len(batches)).detach()
+            for number, batch in enumerate(batches, start=1)
+        ]
+        loss_sums = all_reduce_sum(_sums_by_cluster(clusters, torch.cat(losses), n_groups))
 
         products = self.watch.collect() if self.watch else None
         self.scaler.unscale_(self.optimizer)
         limit = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
         cluster_losses = loss_sums / counts.clamp(min=1)
-        skipped = not bool(norm.isfinite())
-        if self.scaler.is_enabled() or not skipped:  # the scaler skips by itself, and learns from it
+        # The one place where the host waits for a GPU: an optimizer cannot be told afterwards not to have stepped.
+        compared = norm if products is None else products.diagonal().sum() + norm
+        finite, comparable = torch.stack([norm.isfinite(), compared.isfinite()]).tolist()
+        if self.scaler.is_enabled() or finite:  # the scaler skips by itself, and learns from it
             self.scaler.step(self.optimizer)
-        if not skipped and (products is None or bool(products.isfinite().all())):
+        if comparable:
             self.objective.update(cluster_losses, counts, products)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(loss_sums.sum() / counts.sum(), cluster_losses, counts, norm, skipped)
+        return StepResult(loss_sums.sum() / counts.sum(), cluster_losses, counts, norm, not finite)
 
     def _accumulate(self, batch: TripletBatch, counts: Tensor, last: bool) -> Tensor:
         """Forward and backward of one batch; gradients are exchanged with the other processes on the last one."""
@@ -91,3 +92,8 @@ class TrainingStep:
             loss = (coefficients * losses).sum() * (world_size() if wrapped else 1)
             self.scaler.scale(loss).backward()
         return losses
+
+
+def _sums_by_cluster(clusters: Tensor, values: Tensor, n_groups: int) -> Tensor:
+    """Σ of the values (B,) of each cluster, (K,); those of cluster -1 count for nothing."""
+    return values.new_zeros(n_groups + 1).index_add_(0, clusters + 1, values)[1:]

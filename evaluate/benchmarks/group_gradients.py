@@ -10,12 +10,8 @@ drawn like those of MS MARCO's texts (passages 77 tokens in the mean, at most 25
 query has one of 50 clusters. Weights are random: they do not matter for time.
 """
 
-import platform
-import re
 import statistics
-import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,38 +19,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from transformers import BertConfig
 
-from model.dro import make_objective, watched_layers
-from model.encoders import BertDot
-from model.group_gradients import GroupGradients
-from model.optimizers import make_optimizer
+from evaluate.benchmarks import contenders
 from model.training_step import TrainingStep
-from model.triplets import TripletModel
 from utils import distributed
 from utils.arguments import option, parse, required
 from utils.batching import PackedTokens, TripletBatch
 from utils.errors import InputError, run
 from utils.files import write_json
 from utils.logs import progress
-from utils.precision import choose_precision
 
-SHAPES = {  # layers, width, heads
-    "base": (12, 768, 12),
-    "mid": (12, 384, 12),
-    "small": (6, 384, 12),
-    "tiny": (2, 32, 2),
-}
 NEGATIVES_A_LINE = 6
-VOCABULARY = 30_522
 
 
 @dataclass
 class Arguments:
     out_dir: str = required("where group_gradients-….json goes")
-    shape: str = option("small", "base (12 layers, 768 wide), mid (12, 384), small (6, 384) or tiny")
+    shape: str = option("minilm", "base (12 layers, 768 wide), mid (12, 384), minilm (6, 384) or tiny")
     triplets: int = option(64, "triplets a step and process")
     clusters: int = option(50, "clusters")
     all_clusters: bool = option(
@@ -75,22 +56,7 @@ class Arguments:
         if "erm" not in self.contenders:
             raise InputError("--contenders must hold erm, which the others are compared to")
         self.contenders.sort(key=lambda name: name != "erm")
-        if self.shape not in SHAPES:
-            raise InputError(f"--shape {self.shape!r}: there are {', '.join(SHAPES)}")
-
-
-def make_encoder(shape: str) -> BertDot:
-    layers, width, heads = SHAPES[shape]
-    torch.manual_seed(0)
-    return BertDot(
-        BertConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=width,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            intermediate_size=4 * width,
-        )
-    )
+        contenders.check_shape(self.shape)
 
 
 def make_batch(args: Arguments, seed: int) -> TripletBatch:
@@ -112,7 +78,7 @@ def make_batch(args: Arguments, seed: int) -> TripletBatch:
     taken = of_texts[order]
     first = np.cumsum(taken) - taken
     tokens = PackedTokens(
-        input_ids=torch.from_numpy(generator.integers(1000, VOCABULARY, size=taken.sum())),
+        input_ids=torch.from_numpy(generator.integers(1000, contenders.VOCABULARY, size=taken.sum())),
         positions=torch.from_numpy(np.arange(taken.sum()) - np.repeat(first, taken)),
         first=torch.from_numpy(first),
         lengths=taken.tolist(),
@@ -129,79 +95,25 @@ def make_batch(args: Arguments, seed: int) -> TripletBatch:
     )
 
 
-class PublishedStep(TrainingStep):
-    """iDRO as published: a backward pass for every cluster in the batch, gradients summed over processes in full."""
-
-    def __init__(self, *parts, watched: nn.ModuleList) -> None:
-        super().__init__(*parts)
-        self.watched = list(watched.parameters())
-
-    def _accumulate(self, batch: TripletBatch, counts: Tensor, last: bool) -> Tensor:
-        with self.precision.autocast():
-            losses = self.model(batch)
-        sums = [p.new_zeros(len(counts), p.numel()) for p in self.watched]
-        for cluster in batch.clusters.unique().tolist():
-            mean = losses[batch.clusters == cluster].sum() / counts[cluster]
-            for total, gradient in zip(sums, torch.autograd.grad(mean, self.watched, retain_graph=True), strict=True):
-                total[cluster] = gradient.flatten()
-        self.products = sum(total @ total.T for total in map(distributed.all_reduce_sum, sums))
-        del sums
-        (self.objective.coefficients(batch.clusters, counts) * losses).sum().backward()
-        return losses
-
-
 def make_contender(name: str, args: Arguments, device: torch.device) -> TrainingStep:
-    encoder = make_encoder(args.shape).to(device).train()
-    settings = {"alpha": 0.25, "ema": 0.1, "rho": 0.05, "eps": 0.01}
-    objective = make_objective("erm" if name in ("erm", "published") else "idro", args.clusters, **settings).to(
-        device
-    )
-    layers = watched_layers(encoder, "base")
-    watch = None
-    if name in ("idro", "sketch"):
-        watch = GroupGradients(layers, args.clusters, sketch_dim=1024 if name == "sketch" else None)
-    model = TripletModel(encoder, watch)
-    optimizer = make_optimizer("lamb", model, 1e-5, 0.0, 1e-8)
-    if distributed.world_size() > 1:
-        model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
-    scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda" and args.fp16)
-    parts = (model, objective, optimizer, scaler, choose_precision(args.fp16, device), 1.0)
-    return PublishedStep(*parts, watched=layers) if name == "published" else TrainingStep(*parts, watch)
+    return contenders.make_step(name, contenders.make_encoder(args.shape), args.clusters, args.fp16, device)
 
 
 def timed(step: TrainingStep, batch: TripletBatch, device: torch.device) -> float:
     """Seconds of one step, the device's work included."""
     batch = batch.to(device)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    contenders.now(device)
     distributed.barrier()
-    start = time.perf_counter()
-    step([batch], 1e-5)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def peak_memory(args: Arguments, name: str) -> float:
-    """Peak memory in GiB of a fresh process that takes two steps of one contender."""
-    flags = ("shape", "triplets", "clusters", "all_clusters", "fp16", "no_cuda")
-    command = [sys.executable, __file__, "--out_dir", args.out_dir, "--peak_of", name]
-    command += [part for flag in flags for part in (f"--{flag}", str(getattr(args, flag)))]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    if finished.returncode:
-        raise InputError(f"the memory of {name} could not be measured: {finished.stderr[-500:]}")
-    return float(finished.stdout.split()[-1])
+    start = contenders.now(device)
+    step([batch], contenders.LEARNING_RATE)
+    return contenders.now(device) - start
 
 
 def print_peak(args: Arguments, device: torch.device) -> None:
     step = make_contender(args.peak_of, args, device)
     for number in range(2):
         timed(step, make_batch(args, number), device)
-    if device.type == "cuda":
-        print(torch.cuda.max_memory_allocated() / 2**30)
-    else:  # getrusage would carry over the peak of the process that started this one
-        peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        print(int(peak[1]) / 2**20)
+    print(contenders.peak_gib(device))
 
 
 def measure(args: Arguments, device: torch.device) -> dict:
@@ -219,9 +131,8 @@ def measure(args: Arguments, device: torch.device) -> dict:
     first = seconds[args.contenders[0]]
     batch = make_batch(args, 1)
     return {
-        "device": torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else platform.processor() or platform.machine(),
+        "benchmark": "group_gradients",
+        "device": contenders.name_of(device),
         "dtype": str(steps[args.contenders[0]].precision.dtype).removeprefix("torch."),
         "processes": distributed.world_size(),
         "threads": torch.get_num_threads(),
@@ -248,7 +159,7 @@ def main() -> None:
     result = measure(args, device)
     if distributed.world_size() == 1:
         for name, of_contender in result["contenders"].items():
-            of_contender["peak_gib"] = peak_memory(args, name)
+            of_contender["peak_gib"] = contenders.peak_of_fresh_process(__file__, args, name)
     if distributed.is_main():
         case = [args.shape, result["dtype"], f"{result['processes']}p"] + ["all-clusters"] * args.all_clusters
         write_json(Path(args.out_dir, f"group_gradients-{'-'.join(case)}.json"), result)
