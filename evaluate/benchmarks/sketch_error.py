@@ -17,8 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from torch import Tensor
 
+from evaluate.benchmarks.contenders import make_encoder
 from evaluate.benchmarks.group_gradients import Arguments as Shape
-from evaluate.benchmarks.group_gradients import make_batch, make_encoder
+from evaluate.benchmarks.group_gradients import make_batch
 from model.dro import IDRO, watched_layers
 from model.group_gradients import GroupGradients
 from model.triplets import TripletModel
@@ -31,7 +32,7 @@ from utils.logs import progress
 @dataclass
 class Arguments:
     out_dir: str = required("where sketch_error.json goes")
-    shape: str = option("small", "as in group_gradients.py")
+    shape: str = option("minilm", "as in group_gradients.py")
     triplets: int = option(32, "triplets, each of a cluster of its own")
     clusters: int = option(50, "clusters")
     dims: list[int] = field(
