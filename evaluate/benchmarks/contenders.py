@@ -1,0 +1,173 @@
+"""What the benchmarks share: encoders by shape, training steps by name, the clock, and the memory of a process.
+
+A contender is a way to take a training step. Contenders are measured in turn in one process, so that whatever else
+the machine does meets them all alike, and their memory in a process of their own each.
+"""
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import BertConfig
+
+from model.dro import make_objective, watched_layers
+from model.encoders import BertDot
+from model.group_gradients import GroupGradients
+from model.optimizers import make_optimizer
+from model.training_step import TrainingStep
+from model.triplets import TripletModel
+from utils import distributed
+from utils.errors import InputError
+from utils.precision import choose_precision
+
+SHAPES = {  # layers, width, heads
+    "base": (12, 768, 12),
+    "mid": (12, 384, 12),
+    "minilm": (6, 384, 12),
+    "tiny": (2, 32, 2),
+}
+VOCABULARY = 30_522
+DRO_SETTINGS = {"alpha": 0.25, "ema": 0.1, "rho": 0.05, "eps": 0.01}
+SKETCH_DIM = 1024
+LEARNING_RATE, ADAM_EPSILON, MAX_GRAD_NORM = 1e-5, 1e-8, 1.0
+
+
+def check_shape(name: str) -> None:
+    if name not in SHAPES:
+        raise InputError(f"--shape {name!r}: there are {', '.join(SHAPES)}")
+
+
+def make_encoder(shape: str, vocabulary: int = VOCABULARY, dropout: float = 0.1) -> BertDot:
+    """An encoder of that shape, with the same random weights at every call: they do not matter for time."""
+    layers, width, heads = SHAPES[shape]
+    torch.manual_seed(0)
+    return BertDot(
+        BertConfig(
+            vocab_size=vocabulary,
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=4 * width,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A step that was taken: its seconds, those of them that went into making the batch, and its mean loss.
+
+    `tokens`: the real tokens that went through the encoder, a text counting as often as it did so; `positions`: the
+    same with padding.
+    """
+
+    seconds: float
+    input_seconds: float
+    loss: float
+    tokens: int
+    positions: int
+
+
+class PublishedStep(TrainingStep):
+    """iDRO as published: a backward pass for every cluster in the batch, gradients summed over processes in full."""
+
+    def __init__(self, *parts, watched: nn.ModuleList) -> None:
+        super().__init__(*parts)
+        self.watched = list(watched.parameters())
+
+    def _accumulate(self, batch: Any, counts: Tensor, last: bool) -> Tensor:
+        with self.precision.autocast():
+            losses = self.model(batch)
+        sums = [p.new_zeros(len(counts), p.numel()) for p in self.watched]
+        for cluster in batch.clusters.unique().tolist():
+            mean = self.scaler.scale(losses[batch.clusters == cluster].sum() / counts[cluster])
+            for total, gradient in zip(sums, torch.autograd.grad(mean, self.watched, retain_graph=True), strict=True):
+                total[cluster] = gradient.flatten()
+        self.products = sum(total @ total.T for total in map(distributed.all_reduce_sum, sums))
+        del sums
+        self.scaler.scale((self.objective.coefficients(batch.clusters, counts) * losses).sum()).backward()
+        return losses
+
+
+def make_step(
+    name: str,
+    encoder: BertDot,
+    n_groups: int,
+    fp16: bool,
+    device: torch.device,
+    optimizer: str = "lamb",
+    make_model: Callable[[BertDot, GroupGradients | None], nn.Module] = TripletModel,
+) -> TrainingStep:
+    """A training step by its contender's name: erm, dro-greedy, idro, sketch (iDRO's with sketch_dim) or published.
+
+    `make_model` makes what computes a batch's losses from the encoder, and from the watch where there is one.
+    """
+    encoder = encoder.to(device).train()
+    objective = make_objective({"sketch": "idro", "published": "erm"}.get(name, name), n_groups, **DRO_SETTINGS)
+    layers = watched_layers(encoder, "base")
+    watch = None
+    if objective.needs_gradient_products:
+        watch = GroupGradients(layers, n_groups, sketch_dim=SKETCH_DIM if name == "sketch" else None)
+    model = make_model(encoder, watch)
+    precision = choose_precision(fp16, device)
+    parts = (
+        make_optimizer(optimizer, model, LEARNING_RATE, 0.0, ADAM_EPSILON),
+        torch.amp.GradScaler(device.type, enabled=precision.needs_scaler),
+        precision,
+        MAX_GRAD_NORM,
+    )
+    if distributed.world_size() > 1:
+        model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    if name == "published":
+        return PublishedStep(model, objective.to(device), *parts, watched=layers)
+    return TrainingStep(model, objective.to(device), *parts, watch)
+
+
+def now(device: torch.device) -> float:
+    """The clock in seconds, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def name_of(device: torch.device) -> str:
+    """What the device calls itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    found = re.search(r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    return found[1] if found else "CPU"
+
+
+def peak_gib(device: torch.device) -> float:
+    """The most memory that this process has held so far, in GiB: the GPU's, or else all that was resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    # getrusage would carry over the peak of the process that started this one
+    found = re.search(r"VmHWM:\s+(\d+) kB", _read("/proc/self/status"))
+    if not found:
+        raise InputError("peak memory is read from /proc/self/status (VmHWM), which only Linux has")
+    return int(found[1]) / 2**20
+
+
+def _read(path: str) -> str:
+    return Path(path).read_text() if Path(path).exists() else ""
+
+
+def peak_of_fresh_process(script: str, args: Any, contender: str) -> float:
+    """What `script` prints last, a number of GiB, when it is run with the same flags and --peak_of `contender`."""
+    command = [sys.executable, script]
+    for name, value in {**vars(args), "peak_of": contender}.items():
+        command += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    if finished.returncode:
+        raise InputError(f"the memory of {contender} could not be measured: {finished.stderr[-500:]}")
+    return float(finished.stdout.split()[-1])
