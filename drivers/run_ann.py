@@ -10,6 +10,7 @@ again, it goes on from the newest checkpoint, inside the episode too; an episode
 """
 
 import sys
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +83,7 @@ class Arguments:
     idro_layers: int = option(0, "last layers that gradients are compared over; 0: by --model_size")
     idro_sketch_dim: int = option(0, "numbers a cluster's gradient is projected to before exchange; 0: exact")
     logging_steps: int = option(10, "steps between log entries")
-    gradient_checkpointing: bool = option(False, "compute each layer twice rather than keep its activations")
+    gradient_checkpointing: bool = option(False, "compute layers twice rather than keep their activations")
     save_steps: int = option(0, "steps between checkpoints; 0: only at the end of the episode")
     log_dir: str = option("", "TensorBoard folder (default: output_dir/logs)")
     cache_dir: str = option("", "where models from the hub are kept")
@@ -225,15 +226,17 @@ def main() -> None:
     )
 
     def make_step(position: int) -> tuple[list[TripletBatch], int]:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # each thread has a current device of its own
         parts, following = take_step(
             position, episode.triplets, args.per_gpu_train_batch_size, args.gradient_accumulation_steps
         )
         return [batch.to(device) for batch in make_step_batches(episode, parts, queries, passages)], following
 
-    steps = prefetch(make_step, state.position)
     log = TrainingLog(args.log_dir, first_step=state.global_step)
     log.metrics(rate.episode_start, read_result(args.result_dir, args.round))
-    with progress(total=max_steps, initial=state.episode_step, unit="steps", label=f"round {args.round}") as bar:
+    bar = progress(total=max_steps, initial=state.episode_step, unit="steps", label=f"round {args.round}")
+    with bar, closing(prefetch(make_step, state.position)) as steps:
         while state.episode_step < max_steps:
             learning_rate = rate.at(state.global_step)
             batches, state.position = next(steps)
@@ -251,7 +254,6 @@ def main() -> None:
             if last or (args.save_steps and state.episode_step % args.save_steps == 0):
                 folder = save(args, step, state, encoder, tokenizer)
                 say(f"step {state.global_step}: loss {float(result.loss):.4f}, saved {folder}")
-    steps.close()
     log.close()
     distributed.leave()
 

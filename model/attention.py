@@ -15,7 +15,8 @@ from utils.batching import PackedTokens
 def packed_attention(query: Tensor, key: Tensor, value: Tensor, tokens: PackedTokens, dropout: float = 0.0) -> Tensor:
     """softmax(q kᵀ / √d) v within each sequence; the result has the shape of `query`.
 
-    `key` and `value` are (T, heads, d). `query` is the same, or (n, heads, d): one query a sequence.
+    `key` and `value` are (T, heads, d). `query` is the same, or (n, heads, d): one query a sequence. (Where all
+    sequences have one token, that is the same thing.)
     """
     if tokens.blocks is not None:
         return _by_blocks(query, key, value, tokens, dropout)

@@ -157,6 +157,8 @@ def load_encoder(
                 f"{encoder_class.config_class.model_type}",
                 checkpoint,
             )
+        if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
+            raise InputError("is a decoder, whose tokens see those before them only; give an encoder", checkpoint)
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(NEW_WEIGHTS_SEED)
             encoder, loading = encoder_class.from_pretrained(

@@ -40,7 +40,7 @@ class GroupGradients:
     autograd: requires_grad becomes False, and `collect` fills .grad, with autograd's gradient up to the order of
     floating point sums. Over several processes gradients are averaged, each group's and their sum, as
     DistributedDataParallel averages its own; wrap the model after making a `GroupGradients`, and it leaves the
-    watched parameters alone.
+    watched parameters alone. Its device and dtype must be final by then.
 
     Works with several backward passes before one `collect` (gradient accumulation: the inputs of all are kept),
     autocast, gradient scalers (`collect` before unscaling; the products carry the squared scale) and activation
@@ -92,12 +92,16 @@ class GroupGradients:
         """
         if self._rows:
             raise RuntimeError("rows() inside rows()")
+        if not groups:
+            raise TypeError("rows() wants the groups of the rows")
+        rows: dict[int, _Rows] = {}
         for one in groups:
-            if one.ndim != 1 or not ((one >= -1) & (one < self.n_groups)).all():
+            own = one.detach().cpu()
+            if own.ndim != 1 or not ((own >= -1) & (own < self.n_groups)).all():
                 raise ValueError(f"groups must be one-dimensional, from -1 to {self.n_groups - 1}")
-            own = _Rows(one.detach().cpu())
-            if not torch.equal(self._rows.setdefault(len(one), own).given, own.given):
-                raise ValueError(f"two different groups of {len(one)} rows: they cannot be told apart")
+            if not torch.equal(rows.setdefault(len(own), _Rows(own)).given, own):
+                raise ValueError(f"two different groups of {len(own)} rows: they cannot be told apart")
+        self._rows = rows
         try:
             yield
         finally:
@@ -215,7 +219,7 @@ class _Rows:
         ascending = not (given.diff() < 0).any()
         self._order = slice(outside, None) if ascending else given.argsort(stable=True)[outside:]
         self.groups = given[self._order]
-        self.present, counts = self.groups.unique_consecutive(return_counts=True)
+        self.present, self._place, counts = self.groups.unique_consecutive(return_inverse=True, return_counts=True)
         self.stops = counts.cumsum(0)
 
     def sort(self, values: Tensor) -> Tensor:
@@ -223,6 +227,11 @@ class _Rows:
         if isinstance(self._order, Tensor):
             self._order = _to(values.device, self._order)
         return values[self._order]
+
+    def place(self, device: torch.device) -> Tensor:
+        """Which of `present` each of the sorted rows belongs to, int64, on the device."""
+        self._place = _to(device, self._place)
+        return self._place
 
 
 class _Call:
@@ -262,24 +271,36 @@ def _linear_gradients(module: nn.Linear, call: _Call, first: int, last: int) -> 
     deltas = call.deltas.flatten(0, -2)[:, first:last]  # N, rows of the weight
     inputs = call.inputs.flatten(0, -2).to(deltas.dtype)  # N, in
     stops = call.rows.stops * call.inputs[:1].flatten(0, -2).shape[0]
-    if deltas.is_cuda and deltas.dtype == torch.bfloat16:  # one launch rather than one a group
+    if len(stops) and _can_be_grouped(deltas, inputs):
         return functional.grouped_mm(deltas.T, inputs, offs=_to(deltas.device, stops.int()))
-    products = deltas.new_empty(len(stops), last - first, inputs.shape[1])
+    return _product_a_group(deltas, inputs, stops)
+
+
+def _product_a_group(deltas: Tensor, inputs: Tensor, stops: Tensor) -> Tensor:
+    """deltasᵀ inputs over the rows of each group, which end at `stops`: (groups, out, in)."""
+    products = deltas.new_empty(len(stops), deltas.shape[1], inputs.shape[1])
     sizes = stops.diff(prepend=stops.new_zeros(1)).tolist()
     for product, delta, row in zip(products, deltas.split(sizes), inputs.split(sizes), strict=True):
         torch.mm(delta.T, row, out=product)
     return products
 
 
+def _can_be_grouped(deltas: Tensor, inputs: Tensor) -> bool:
+    """Whether torch has one kernel for all groups, rather than one a group: bfloat16 on Hopper and Blackwell."""
+    if not (deltas.is_cuda and deltas.dtype == torch.bfloat16):
+        return False
+    aligned = all(rows.stride(1) == 1 and rows.stride(0) and rows.stride(0) % 8 == 0 for rows in (deltas, inputs))
+    return aligned and torch.cuda.get_device_capability(deltas.device)[0] in (9, 10)
+
+
 def _embedding_gradients(module: nn.Embedding, call: _Call, first: int, last: int) -> Tensor:
     """Σ_{t in g} δ_t of each group and token of one call, (groups present, last - first, out)."""
-    tokens = call.inputs.flatten(1)
+    tokens = call.inputs.reshape(len(call.inputs), -1)  # B, tokens
     chosen = (tokens >= first) & (tokens < last)
     if module.padding_idx is not None:
         chosen &= tokens != module.padding_idx
-    place = _to(tokens.device, torch.searchsorted(call.rows.present, call.rows.groups))
-    index = (place[:, None] * (last - first) + tokens - first)[chosen]
-    deltas = call.deltas.flatten(1, -2)[chosen]
+    index = (call.rows.place(tokens.device)[:, None] * (last - first) + tokens - first)[chosen]
+    deltas = call.deltas.reshape(*tokens.shape, -1)[chosen]
     block = deltas.new_zeros(len(call.rows.present) * (last - first), deltas.shape[1])
     return block.index_add_(0, index, deltas).view(-1, last - first, deltas.shape[1])
 
@@ -292,8 +313,10 @@ def _vector_gradients(module: nn.Module, parameter: nn.Parameter, calls: list[_C
         if isinstance(module, nn.LayerNorm) and parameter is module.weight:
             inputs = call.inputs.to(parameter.dtype)
             values = values * functional.layer_norm(inputs, module.normalized_shape, eps=module.eps)
-        member = (call.rows.groups == groups[:, None]).to(parameter)  # groups, B
-        block += member @ (values if values.ndim == 2 else values.flatten(1, -2).sum(1))
+        values = values if values.ndim == 2 else values.flatten(1, -2).sum(1)
+        own = block.new_zeros(len(call.rows.present), len(parameter))
+        own.index_add_(0, call.rows.place(block.device), values)
+        block.index_add_(0, _to(block.device, torch.searchsorted(groups, call.rows.present)), own)
     return block
 
 
@@ -339,7 +362,7 @@ class _Exchange:
         self._sketch = like.new_zeros(len(self._union), sketch_dim) if sketch_dim else None
 
     def slices(self, parameter: nn.Parameter) -> Iterator[tuple[int, int]]:
-        """Row ranges of a matrix, such that a block of all groups' gradients stays within BLOCK_BYTES."""
+        """Row ranges of a matrix: a block of all groups' gradients stays within BLOCK_BYTES, or is of eight rows."""
         row_bytes = parameter[0].numel() * parameter.element_size() * max(1, len(self._union))
         step = max(8, BLOCK_BYTES // row_bytes // 8 * 8)  # in eights, as a GPU's loads are aligned
         for first in range(0, len(parameter), step):
@@ -348,7 +371,7 @@ class _Exchange:
     def add(self, block: Tensor, signs: Tensor | None) -> Tensor:
         """Takes in a block, (groups here, n), and returns the mean gradient over the processes, (n,)."""
         if self._sketch is not None:
-            signed = functional.pad(block * signs.to(block.device), (0, -block.shape[1] % self._sketch.shape[1]))
+            signed = functional.pad(block * signs, (0, -block.shape[1] % self._sketch.shape[1]))
             folded = signed.view(len(block), -1, self._sketch.shape[1]).sum(1)
             self._sketch.index_add_(0, self._places[rank()], folded)
             return all_reduce_sum(block.sum(0)) / self._size

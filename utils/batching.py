@@ -7,7 +7,7 @@ A batch is packed: its sequences stand one after another in one flat tensor. The
 tokens alone and no padding; attention is told where the sequences end.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,11 +55,11 @@ class AttentionBlocks:
             token_place[tokens[present]] = offset + np.flatnonzero(present)
             offset += present.size
             blocks.append((tokens, present[:, None, None], sequences))
-        tokens, present, sequences = (
+        columns_of_blocks = (
             [_move(torch.from_numpy(array), device) for array in arrays] for arrays in zip(*blocks, strict=True)
         )
         places = (_move(torch.from_numpy(array), device) for array in (token_place, np.argsort(order)))
-        return cls(tokens, present, sequences, *places)
+        return cls(*columns_of_blocks, *places)
 
 
 @dataclass
@@ -121,8 +121,8 @@ class TripletBatch:
 
 
 def _move(value: Tensor | PackedTokens, device: torch.device) -> Tensor | PackedTokens:
-    """To the device; by way of pinned memory where that is a GPU, so that the copy runs beside the computation."""
-    if isinstance(value, Tensor) and device.type == "cuda":
+    """To the device; by way of pinned memory where that is a GPU, so that the host does not wait for the copy."""
+    if isinstance(value, Tensor) and device.type == "cuda" and value.device.type == "cpu":
         return value.pin_memory().to(device, non_blocking=True)
     return value.to(device)
 
@@ -254,11 +254,11 @@ def make_step_batches(
     return batches
 
 
-def prefetch(make: Callable[[int], tuple[T, int]], position: int) -> Iterator[tuple[T, int]]:
+def prefetch(make: Callable[[int], tuple[T, int]], position: int) -> Generator[tuple[T, int], None, None]:
     """What `make` gives at `position`, then at the position that it returned, …; one ahead, in the background.
 
     `make` takes a position and returns what a step there needs and the next step's position. What it raises is raised
-    here, when its turn comes.
+    here, when its turn comes. Close it when no more is wanted; what it is one ahead with is dropped.
     """
     with ThreadPoolExecutor(1, "prefetch") as background:
         coming = background.submit(make, position)

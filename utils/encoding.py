@@ -1,7 +1,7 @@
 """Encodes a token store with a checkpoint, each process its share of the rows.
 
-Rows are shared out evenly by tokens, not by count. Within a window of rows, sequences are sorted by length, so
-that a batch holds sequences of about one length and little padding; a window is written before the next begins.
+Rows are shared out evenly by tokens, not by count. Within a window of rows, sequences are sorted by length, since
+those of one length share a call of attention; a window is written before the next begins.
 """
 
 from pathlib import Path

@@ -63,7 +63,7 @@ class TrainingLog:
     def __init__(self, folder: str | Path, first_step: int = 0) -> None:
         """`first_step`: points beyond it that an interrupted run left are taken back."""
         self._writer = SummaryWriter(str(folder), purge_step=first_step + 1) if distributed.is_main() else None
-        self._last = first_step, time.monotonic()
+        self._last: tuple[int, float] | None = None
 
     def metrics(self, step: int, result: Mapping[str, object]) -> None:
         """The dev metrics that a mined episode carries, those of each cluster too."""
@@ -89,9 +89,10 @@ class TrainingLog:
     def step(self, step: int, result: StepResult, weights: Tensor, learning_rate: float) -> None:
         """What a training step saw, the cluster weights (K,) that it was taken with, and the pace since last time."""
         values = {"loss": result.loss, "learning_rate": learning_rate, "gradient_norm": result.gradient_norm}
-        (last_step, last_time), self._last = self._last, (step, time.monotonic())
-        pace = (step - last_step) / (self._last[1] - last_time)
-        self.scalars(step, values | {"triplets_per_second": result.counts.sum() * pace})
+        last, self._last = self._last, (step, time.monotonic())
+        if last:
+            values["steps_per_second"] = (step - last[0]) / (self._last[1] - last[1])
+        self.scalars(step, values)
         if len(weights) > 1:
             self.clusters(step, "cluster_loss", result.cluster_losses, result.counts > 0)
             self.clusters(step, "cluster_weight", weights, weights >= 0)

@@ -33,7 +33,7 @@ from utils.logs import progress
 class Arguments:
     out_dir: str = required("where sketch_error.json goes")
     shape: str = option("minilm", "as in group_gradients.py")
-    triplets: int = option(32, "triplets, each of a cluster of its own")
+    triplets: int = option(32, "triplets, each of a cluster of its own while there are enough")
     clusters: int = option(50, "clusters")
     dims: list[int] = field(
         default_factory=lambda: [64, 256, 1024, 4096, 16384], metadata={"help": "the D to be measured"}
@@ -68,7 +68,8 @@ def measure(args: Arguments) -> list[dict]:
 
     def cosines(products: Tensor) -> Tensor:
         norms = products.diagonal().clamp(min=0).sqrt()
-        return (products / (norms[:, None] * norms))[here][:, here]
+        between = (products / (norms[:, None] * norms))[here][:, here]
+        return between[*torch.triu_indices(*between.shape, offset=1)]
 
     weights = weights_after(exact, losses, counts)
     rows = []

@@ -45,8 +45,13 @@ def test_checkpointing_changes_no_gradient_with_dropout_on(tmp_path):
         encoder = tiny_bert(layers=3, dropout=0.2).train()
         tokens, _, _ = packed_and_padded(tmp_path, 0)
         encoder.base_model.gradient_checkpointing = checkpointed
+        first, *_, last = (layer.intermediate.dense for layer in encoder.bert.encoder.layer)
+        calls = {first: [], last: []}
+        for module in calls:
+            module.register_forward_pre_hook(lambda module, inputs, calls=calls: calls[module].append(inputs))
         torch.manual_seed(0)
         encoder(tokens).square().sum().backward()
+        assert (len(calls[first]), len(calls[last])) == (2 if checkpointed else 1, 1)
         gradients.append([parameter.grad for parameter in encoder.parameters()])
     for plain, checkpointed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, checkpointed)

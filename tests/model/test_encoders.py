@@ -95,6 +95,12 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
         load_encoder("rdot_nll", folder)
 
 
+def test_a_decoder_is_refused(tmp_path):
+    folder = save_with_tokenizer(BertModel(small(BertConfig, is_decoder=True)), tmp_path)
+    with pytest.raises(InputError, match="is a decoder"):
+        load_encoder("rdot_nll_condenser", folder)
+
+
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no checkpoint can be loaded.*config\.json"):
         load_encoder("rdot_nll", str(tmp_path))

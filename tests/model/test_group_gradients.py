@@ -11,8 +11,10 @@ from torch.utils.checkpoint import checkpoint
 
 from model import group_gradients
 from model.group_gradients import GroupGradients
+from model.triplets import TripletModel
 from tests.processes import run_processes
-from tests.tiny_models import tiny_bert
+from tests.tiny_models import random_episode, random_store, tiny_bert
+from utils.batching import Sequences, make_triplet_batch
 
 
 def one_backward_pass_a_group(losses, groups, n_groups, parameters):
@@ -116,6 +118,54 @@ def test_embeddings_are_watched_too():
     torch.testing.assert_close(watch.collect(), expected, rtol=1e-10, atol=1e-10)
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_a_row_may_be_a_single_token():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(11, 6), nn.Linear(6, 4)).double()
+    tokens, groups = torch.randint(0, 11, (9,)), torch.tensor([2, 0, 2, 3, 3, 0, 2, 0, 0])
+    losses = model(tokens).square().sum(1)
+    expected = one_backward_pass_a_group(losses, groups, 5, list(model.parameters()))
+    watch = GroupGradients(model, 5)
+    with watch.rows(groups):
+        model(tokens).square().sum().backward()
+    torch.testing.assert_close(watch.collect(), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("one_token", [False, True])
+def test_packed_triplets_equal_one_backward_pass_a_cluster_in_float64(tmp_path, one_token):
+    longest = 2 if one_token else 12  # random rows have at least 2 tokens
+    queries = random_store(tmp_path / "q", 9, longest, seed=1)
+    passages = random_store(tmp_path / "p", 20, longest, seed=2)
+    chunk_length = 1 if one_token else None
+    episode = random_episode(9, 20, n_groups=4, seed=5)
+    sequences = Sequences(queries, chunk_length), Sequences(passages, chunk_length)
+    parts = [np.arange(12), np.arange(12, 25)]
+    batches = [make_triplet_batch(episode, part, *sequences) for part in parts]
+    assert one_token == all(len(batch.tokens) == len(batch.tokens.input_ids) for batch in batches)
+
+    model = TripletModel(tiny_bert(layers=3).double())
+    layers = model.encoder.bert.encoder.layer[-2:]
+    losses, clusters = torch.cat([model(batch) for batch in batches]), torch.cat([b.clusters for b in batches])
+    expected = one_backward_pass_a_group(losses, clusters, 4, list(layers.parameters()))
+    losses.sum().backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad(set_to_none=True)
+
+    model.watch = GroupGradients(layers, 4)
+    for batch in batches:
+        model(batch).sum().backward()
+    torch.testing.assert_close(model.watch.collect(), expected, rtol=1e-9, atol=1e-11 * float(expected.abs().max()))
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_one_kernel_for_all_groups_gives_what_one_a_group_gives():
+    torch.manual_seed(0)
+    deltas, inputs = torch.randn(50, 24).bfloat16(), torch.randn(50, 16).bfloat16()
+    stops = torch.tensor([7, 8, 31, 50])
+    grouped = nn.functional.grouped_mm(deltas[:, 8:].T, inputs, offs=stops.int())
+    torch.testing.assert_close(grouped, group_gradients._product_a_group(deltas[:, 8:], inputs, stops))
 
 
 def test_rows_of_no_group_have_no_part():
@@ -325,8 +375,13 @@ def test_wrong_use_is_refused_with_the_cure():
         model(torch.randn(4, 3))
     with pytest.raises(ValueError, match="from -1 to 1"), watch.rows(torch.tensor([2])):
         pass
+    two = torch.tensor([0, 1]), torch.tensor([1, 1])
+    with pytest.raises(ValueError, match="two different groups of 2 rows"), watch.rows(*two):
+        pass
+    with pytest.raises(TypeError, match="wants the groups"), watch.rows():
+        pass
     inputs = torch.randn(2, 3)
-    with watch.rows(torch.tensor([0, 1])):
+    with watch.rows(torch.tensor([0, 1])):  # the refusals have left nothing behind
         output = model(inputs).sum()
     inputs += 1
     output.backward()

@@ -1,5 +1,7 @@
 """Batches: right tokens, no padding, each distinct text once."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -101,23 +103,23 @@ def test_a_process_without_a_triplet_gets_one_that_counts_for_nothing(tmp_path):
     full, empty = make_step_batches(episode, [np.arange(3), np.arange(0)], Sequences(queries), Sequences(passages))
     assert (full.clusters >= 0).all()
     assert empty.clusters.tolist() == [-1]
+    assert set(empty.sequence_clusters.tolist()) == {-1}
     assert torch.equal(empty.weights, torch.ones(1))
 
 
 def test_prefetching_gives_every_step_in_order_and_is_one_ahead():
-    made = []
+    made, ahead = [], threading.Event()
 
     def make(position):
         made.append(position)
+        if position == 5:
+            ahead.set()
         return f"step at {position}", (position + 2) % 7
 
     steps = prefetch(make, 3)
-    assert [next(steps) for _ in range(4)] == [
-        ("step at 3", 5),
-        ("step at 5", 0),
-        ("step at 0", 2),
-        ("step at 2", 4),
-    ]
+    assert next(steps) == ("step at 3", 5)
+    assert ahead.wait(10)
+    assert [next(steps) for _ in range(3)] == [("step at 5", 0), ("step at 0", 2), ("step at 2", 4)]
     steps.close()
     assert made == [3, 5, 0, 2, 4]
 
