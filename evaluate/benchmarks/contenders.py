@@ -64,7 +64,7 @@ def make_encoder(shape: str, vocabulary: int = VOCABULARY, dropout: float = 0.1)
 
 @dataclass(frozen=True)
 class Taken:
-    """A step that was taken: its seconds, those of them that went into making the batch, and its mean loss.
+    """A step that was taken: its seconds, how long making a batch took meanwhile or before, and its mean loss.
 
     `tokens`: the real tokens that went through the encoder, a text counting as often as it did so; `positions`: the
     same with padding.

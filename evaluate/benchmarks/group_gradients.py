@@ -131,7 +131,6 @@ def measure(args: Arguments, device: torch.device) -> dict:
     first = seconds[args.contenders[0]]
     batch = make_batch(args, 1)
     return {
-        "benchmark": "group_gradients",
         "device": contenders.name_of(device),
         "dtype": str(steps[args.contenders[0]].precision.dtype).removeprefix("torch."),
         "processes": distributed.world_size(),

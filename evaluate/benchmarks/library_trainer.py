@@ -1,0 +1,147 @@
+"""sentence-transformers' own trainer as a contender that takes turns with the others.
+
+Its loop cannot be asked for a single step. So it runs as it is, and the others take their steps inside it: in a
+callback at the end of each of its steps, while its clock stands. Nothing runs beside it, and nothing of it is changed
+but the order of the batches, which is that of the data set. Its loader makes a batch while the one before waits, so
+a step pays for making one batch, that of the next step.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.base.sampler import DefaultBatchSampler
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+
+from evaluate.benchmarks.contenders import ADAM_EPSILON, LEARNING_RATE, MAX_GRAD_NORM, Taken, now
+from model.encoders import BertDot
+from model.optimizers import make_optimizer
+from model.triplets import pairwise_nll
+from utils.precision import Precision
+
+
+class PairwiseLoss(nn.Module):
+    """The mean pairwise loss, in the form that the library asks of a loss; keeps what the last step saw."""
+
+    def __init__(self, model: SentenceTransformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, features: list[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
+        query, positive, negative = (self.model(column)["sentence_embedding"] for column in features)
+        loss = pairwise_nll((query * positive).sum(-1), (query * negative).sum(-1)).mean()
+        self.masks, self.last = [column["attention_mask"] for column in features], loss.detach()
+        return loss
+
+
+class TakeTurns(TrainerCallback):
+    """Times every step of the trainer and hands the turn over after it; the last step's time says nothing."""
+
+    def __init__(self, loss: PairwiseLoss, device: torch.device, others: Callable[[int], None]) -> None:
+        self.loss, self.device, self.others = loss, device, others
+        self.taken: list[Taken] = []
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.start = now(self.device)
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        self.input_seconds = time.perf_counter() - self.start
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.global_step == state.max_steps:  # without a next batch to make
+            return
+        self.taken.append(
+            Taken(
+                seconds=now(self.device) - self.start,
+                input_seconds=self.input_seconds,
+                loss=float(self.loss.last),
+                tokens=sum(int(mask.sum()) for mask in self.loss.masks),
+                positions=sum(mask.numel() for mask in self.loss.masks),
+            )
+        )
+        self.others(state.global_step - 1)
+        self.start = now(self.device)
+
+
+def _in_order(dataset: Dataset, **settings) -> DefaultBatchSampler:
+    return DefaultBatchSampler(SequentialSampler(dataset), **settings)
+
+
+def _first_linear(model: nn.Module) -> nn.Linear:
+    return next(module for module in model.modules() if isinstance(module, nn.Linear))
+
+
+def load_model(
+    folder: Path, encoder: BertDot, tokenizer: PreTrainedTokenizerBase, max_length: int, device: torch.device
+) -> SentenceTransformer:
+    """The encoder as the library's own model: transformers' forward pass, the first token's vector."""
+    encoder.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    texts = Transformer(str(folder), max_seq_length=max_length, model_kwargs={"add_pooling_layer": False})
+    pooling = Pooling(encoder.config.hidden_size, pooling_mode="cls")
+    return SentenceTransformer(modules=[texts, pooling], device=str(device))
+
+
+def train_in_turns(
+    model: SentenceTransformer,
+    columns: Mapping[str, list[str]],
+    folder: Path,
+    *,
+    triplets: int,
+    optimizer: str,
+    precision: Precision,
+    device: torch.device,
+    others: Callable[[int], None],
+) -> list[Taken]:
+    """Trains on batches of `triplets` rows of `columns` (anchor, positive, negative) in order; what each step took.
+
+    After step i, counted from 0, `others(i)` is called. The last batch is there to be made only: its step is not
+    among those returned. With `optimizer` adamW, AdamW is the library's default one. Raises RuntimeError where the
+    matrix products ran in another type than `precision` says.
+    """
+    loss = PairwiseLoss(model)
+    turns = TakeTurns(loss, device, others)
+    settings = SentenceTransformerTrainingArguments(
+        output_dir=str(folder),
+        max_steps=len(columns["anchor"]) // triplets,
+        per_device_train_batch_size=triplets,
+        batch_sampler=_in_order,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        max_grad_norm=MAX_GRAD_NORM,
+        bf16=precision.dtype == torch.bfloat16,
+        fp16=precision.dtype == torch.float16,
+        use_cpu=device.type == "cpu",
+        dataloader_pin_memory=device.type == "cuda",
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    own = make_optimizer(optimizer, model, LEARNING_RATE, 0.0, ADAM_EPSILON) if optimizer != "adamW" else None
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=settings,
+        train_dataset=Dataset.from_dict(dict(columns)),
+        loss=loss,
+        callbacks=[turns],
+        optimizers=(own, None),
+    )
+    trainer.remove_callback(PrinterCallback)
+    seen: set[torch.dtype] = set()
+    hook = _first_linear(model).register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    trainer.train()
+    hook.remove()
+    if seen != {precision.dtype}:
+        raise RuntimeError(f"the library's matrix products ran in {seen}, and {precision.dtype} was asked for")
+    return turns.taken

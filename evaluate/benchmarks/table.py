@@ -1,0 +1,121 @@
+"""Gathers what the benchmarks wrote into one JSON file and one page of Markdown tables.
+
+    python evaluate/benchmarks/table.py --out_dir runs/benchmarks
+
+Reads training-….json, group_gradients-….json and sketch_error.json in the folder, and writes benchmarks.json and
+benchmarks.md there. Nothing is measured here: the tables can be made again at any time.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from evaluate.results_table import markdown
+from utils.arguments import parse, required
+from utils.errors import InputError, run
+from utils.files import atomic_file, read_json, write_json
+
+
+@dataclass
+class Arguments:
+    out_dir: str = required("folder with the benchmarks' results, which gets benchmarks.json and benchmarks.md")
+
+
+def training_section(result: dict) -> str:
+    """A table of evaluate/benchmarks/training.py: a contender a line."""
+    settings, batch, peak = (result[part] for part in ("settings", "batch", "peak_operations_a_second"))
+    contenders = result["contenders"]
+    references = list(next(iter(contenders.values()))["time_to"])
+    heading = [
+        *("", "seconds a step", "triplets a second", "tokens a second", *(f"time to {name}" for name in references)),
+        *("peak GiB", "useful share of peak", "input share", "padding share", "repeated share"),
+    ]
+    lines = [
+        [
+            name,
+            f"{one['median_seconds']:.3f}",
+            f"{one['triplets_per_second']:.1f}",
+            f"{one['tokens_per_second']:,.0f}",
+            *(f"{one['time_to'][reference]['median_ratio']:.2f}" for reference in references),
+            f"{one['peak_gib']:.2f}",
+            *(f"{one[share]:.1%}" for share in ("useful_share", "input_share", "padding_share", "repeated_share")),
+        ]
+        for name, one in contenders.items()
+    ]
+    low, middle, high = (peak[name] / 1e9 for name in ("lowest", "median", "highest"))
+    return (
+        f"## Training: {settings['shape']}, {result['dtype']}\n\n"
+        f"{_machine(result)}, {settings['rounds']} rounds. A batch: {settings['triplets']} triplets, "
+        f"{batch['distinct_texts']:.0f} distinct texts, {batch['distinct_tokens']:,.0f} tokens, "
+        f"{batch['useful_operations'] / 1e9:,.0f} useful GFLOP. Peak in matrix products: {middle:,.0f} GFLOP/s "
+        f"({low:,.0f} to {high:,.0f} between rounds).\n\n{markdown([heading, *lines])}"
+    )
+
+
+def group_gradients_section(result: dict) -> str:
+    """A table of evaluate/benchmarks/group_gradients.py: a contender a line."""
+    processes = f"{result['processes']} process{'es' * (result['processes'] > 1)}"
+    lines = [
+        [
+            name,
+            f"{one['median_seconds']:.3f}",
+            f"{one['ratio']:.2f}",
+            f"{one['peak_gib']:.2f}" if "peak_gib" in one else "-",
+        ]
+        for name, one in result["contenders"].items()
+    ]
+    return (
+        f"## Group gradients: {result['shape']}, {result['dtype']}, {processes}\n\n"
+        f"{_machine(result)}. A batch of a process: {result['triplets']} triplets, {result['tokens']:,} tokens, "
+        f"{result['clusters_in_a_batch']} clusters.\n\n"
+        f"{markdown([['', 'seconds a step', 'time to erm', 'peak GiB'], *lines])}"
+    )
+
+
+def sketch_error_section(result: dict) -> str:
+    """A table of evaluate/benchmarks/sketch_error.py: a sketch dimension a line."""
+    heading = ["numbers a cluster", "cosine, rms error", "cosine, largest", "weight, largest relative error"]
+    lines = [
+        [
+            str(row["dim"]),
+            f"{row['cosine_rms_error']:.4f}",
+            f"{row['cosine_largest_error']:.4f}",
+            f"{row['weight_largest_relative_error']:.5f}",
+        ]
+        for row in result["rows"]
+    ]
+    return f"## Sketch errors: {result['settings']['shape']}\n\n{markdown([heading, *lines])}"
+
+
+SECTIONS: dict[str, Callable[[dict], str]] = {
+    "training": training_section,
+    "group_gradients": group_gradients_section,
+    "sketch_error": sketch_error_section,
+}
+
+
+def _machine(result: dict) -> str:
+    return f"{result['device']}, {result['threads']} thread{'s' * (result['threads'] > 1)}"
+
+
+def main() -> None:
+    folder = Path(parse(Arguments, __doc__).out_dir)
+    results = {
+        path.name: (section, read_json(path))
+        for name, section in SECTIONS.items()
+        for path in sorted([*folder.glob(f"{name}.json"), *folder.glob(f"{name}-*.json")])
+    }
+    if not results:
+        raise InputError("holds no result of a benchmark; run one of evaluate/benchmarks/ first", folder)
+    page = "\n".join(["# Benchmarks\n", *(section(result) for section, result in results.values())])
+    write_json(folder / "benchmarks.json", {name: result for name, (_, result) in results.items()})
+    with atomic_file(folder / "benchmarks.md") as handle:
+        handle.write(page)
+    print(page, end="")
+
+
+if __name__ == "__main__":
+    run(main)

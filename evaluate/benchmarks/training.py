@@ -1,0 +1,418 @@
+"""How fast a training step is: ours, sentence-transformers' own trainer and the published way, on the same texts.
+
+    python data/demo_data.py --msmarco_dir OUT/msmarco --beir_dir OUT/python-docs
+    python data/msmarco_data.py --data_dir OUT/msmarco --out_data_dir OUT/preprocessed \\
+        --model_type rdot_nll_condenser --model_name_or_path CHECKPOINT
+    python evaluate/benchmarks/training.py --collection_dir OUT/msmarco --data_dir OUT/preprocessed \\
+        --checkpoint CHECKPOINT --out_dir OUT
+
+commands/run_benchmarks.sh does all of this. The contenders take steps in turn, on the same batches of real texts,
+with the same model, optimizer and precision; making the batch is part of a step:
+
+    erm, dro-greedy, idro    ours: packed batches from token stores, each text encoded once
+    sentence-transformers    its own trainer (evaluate/benchmarks/library_trainer.py): texts are tokenized as they
+                             come and padded to the longest of their column; each triplet has three of its own
+    published                iDRO as published: all texts padded to the full length, each triplet has three of its
+                             own, and a backward pass for every cluster in the batch
+
+A mined line is a query, its positive and 6 random negatives, and each query is in a random cluster. Speed is also put
+in terms of what the machine can do, as the share of its peak in matrix products that does useful work; that peak is
+measured between the rounds, in the same type and with the same threads. Memory is that of a process of its own.
+"""
+
+import platform
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from data.judgments import qrel_file
+from data.msmarco_data import read_numbered
+from data.tokenizing import load_tokenizer, text_normalizer
+from evaluate.benchmarks import contenders
+from evaluate.benchmarks.contenders import Taken, now
+from evaluate.benchmarks.library_trainer import load_model, train_in_turns
+from evaluate.benchmarks.padded import PaddedBatch, PaddedTripletModel, make_padded_batch
+from model.encoders import BertDot
+from model.optimizers import OPTIMIZERS
+from model.training_step import TrainingStep
+from model.triplets import TripletModel
+from utils import distributed
+from utils.arguments import option, parse, required
+from utils.batching import Sequences, TripletBatch, make_step_batches, prefetch
+from utils.encoding import check_length
+from utils.episode import Episode, MinedLines, read_episode, write_mined_file
+from utils.errors import InputError, run
+from utils.files import write_json
+from utils.logs import say
+from utils.precision import Precision, choose_precision
+from utils.qrels import read_qrels
+from utils.token_store import TokenStore
+
+LIBRARY, PUBLISHED = "sentence-transformers", "published"
+OURS = ("erm", "dro-greedy", "idro")
+CONTENDERS = (LIBRARY, *OURS, PUBLISHED)
+REFERENCES = (LIBRARY, "erm")
+MODEL_TYPE = "rdot_nll_condenser"
+NEGATIVES_A_LINE = 6
+BUSY = 0.8  # a round's peak under this part of the median one says that the machine was not left alone
+PRODUCTS = 5  # timed each time that the machine's peak is measured
+
+
+@dataclass
+class Arguments:
+    out_dir: str = required("where training-….json goes")
+    collection_dir: str = required("the texts, in MS MARCO's files: collection.tsv and queries.train.tsv")
+    data_dir: str = required("token stores of the same texts, as data/msmarco_data.py writes them")
+    checkpoint: str = required("the checkpoint (folder or hub name) whose tokenizer the stores were made with")
+    shape: str = option("minilm", "minilm (6 layers, 384 wide), mid (12, 384), base (12, 768) or tiny")
+    triplets: int = option(64, "triplets a step")
+    rounds: int = option(7, "steps of each contender that count, after one that does not")
+    clusters: int = option(50, "clusters of the queries")
+    max_seq_length: int = option(128, "tokens of a passage, as in the token store")
+    max_query_length: int = option(64, "tokens of a query, likewise; sentence-transformers has one length")
+    contenders: list[str] = field(default_factory=lambda: list(CONTENDERS), metadata={"help": ", ".join(CONTENDERS)})
+    optimizer: str = option("lamb", "lamb or adamW, of all contenders")
+    dropout: float = option(0.1, "dropout of all contenders")
+    fp16: bool = option(False, "mixed precision: bfloat16 where the hardware has it, float16 on an older GPU")
+    product_size: int = option(0, "rows of the square matrices of the peak; 0: 2048, on CUDA 8192")
+    seed: int = option(42, "seed of the lines and clusters")
+    peak_of: str = option("", "only print the peak memory, in GiB, of three steps of this contender")
+    no_cuda: bool = option(False, "stay on the CPU")
+
+    def __post_init__(self) -> None:
+        contenders.check_shape(self.shape)
+        for name in ("triplets", "rounds", "clusters"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} is {getattr(self, name)}; at least 1 is needed")
+        if self.optimizer not in OPTIMIZERS:
+            raise InputError(f"--optimizer {self.optimizer!r}: there are {', '.join(OPTIMIZERS)}")
+        unknown = set(self.contenders) - set(CONTENDERS)
+        if unknown or not self.contenders:
+            raise InputError(f"--contenders {' '.join(self.contenders)}: there are {', '.join(CONTENDERS)}")
+
+
+@dataclass
+class Lines:
+    """Mined lines and what they speak of: `grouped` distinguishes the clusters, `plain` (ERM's) does not."""
+
+    grouped: Episode
+    plain: Episode
+    queries: TokenStore
+    passages: TokenStore
+    tokenizer: PreTrainedTokenizerBase
+    batch_size: int
+    batches: int
+
+    def triplets_of(self, number: int) -> np.ndarray:
+        """The triplets of a batch, by their numbers in the mined file's order."""
+        return np.arange(number * self.batch_size, (number + 1) * self.batch_size)
+
+    def distinct_lengths(self, number: int) -> np.ndarray:
+        """The tokens of each distinct text of a batch, int64."""
+        triplets = self.triplets_of(number)
+        lines = self.grouped.line_of(triplets)
+        queries = np.unique(self.grouped.query_rows[lines])
+        passages = np.unique(np.append(self.grouped.positive_rows[lines], self.grouped.negative_rows[triplets]))
+        return np.concatenate([self.queries.lengths[queries], self.passages.lengths[passages]])
+
+
+def draw_lines(args: Arguments, folder: Path) -> Lines:
+    """Draws one batch for each round and two more, by way of a mined file.
+
+    The first batch warms up, and the last one is made but not trained on: batches are made a step ahead. Negatives
+    are any passages but the line's own positive. Where queries run out, they come again.
+    """
+    tokenizer = load_tokenizer(args.checkpoint)
+    queries = TokenStore(Path(args.data_dir, "train-query")).expect(tokenizer, args.max_query_length)
+    passages = TokenStore(Path(args.data_dir, "passages")).expect(tokenizer, args.max_seq_length)
+    positives = read_qrels(qrel_file(Path(args.data_dir), "train"), len(queries), len(passages)).positives
+    generator = np.random.default_rng(args.seed)
+    batches = args.rounds + 2
+    count = -(-batches * args.triplets // NEGATIVES_A_LINE)
+    query_rows = np.resize(generator.permutation(sorted(positives)), count)
+    positive_rows = np.array([generator.choice(positives[query]) for query in query_rows])
+    negatives = generator.integers(0, len(passages) - 1, size=(count, NEGATIVES_A_LINE))
+    negatives += negatives >= positive_rows[:, None]
+    clusters = generator.integers(0, args.clusters, size=len(queries))[query_rows]
+    mined = folder / "ann_training_data_0"
+    write_mined_file(mined, iter([MinedLines(query_rows, positive_rows, negatives, clusters)]))
+    episodes = (read_episode(mined, len(queries), len(passages), n_groups) for n_groups in (args.clusters, None))
+    return Lines(*episodes, queries, passages, tokenizer, args.triplets, batches)
+
+
+def read_columns(collection_dir: str | Path, lines: Lines) -> dict[str, list[str]]:
+    """The texts of all triplets, as sentence-transformers takes them: columns anchor, positive and negative."""
+    triplets = np.arange(lines.batches * lines.batch_size)
+    line = lines.grouped.line_of(triplets)
+    return {
+        name: _texts(collection_dir, store, rows)
+        for name, store, rows in (
+            ("anchor", lines.queries, lines.grouped.query_rows[line]),
+            ("positive", lines.passages, lines.grouped.positive_rows[line]),
+            ("negative", lines.passages, lines.grouped.negative_rows[triplets]),
+        )
+    }
+
+
+def _texts(collection_dir: str | Path, store: TokenStore, rows: np.ndarray) -> list[str]:
+    """What the tokenizer was given for each of these rows, from the file that the store was made of."""
+    path = Path(collection_dir, store.meta.source_file)
+    ids = [store.ids[row] for row in rows]
+    wanted: dict[str, str | None] = dict.fromkeys(ids)
+    for _, text_id, text in read_numbered(path, text_normalizer(MODEL_TYPE)):
+        if text_id in wanted:
+            wanted[text_id] = text
+    missing = [text_id for text_id, text in wanted.items() if text is None]
+    if missing:
+        raise InputError(f"has no text {missing[0]}, which is in {store.folder}; tokenize the collection again", path)
+    return [wanted[text_id] for text_id in ids]
+
+
+def useful_operations(lengths: np.ndarray, layers: int, width: int) -> float:
+    """Floating point operations that a training step cannot do without, over distinct texts of these lengths.
+
+    A product of matrices takes 2 operations an entry and multiplication, and a step takes 3 forward passes' worth,
+    as the backward pass multiplies twice for each product of the forward one. A BERT layer multiplies every token
+    with 12 width² weights (4 width² in attention, 8 width² after it); the last one needs keys and values (2 width²)
+    of every token and the other 10 width² of each text's first one, whose vector is all that the loss sees.
+    Attention takes two products of length · length · width, in the last layer of length · width. Padding, second
+    encodings of a text, embeddings, norms and the optimizer count for nothing.
+    """
+    tokens, squares = lengths.sum(), (lengths**2).sum()
+    weights = 12 * width**2 * tokens * (layers - 1) + 2 * width**2 * tokens + 10 * width**2 * len(lengths)
+    attention = 2 * width * (squares * (layers - 1) + tokens)
+    return float(3 * 2 * (weights + attention))
+
+
+def product_rate(size: int, precision: Precision, device: torch.device) -> float:
+    """Floating point operations a second of a product of square matrices, the median of several."""
+    left, right = (torch.randn(size, size, device=device).to(precision.dtype) for _ in range(2))
+    product = torch.mm(left, right)
+    rates = []
+    for _ in range(PRODUCTS):
+        start = now(device)
+        torch.mm(left, right, out=product)
+        rates.append(2 * size**3 / (now(device) - start))
+    return statistics.median(rates)
+
+
+class Turn:
+    """Takes our steps, or the published ones, on batches from the token stores.
+
+    As in training, a batch is made in the background of the step before. A turn ends when both are done: it pays for
+    making one batch, and has nothing done for it in the turns of others.
+    """
+
+    def __init__(
+        self,
+        make_batch: Callable[[int], TripletBatch | PaddedBatch],
+        step: TrainingStep,
+        device: torch.device,
+    ) -> None:
+        self.make_batch, self.step, self.device = make_batch, step, device
+        self.made = threading.Event()
+        self.batches = prefetch(self._make, 0)
+
+    def _make(self, number: int) -> tuple[TripletBatch | PaddedBatch, int]:
+        start = time.perf_counter()
+        try:
+            batch = self.make_batch(number).to(self.device)
+        finally:
+            self.input_seconds = time.perf_counter() - start
+            self.made.set()
+        return batch, number + 1
+
+    def __call__(self) -> Taken:
+        start = now(self.device)
+        self.made.clear()
+        batch, _ = next(self.batches)
+        result = self.step([batch], contenders.LEARNING_RATE)
+        self.made.wait()
+        stop = now(self.device)
+        tokens, positions = (
+            (batch.tokens, batch.positions)
+            if isinstance(batch, PaddedBatch)
+            else 2 * (len(batch.tokens.input_ids),)  # the dense layers see no padding
+        )
+        return Taken(stop - start, self.input_seconds, float(result.loss), tokens, positions)
+
+
+def make_turn(name: str, args: Arguments, lines: Lines, device: torch.device) -> Turn:
+    """A contender of `OURS`, or `PUBLISHED`."""
+    episode = lines.plain if name == "erm" else lines.grouped
+    queries, passages = Sequences(lines.queries), Sequences(lines.passages)
+    model = PaddedTripletModel if name == PUBLISHED else TripletModel
+    encoder = make_encoder(args, lines)
+    step = contenders.make_step(name, encoder, episode.n_groups, args.fp16, device, args.optimizer, model)
+
+    def packed(number: int) -> TripletBatch:
+        (batch,) = make_step_batches(episode, [lines.triplets_of(number)], queries, passages)
+        return batch
+
+    def padded(number: int) -> PaddedBatch:
+        full_lengths = args.max_query_length, args.max_seq_length
+        return make_padded_batch(episode, lines.triplets_of(number), queries, passages, *full_lengths)
+
+    return Turn(padded if name == PUBLISHED else packed, step, device)
+
+
+def make_encoder(args: Arguments, lines: Lines) -> BertDot:
+    encoder = contenders.make_encoder(args.shape, len(lines.tokenizer), args.dropout)
+    check_length(encoder.config, "passages", args.max_seq_length)
+    return encoder
+
+
+def take_turns(
+    names: list[str],
+    args: Arguments,
+    lines: Lines,
+    folder: Path,
+    device: torch.device,
+    between: Callable[[int], None] = lambda number: None,
+) -> dict[str, list[Taken]]:
+    """All contenders' steps on the batches 0 … rounds; `between` is called with each round that is over."""
+    turns = {name: make_turn(name, args, lines, device) for name in names if name != LIBRARY}
+    taken: dict[str, list[Taken]] = {name: [] for name in names}
+
+    def others(number: int) -> None:
+        first = number % max(1, len(turns))
+        for name in [*turns][first:] + [*turns][:first]:
+            taken[name].append(turns[name]())
+        between(number)
+
+    if LIBRARY in names:
+        model = load_model(folder, make_encoder(args, lines), lines.tokenizer, args.max_seq_length, device)
+        taken[LIBRARY] = train_in_turns(
+            model,
+            read_columns(args.collection_dir, lines),
+            folder,
+            triplets=args.triplets,
+            optimizer=args.optimizer,
+            precision=choose_precision(args.fp16, device),
+            device=device,
+            others=others,
+        )
+    else:
+        for number in range(lines.batches - 1):
+            others(number)
+    for turn in turns.values():
+        turn.batches.close()
+    return taken
+
+
+def measure(args: Arguments, folder: Path, device: torch.device) -> dict:
+    """The content of training-….json but for the contenders' memory."""
+    lines = draw_lines(args, folder)
+    libraries_gib = contenders.peak_gib(device)
+    precision = choose_precision(args.fp16, device)
+    layers, width, _ = contenders.SHAPES[args.shape]
+    size = args.product_size or (8192 if device.type == "cuda" else 2048)
+    rates = [product_rate(size, precision, device)]
+
+    def between(number: int) -> None:
+        say(f"{args.shape} {precision.dtype}: round {number} of {args.rounds} is over")
+        rates.append(product_rate(size, precision, device))
+
+    taken = take_turns(args.contenders, args, lines, folder, device, between)
+    if min(rates) < BUSY * statistics.median(rates):
+        say("warning: the machine's own peak moved from round to round: something else ran on it; measure again")
+    lengths = [lines.distinct_lengths(number) for number in range(1, args.rounds + 1)]
+    distinct_tokens = [int(of_batch.sum()) for of_batch in lengths]
+    useful = [useful_operations(of_batch, layers, width) for of_batch in lengths]
+    peak = statistics.median(rates)
+    return {
+        "device": contenders.name_of(device),
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("torch", "transformers", LIBRARY)}
+        | {"python": platform.python_version()},
+        "dtype": str(precision.dtype).removeprefix("torch."),
+        "settings": {
+            name: value
+            for name, value in asdict(args).items()
+            if name not in ("out_dir", "collection_dir", "data_dir", "checkpoint", "contenders", "peak_of", "no_cuda")
+        },
+        "layers": layers,
+        "width": width,
+        "batch": {
+            "distinct_texts": statistics.median(map(len, lengths)),
+            "distinct_tokens": statistics.median(distinct_tokens),
+            "useful_operations": statistics.median(useful),
+        },
+        "peak_operations_a_second": {"size": size, "median": peak, "lowest": min(rates), "highest": max(rates)},
+        "libraries_gib": libraries_gib,
+        "contenders": {
+            name: summarize(taken, name, args.triplets, distinct_tokens, [operations / peak for operations in useful])
+            for name in args.contenders
+        },
+    }
+
+
+def summarize(
+    taken: Mapping[str, list[Taken]], name: str, triplets: int, distinct_tokens: list[int], least_seconds: list[float]
+) -> dict:
+    """A contender's results over the rounds that count; `least_seconds`: a round's useful operations at the peak."""
+    seconds = {other: [one.seconds for one in steps[1:]] for other, steps in taken.items()}
+    own, counted = seconds[name], taken[name][1:]
+    tokens, positions = (sum(getattr(one, part) for one in counted) for part in ("tokens", "positions"))
+    return {
+        "median_seconds": statistics.median(own),
+        "triplets_per_second": triplets / statistics.median(own),
+        "tokens_per_second": statistics.median(map(_divide, distinct_tokens, own)),
+        "useful_share": statistics.median(map(_divide, least_seconds, own)),
+        "input_share": statistics.median(one.input_seconds / one.seconds for one in counted),
+        "padding_share": 1 - tokens / positions,
+        "repeated_share": 1 - sum(distinct_tokens) / tokens,
+        "time_to": {
+            other: {
+                "ratio_of_medians": statistics.median(own) / statistics.median(seconds[other]),
+                "median_ratio": statistics.median(map(_divide, own, seconds[other])),
+            }
+            for other in REFERENCES
+            if other in seconds
+        },
+        "first_loss": taken[name][0].loss,
+        "seconds": own,
+    }
+
+
+def _divide(one: float, other: float) -> float:
+    return one / other
+
+
+def print_peak(args: Arguments, folder: Path, device: torch.device) -> None:
+    args.rounds = 2  # the first to the third batch; the library makes, and steps on, one more
+    take_turns([args.peak_of], args, draw_lines(args, folder), folder, device)
+    print(contenders.peak_gib(device))
+
+
+def main() -> None:
+    args = parse(Arguments, __doc__)
+    device = distributed.set_up(args.no_cuda)
+    if distributed.world_size() > 1 or (device.type == "cuda" and torch.cuda.device_count() > 1):
+        raise InputError("this benchmark is of one process and at most one GPU; name it: CUDA_VISIBLE_DEVICES=0")
+    with tempfile.TemporaryDirectory() as folder:
+        if args.peak_of:
+            print_peak(args, Path(folder), device)
+            return
+        result = measure(args, Path(folder), device)
+    for name, of_contender in result["contenders"].items():
+        of_contender["peak_gib"] = contenders.peak_of_fresh_process(__file__, args, name)
+    path = Path(args.out_dir, f"training-{args.shape}-{result['dtype']}.json")
+    write_json(path, result)
+    say(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    run(main)
