@@ -37,7 +37,8 @@ case "$script" in
     run_ann_data_gen) make "${flag[result_dir]}/ann_ndcg_${flag[end_output_num]}" ;;
     run_ann) make "${flag[output_dir]}/checkpoint-$(((flag[round] + 1) * flag[max_steps]))/model.safetensors" ;;
     bm25 | evaluate_beir) make "${flag[out_dir]}/metrics.json" ;;
-    results_table) echo "the table" ;;
+    results_table | table) echo "the table" ;;
+    training | group_gradients | sketch_error) make "${flag[out_dir]}/$script.json" ;;
     *) echo "the stub does not know $script" >&2; exit 99 ;;
 esac
 """
@@ -73,7 +74,7 @@ class Checkout:
         for made in (self.stub, self.work, programs):
             made.mkdir(parents=True)
         shutil.copytree(COMMANDS, self.root / "commands")
-        for name in ("requirements", "requirements-demo"):
+        for name in ("requirements", "requirements-demo", "requirements-dev"):
             (self.root / f"{name}.txt").touch()
         for path, content in ((self.stub / "python", PYTHON), (programs / "nvidia-smi", "#!/bin/sh\nexit 9\n")):
             path.write_text(content)

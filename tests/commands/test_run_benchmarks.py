@@ -1,0 +1,79 @@
+"""commands/run_benchmarks.sh, the real script, with a stub for Python."""
+
+import re
+
+import pytest
+
+from tests.commands.stub_environment import COMMANDS, Checkout
+
+SCRIPT = (COMMANDS / "run_benchmarks.sh").read_text()
+SETTINGS = re.search(r"settings=\((.*?)\)", SCRIPT, re.DOTALL)[1].split()
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Checkout:
+    return Checkout(tmp_path)
+
+
+def test_help_lists_every_setting_with_its_default(checkout):
+    shown = checkout.run("run_benchmarks.sh", "--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    defaults = dict(re.findall(r'\$\{(\w+):=([^}]*)\}"', SCRIPT))
+    assert sorted(defaults) == sorted(SETTINGS)
+    for setting, default in defaults.items():
+        line = re.search(rf"^  {setting}\b.*", shown.stdout, re.MULTILINE)
+        assert line, f"{setting} is not in --help"
+        assert line[0].endswith(default.removeprefix("$root/"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--out", "x"], "unknown argument '--out'"),
+        (["results"], "unknown argument 'results'"),
+        (["--shape"], "--shape wants a value"),
+    ],
+)
+def test_misuse_is_told_before_anything_runs(checkout, arguments, reason):
+    finished = checkout.run("run_benchmarks.sh", *arguments)
+    assert finished.returncode == 2
+    assert reason in finished.stderr
+    assert checkout.calls() == []
+
+
+def test_all_benchmarks_run_with_the_settings_and_the_table_comes_last(checkout):
+    finished = checkout.run(
+        "run_benchmarks.sh", "--out_dir", "the results", "--rounds", 3, SHAPE="tiny", CONTENDERS="erm idro"
+    )
+    assert finished.returncode == 0, finished.stderr
+    calls = checkout.calls()
+    once = ["training", "group_gradients", "group_gradients"]
+    scripts = [call.script for call in calls]
+    # With mixed precision too, where this machine's processor has it.
+    assert scripts[:5] == ["demo_data", "msmarco_data", *once]
+    assert scripts[5:] in (["sketch_error", "table"], [*once, "sketch_error", "table"])
+    assert [call.processes for call in calls if call.script == "group_gradients"][:2] == [0, 2]
+    assert {call.flags["out_dir"] for call in calls[2:]} == {"the results"}
+    for call in calls[2:-2]:
+        assert call.flags | {"shape": "tiny", "triplets": "64"} == call.flags
+        assert call.flags["fp16"] == ("false" if call in calls[2:5] else "true")
+        assert call.flags["rounds" if call.script == "training" else "steps"] == "3"
+    training = calls[2]
+    assert training.values[training.values.index("--contenders") + 1 :][:3] == ["erm", "idro", "--max_seq_length"]
+    assert training.flags["data_dir"] == calls[1].flags["out_data_dir"]
+    assert training.flags["collection_dir"] == calls[0].flags["msmarco_dir"] == calls[1].flags["data_dir"]
+
+
+def test_the_collection_is_kept_and_all_is_measured_anew(checkout):
+    assert checkout.run("run_benchmarks.sh").returncode == 0
+    first = [call.script for call in checkout.calls()]
+    assert checkout.run("run_benchmarks.sh").returncode == 0
+    assert [call.script for call in checkout.calls()] == first[2:]
+    assert checkout.run("run_benchmarks.sh", "--max_seq_length", 32).returncode == 0
+    assert [call.script for call in checkout.calls()] == first[1:]
+
+
+def test_a_failing_benchmark_ends_the_script(checkout):
+    checkout.let_fail("training")
+    assert checkout.run("run_benchmarks.sh").returncode != 0
+    assert [call.script for call in checkout.calls()] == ["demo_data", "msmarco_data", "training"]
