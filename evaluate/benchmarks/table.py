@@ -51,8 +51,8 @@ def training_section(result: dict) -> str:
         f"{_machine(result)}, {settings['rounds']} rounds. A batch: {settings['triplets']} triplets, "
         f"{batch['distinct_texts']:.0f} distinct texts, {batch['distinct_tokens']:,.0f} tokens, "
         f"{batch['useful_operations'] / 1e9:,.0f} useful GFLOP. Peak in matrix products: {middle:,.0f} GFLOP/s "
-        f"({low:,.0f} to {high:,.0f} between rounds). Of a process's memory, {result['libraries_gib']:.2f} GiB are there "
-        f"before it makes a model.\n\n{markdown([heading, *lines])}"
+        f"({low:,.0f} to {high:,.0f} between rounds). Of a process's memory, {result['libraries_gib']:.2f} GiB are "
+        f"there before it makes a model.\n\n{markdown([heading, *lines])}"
     )
 
 
