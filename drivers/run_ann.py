@@ -7,40 +7,39 @@
 
 An episode is a run of its own because its data are: the mined file of the episode is fixed while it lasts. Started
 again, it goes on from the newest checkpoint, inside the episode too; an episode that is done is left alone.
+
+With --round -1 it trains beside a miner that never stops (--end_output_num -1): on the newest episode that is mined,
+and when a newer one is there, from the next logging step on, on that one; until --total_training_steps.
 """
 
 import sys
-from contextlib import closing
+import time
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
-from model.dro import make_objective, watched_layers
+from model.dro import ERM, make_objective, watched_layers
 from model.encoders import Encoder, find_model_type, load_encoder
 from model.group_gradients import GroupGradients
 from model.optimizers import LearningRate, make_optimizer
+from model.training_state import restore, save
 from model.training_step import TrainingStep
 from model.triplets import TripletModel
 from utils import distributed
 from utils.arguments import option, parse, required
-from utils.batching import Sequences, TripletBatch, make_step_batches, prefetch, take_step
-from utils.checkpoint import (
-    TrainerState,
-    load_training_state,
-    newest_checkpoint,
-    read_trainer_state,
-    save_checkpoint,
-)
-from utils.encoding import check_length
-from utils.episode import Episode, mined_file, read_episode, read_result
+from utils.batching import TripletBatch, step_batches
+from utils.checkpoint import TrainerState, newest_checkpoint, read_trainer_state
+from utils.encoding import open_sequences
+from utils.episode import Episode, newest_episode, open_episode, read_result
 from utils.errors import InputError, run
 from utils.logs import TrainingLog, progress, say
 from utils.precision import choose_precision
-from utils.token_store import TokenStore
+
+POLL_SECONDS = 10
 
 
 @dataclass
@@ -56,8 +55,8 @@ class Arguments:
     model_size: str = option("base", "base or large: iDRO compares gradients over the last 3 or 2 layers")
     task_name: str = option("MSMarco", "name of the run in its log")
     triplet: bool = option(True, "train on (query, positive, negative) triplets, the only form of mined files")
-    round: int = option(0, "the episode, from 0")
-    max_steps: int = option(0, "optimizer steps of one episode; 0: one pass over its mined file")
+    round: int = option(0, "the episode, from 0; -1: the newest that is mined, while another process mines on")
+    max_steps: int = option(0, "optimizer steps of one episode; 0: one pass over its mined file (not with round -1)")
     max_seq_length: int = option(128, "tokens of a passage, as in the token store")
     max_query_length: int = option(64, "tokens of a query, as in the token store")
     per_gpu_train_batch_size: int = option(16, "triplets a process and backward pass")
@@ -98,6 +97,14 @@ class Arguments:
         self.init_model_dir = self.init_model_dir or self.model_name_or_path
         self.log_dir = self.log_dir or str(Path(self.output_dir, "logs"))
         self.objective = self.dro_type.lower() if self.group else "erm"
+        self.follow = self.round == -1
+        if self.round < -1:
+            raise InputError(f"--round is {self.round}; an episode counts from 0, and -1 follows the newest")
+        if self.follow and not (self.total_training_steps and self.single_warmup and not self.max_steps):
+            raise InputError(
+                "--round -1 wants --total_training_steps, where it ends, and --single_warmup, and no --max_steps: "
+                "how long each episode lasts is not known beforehand"
+            )
         if self.single_warmup and not (self.num_training_steps or self.total_training_steps):
             raise InputError("--single_warmup wants --num_training_steps or --total_training_steps: the run's length")
         if not self.training_dir:
@@ -124,35 +131,23 @@ def find_start(args: Arguments) -> tuple[str, TrainerState | None]:
     return args.init_model_dir, None
 
 
-def open_data(args: Arguments, encoder: Encoder, tokenizer) -> tuple[Episode, Sequences, Sequences]:
-    """The mined episode, and the sequences of the queries and passages that it speaks of."""
-    queries = TokenStore(Path(args.data_dir, "train-query")).expect(tokenizer, args.max_query_length)
-    passages = TokenStore(Path(args.data_dir, "passages")).expect(tokenizer, args.max_seq_length)
-    chunk_length = find_model_type(args.model_type).chunk_length
-    check_length(encoder.config, "train-query", args.max_query_length)
-    check_length(encoder.config, "passages", args.max_seq_length, chunk_length)
-    clusters = read_result(args.result_dir, args.round).get("clusters", args.n_groups)
-    if args.group and clusters != args.n_groups:
-        raise InputError(
-            f"--n_groups is {args.n_groups}, and round {args.round} was mined with {clusters} clusters; give that "
-            "number, or mine again",
-            args.result_dir,
-        )
-    path = mined_file(args.ann_dir, args.round)
-    episode = read_episode(path, len(queries), len(passages), args.n_groups if args.group else None)
-    return episode, Sequences(queries), Sequences(passages, chunk_length)
+def newest_mined(args: Arguments) -> int:
+    """The newest episode that is ready; waits for the first."""
+    while (number := distributed.on_main(lambda: newest_episode(args.result_dir))) < 0:
+        say(f"waiting for the first mined episode in {args.result_dir}")
+        time.sleep(POLL_SECONDS)
+    return number
 
 
-def make_training_step(args: Arguments, encoder: Encoder, device: torch.device) -> TrainingStep:
-    precision = choose_precision(args.fp16, device)
-    objective = make_objective(
-        args.objective,
-        args.n_groups if args.group else 1,
-        alpha=args.alpha,
-        ema=args.ema,
-        rho=args.rho,
-        eps=args.eps,
-    )
+def new_objective(args: Arguments) -> ERM:
+    """The objective as every episode begins with it."""
+    n_groups = args.n_groups if args.group else 1
+    return make_objective(args.objective, n_groups, alpha=args.alpha, ema=args.ema, rho=args.rho, eps=args.eps)
+
+
+def make_step(args: Arguments, encoder: Encoder, device: torch.device) -> TrainingStep:
+    """The training step of this objective on this encoder, which is moved to the device and put in training mode."""
+    objective = new_objective(args)
     encoder = encoder.to(device).train()
     encoder.base_model.gradient_checkpointing = args.gradient_checkpointing
     watch = None
@@ -161,58 +156,50 @@ def make_training_step(args: Arguments, encoder: Encoder, device: torch.device) 
         watch = GroupGradients(layers, args.n_groups, sketch_dim=args.idro_sketch_dim or None, seed=args.seed)
     model = TripletModel(encoder, watch)
     optimizer = make_optimizer(args.optimizer, model, args.learning_rate, args.weight_decay, args.adam_epsilon)
-    if distributed.world_size() > 1:
-        model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
-    return TrainingStep(model, objective.to(device), optimizer, scaler, precision, args.max_grad_norm, watch)
-
-
-def restore(args: Arguments, step: TrainingStep, checkpoint: str, saved: TrainerState) -> TrainerState:
-    """Loads what training needs to go on, inside the episode or with a new one, and returns where it stands."""
-    inside = saved.round == args.round
-    for flag, asked, found in (
-        ("optimizer", args.optimizer, saved.optimizer),
-        ("dro_type", args.objective if inside else saved.objective, saved.objective),
-    ):
-        if asked != found:
-            raise InputError(
-                f"was trained with {found}, and --{flag} asks for {asked}; go on with {found}", checkpoint
-            )
-    random_states = inside and saved.processes == distributed.world_size()
-    load_training_state(checkpoint, step.optimizer, step.scaler, random_states)
-    if not inside:
-        return TrainerState(args.round, saved.global_step)
-    step.objective.load_state_dict({name: torch.tensor(value) for name, value in saved.dro.items()})
-    return saved
-
-
-def save(args: Arguments, step: TrainingStep, state: TrainerState, encoder: Encoder, tokenizer) -> Path:
-    state.processes, state.optimizer, state.objective = distributed.world_size(), args.optimizer, args.objective
-    state.dro = {name: value.tolist() for name, value in step.objective.state_dict().items()}
-    return save_checkpoint(
-        args.output_dir, encoder, tokenizer, args.max_seq_length, step.optimizer, step.scaler, state
-    )
+    precision = choose_precision(args.fp16, device)
+    return TrainingStep(model, objective, optimizer, precision, args.max_grad_norm, device, watch)
 
 
 def main() -> None:
     args = parse(Arguments, __doc__)
     device = distributed.set_up(args.no_cuda, args.local_rank)
     checkpoint, saved = find_start(args)
-    if saved and saved.has_finished(args.round, args.max_steps):
-        say(f"round {args.round} is trained already: {checkpoint}")
+    finished = args.follow and saved and saved.global_step >= args.total_training_steps
+    if finished or (saved and not args.follow and saved.has_finished(args.round, args.max_steps)):
+        say(f"{'all' if args.follow else f'round {args.round}'} is trained already: {checkpoint}")
         distributed.leave()
         return
 
     encoder, tokenizer = load_encoder(args.model_type, checkpoint, args.cache_dir or None)
-    episode, queries, passages = open_data(args, encoder, tokenizer)
-    step = make_training_step(args, encoder, device)
-    torch.manual_seed(args.seed + 1_000_000 * args.round + distributed.rank())
-    state = restore(args, step, checkpoint, saved) if saved else TrainerState(args.round)
+    chunk_length = find_model_type(args.model_type).chunk_length
+    stores = Path(args.data_dir, "train-query"), Path(args.data_dir, "passages")
+    queries = open_sequences(stores[0], tokenizer, encoder.config, args.max_query_length)
+    passages = open_sequences(stores[1], tokenizer, encoder.config, args.max_seq_length, chunk_length)
+    step = make_step(args, encoder, device)
+    number = args.round if not args.follow else saved.round if saved else newest_mined(args)
+    torch.manual_seed(args.seed + 1_000_000 * number + distributed.rank())
+    names = {"optimizer": args.optimizer, "objective": args.objective}
+    state = restore(checkpoint, saved, step, round=number, **names) if saved else TrainerState(number, **names)
+
+    log = TrainingLog(args.log_dir, first_step=state.global_step)
+
+    def begin() -> tuple[Episode, Generator[tuple[list[TripletBatch], int], None, None]]:
+        """Opens the episode where training stands, and its batches from there on."""
+        n_groups = args.n_groups if args.group else None
+        counts = queries.row_count, passages.row_count
+        episode = open_episode(args.ann_dir, args.result_dir, state.round, *counts, n_groups)
+        log.metrics(state.global_step - state.episode_step, read_result(args.result_dir, state.round))
+        sizes = args.per_gpu_train_batch_size, args.gradient_accumulation_steps
+        return episode, step_batches(episode, state.position, *sizes, queries, passages, device)
+
+    episode, steps = begin()
     global_batch = args.per_gpu_train_batch_size * args.gradient_accumulation_steps * distributed.world_size()
     max_steps = args.max_steps or -(-episode.triplets // global_batch)
+    first = 0 if args.follow else state.global_step - state.episode_step
+    last = args.total_training_steps if args.follow else first + max_steps
     rate = LearningRate(
         args.learning_rate,
-        episode_start=state.global_step - state.episode_step,
+        episode_start=first,
         warmup_steps=args.warmup_steps,
         num_training_steps=args.num_training_steps
         or (args.total_training_steps if args.single_warmup else max_steps),
@@ -220,40 +207,35 @@ def main() -> None:
         single_warmup=args.single_warmup,
     )
     say(
-        f"{args.task_name} round {args.round}: steps {state.episode_step} to {max_steps} of {global_batch} triplets "
-        f"({episode.triplets:,} mined) from {checkpoint}, {args.objective}, "
+        f"{args.task_name} round {number}: steps {state.global_step - first} to {last - first} of {global_batch} "
+        f"triplets ({episode.triplets:,} mined) from {checkpoint}, {args.objective}, "
         f"{distributed.world_size()} processes on {device.type}, {step.precision.dtype}"
     )
-
-    def make_step(position: int) -> tuple[list[TripletBatch], int]:
-        if device.type == "cuda":
-            torch.cuda.set_device(device)  # each thread has a current device of its own
-        parts, following = take_step(
-            position, episode.triplets, args.per_gpu_train_batch_size, args.gradient_accumulation_steps
-        )
-        return [batch.to(device) for batch in make_step_batches(episode, parts, queries, passages)], following
-
-    log = TrainingLog(args.log_dir, first_step=state.global_step)
-    log.metrics(rate.episode_start, read_result(args.result_dir, args.round))
-    bar = progress(total=max_steps, initial=state.episode_step, unit="steps", label=f"round {args.round}")
-    with bar, closing(prefetch(make_step, state.position)) as steps:
-        while state.episode_step < max_steps:
+    with progress(total=last - first, initial=state.global_step - first, unit="steps", label="train") as bar:
+        while state.global_step < last:
             learning_rate = rate.at(state.global_step)
             batches, state.position = next(steps)
             weights = step.objective.weights.clone()
             result = step(batches, learning_rate)
             state.global_step += 1
             state.episode_step += 1
+            done, at_end = state.global_step - first, state.global_step == last
             bar.update()
             if result.skipped:
                 say(f"warning: step {state.global_step} is skipped, its gradient is not finite")
-            last = state.episode_step == max_steps
-            if last or state.episode_step % args.logging_steps == 0:
+            if at_end or (args.save_steps and done % args.save_steps == 0):
+                folder = save(args.output_dir, encoder, tokenizer, args.max_seq_length, step, state)
+                say(f"step {state.global_step}: loss {float(result.loss):.4f}, saved {folder}")
+            if at_end or done % args.logging_steps == 0:
                 log.step(state.global_step, result, weights, learning_rate)
                 bar.set_postfix(loss=f"{float(result.loss):.4f}")
-            if last or (args.save_steps and state.episode_step % args.save_steps == 0):
-                folder = save(args, step, state, encoder, tokenizer)
-                say(f"step {state.global_step}: loss {float(result.loss):.4f}, saved {folder}")
+                if args.follow and not at_end and (newest := newest_mined(args)) > state.round:
+                    steps.close()
+                    state.round, state.episode_step, state.position = newest, 0, 0
+                    step.objective = new_objective(args).to(device)
+                    episode, steps = begin()
+                    say(f"step {state.global_step}: on to round {newest}, {episode.triplets:,} triplets")
+    steps.close()
     log.close()
     distributed.leave()
 

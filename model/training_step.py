@@ -31,10 +31,11 @@ class StepResult:
 
 
 class TrainingStep:
-    """Takes optimizer steps on a `TripletModel`, which may be wrapped in DistributedDataParallel.
+    """Takes optimizer steps on a model that gives the losses of a batch, as `TripletModel` does, on `device`.
 
-    `watch` is the model's, for an objective that compares the clusters' gradients. A step whose gradient holds inf or
-    nan is skipped, and leaves the parameters and the objective as they were.
+    All processes must make one; the model is wrapped in DistributedDataParallel where there are several. `watch` is
+    the model's, for an objective that compares the clusters' gradients. A step whose gradient holds inf or nan is
+    skipped, and leaves the parameters and the objective as they were.
     """
 
     def __init__(
@@ -42,12 +43,15 @@ class TrainingStep:
         model: nn.Module,
         objective: ERM,
         optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler,
         precision: Precision,
         max_grad_norm: float,
+        device: torch.device,
         watch: GroupGradients | None = None,
     ) -> None:
-        self.model, self.objective, self.optimizer, self.scaler = model, objective, optimizer, scaler
+        self.model, self.objective, self.optimizer = model, objective.to(device), optimizer
+        if world_size() > 1:
+            self.model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
         self.precision, self.max_grad_norm = precision, max_grad_norm
         self.parameters = list(model.parameters())
         self.watch = watch

@@ -150,6 +150,10 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    @property
+    def row_count(self) -> int:
+        return len(self.row_starts) - 1
+
     def lengths_of(self, numbers: np.ndarray) -> np.ndarray:
         """Tokens of these sequences, int64."""
         return self.offsets[numbers + 1] - self.offsets[numbers]
@@ -252,6 +256,29 @@ def make_step_batches(
             batch.sequence_clusters.fill_(-1)
         batches.append(batch)
     return batches
+
+
+def step_batches(
+    episode: Episode,
+    position: int,
+    batch_size: int,
+    accumulation: int,
+    queries: Sequences,
+    passages: Sequences,
+    device: torch.device,
+) -> Generator[tuple[list[TripletBatch], int], None, None]:
+    """This process's batches, on the device, of each step from `position` on, and the next step's position.
+
+    They are made one step ahead, in the background (`prefetch`), and go over the mined file again and again.
+    """
+
+    def make(position: int) -> tuple[list[TripletBatch], int]:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # each thread has a current device of its own
+        parts, following = take_step(position, episode.triplets, batch_size, accumulation)
+        return [batch.to(device) for batch in make_step_batches(episode, parts, queries, passages)], following
+
+    return prefetch(make, position)
 
 
 def prefetch(make: Callable[[int], tuple[T, int]], position: int) -> Generator[tuple[T, int], None, None]:

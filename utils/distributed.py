@@ -6,6 +6,7 @@ whether it runs distributed. On CUDA the backend is nccl, else gloo.
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
@@ -105,6 +106,16 @@ def is_main() -> bool:
 def barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
+
+
+def wait_until(condition: Callable[[], bool], seconds_between: float = 1.0) -> None:
+    """Waits for what another process leaves on the disk, for as long as it takes.
+
+    A collective gives up after `COLLECTIVE_TIMEOUT`, and one process may have hours more to do than another. Should
+    the other one die, the launcher ends this one.
+    """
+    while not condition():
+        time.sleep(seconds_between)
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:

@@ -55,6 +55,15 @@ def check_length(config: PreTrainedConfig, name: str, max_length: int, chunk_len
         )
 
 
+def open_sequences(
+    folder: str | Path, tokenizer, config: PreTrainedConfig, max_length: int, chunk_length: int | None = None
+) -> Sequences:
+    """The sequences of a token store, which must be of this tokenizer and length and fit the encoder."""
+    store = TokenStore(folder).expect(tokenizer, max_length)
+    check_length(config, store.folder.name, max_length, chunk_length)
+    return Sequences(store, chunk_length)
+
+
 def share_of_rows(offsets: np.ndarray, shard: int, shards: int) -> tuple[int, int]:
     """The rows start … stop - 1 of one shard, so that every shard has about the same number of tokens."""
     cuts = np.searchsorted(offsets, offsets[-1] * np.arange(1, shards) / shards)

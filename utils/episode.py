@@ -125,6 +125,25 @@ def read_episode(path: str | Path, query_count: int, passage_count: int, n_group
     return Episode(queries, positives, negatives, starts, weights, clusters, n_groups or 1)
 
 
+def open_episode(
+    ann_dir: str | Path,
+    result_dir: str | Path,
+    number: int,
+    query_count: int,
+    passage_count: int,
+    n_groups: int | None,
+) -> Episode:
+    """Reads episode `number`, which must be ready and, where `n_groups` is given, mined with as many clusters."""
+    mined = read_result(result_dir, number).get("clusters", n_groups)
+    if n_groups is not None and mined != n_groups:
+        raise InputError(
+            f"--n_groups is {n_groups}, and episode {number} was mined with {mined} clusters; give that number, or "
+            "mine again",
+            result_dir,
+        )
+    return read_episode(mined_file(ann_dir, number), query_count, passage_count, n_groups)
+
+
 def _whole_lines(path: Path) -> Iterator[bytes]:
     """Blocks of whole lines; a last line without its end is an error, since the file was cut there."""
     with open_binary(path) as handle:

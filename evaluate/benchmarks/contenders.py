@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from transformers import BertConfig
 
 from model.dro import make_objective, watched_layers
@@ -118,18 +117,15 @@ def make_step(
     if objective.needs_gradient_products:
         watch = GroupGradients(layers, n_groups, sketch_dim=SKETCH_DIM if name == "sketch" else None)
     model = make_model(encoder, watch)
-    precision = choose_precision(fp16, device)
     parts = (
+        model,
+        objective,
         make_optimizer(optimizer, model, LEARNING_RATE, 0.0, ADAM_EPSILON),
-        torch.amp.GradScaler(device.type, enabled=precision.needs_scaler),
-        precision,
+        choose_precision(fp16, device),
         MAX_GRAD_NORM,
+        device,
     )
-    if distributed.world_size() > 1:
-        model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
-    if name == "published":
-        return PublishedStep(model, objective.to(device), *parts, watched=layers)
-    return TrainingStep(model, objective.to(device), *parts, watch)
+    return PublishedStep(*parts, watched=layers) if name == "published" else TrainingStep(*parts, watch)
 
 
 def now(device: torch.device) -> float:

@@ -1,0 +1,55 @@
+"""How training goes on where it stopped: a training step's state into a checkpoint, and back out of it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.encoders import Encoder
+from model.training_step import TrainingStep
+from utils import distributed
+from utils.checkpoint import TrainerState, load_training_state, save_checkpoint
+from utils.errors import InputError
+
+
+def save(
+    training_dir: str | Path,
+    encoder: Encoder,
+    tokenizer: Any,
+    max_length: int,
+    step: TrainingStep,
+    state: TrainerState,
+) -> Path:
+    """Saves a checkpoint of the encoder and of all that training needs to go on; every process must call it.
+
+    `max_length` (tokens) is what SentenceTransformer cuts texts to. Returns the folder, checkpoint-STEP.
+    """
+    state.processes = distributed.world_size()
+    state.dro = {name: value.tolist() for name, value in step.objective.state_dict().items()}
+    return save_checkpoint(training_dir, encoder, tokenizer, max_length, step.optimizer, step.scaler, state)
+
+
+def restore(
+    checkpoint: str | Path, saved: TrainerState, step: TrainingStep, *, round: int, optimizer: str, objective: str
+) -> TrainerState:
+    """Loads a checkpoint's state into `step`, and returns where training of episode `round` stands.
+
+    Inside the episode it goes on; of an earlier one, the optimizer's moments stay and the rest begins anew. Random
+    states count for the same number of processes only. `InputError` where the checkpoint was trained with another
+    optimizer, or inside the episode with another objective.
+    """
+    inside = saved.round == round
+    for flag, asked, found in (
+        ("optimizer", optimizer, saved.optimizer),
+        ("dro_type", objective if inside else saved.objective, saved.objective),
+    ):
+        if asked != found:
+            raise InputError(
+                f"was trained with {found}, and --{flag} asks for {asked}; go on with {found}", checkpoint
+            )
+    random_states = inside and saved.processes == distributed.world_size()
+    load_training_state(checkpoint, step.optimizer, step.scaler, random_states)
+    if not inside:
+        return TrainerState(round, saved.global_step, optimizer=optimizer, objective=objective)
+    step.objective.load_state_dict({name: torch.tensor(value) for name, value in saved.dro.items()})
+    return saved
