@@ -12,6 +12,7 @@ checkpoint, is not encoded twice.
 
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +57,8 @@ class Arguments:
     per_gpu_eval_batch_size: int = option(128, "texts a process encodes at once")
     topk_training: int = option(200, "passages ranked a training query, from which negatives are drawn")
     negative_sample: int = option(30, "negatives drawn a query")
+    index_factory: str = option("Flat", "Flat: exact search; else an approximate index, by faiss's factory string")
+    index_parameters: str = option("", "of an approximate index's search, like nprobe=64 or efSearch=128")
     ann_chunk_factor: int = option(5, "passes over the queries that the negatives are dealt into")
     end_output_num: int = option(0, "number of the last episode to mine; -1: whenever a newer checkpoint appears")
     group: int = option(0, "1: training will use clusters, so --cluster_query must be set")
@@ -144,13 +147,19 @@ def search(
     """The ranking of each dev query and the negatives of each training query, on the main process."""
     passages = TokenStore(Path(args.data_dir, "passages"))
     sequences = Sequences(passages, find_model_type(args.model_type).chunk_length)
-    collection = embeddings["passages"], sequences
-    exchange = Path(args.output_dir, "search")
-    _, _, dev_ranking = search_rows(embeddings["dev-query"], *collection, DEV_DEPTH, device, exchange)
-    first, _, ranking = search_rows(embeddings["train-query"], *collection, args.topk_training, device, exchange)
-    rows, positives, hashes = first + np.arange(len(ranking)), train_qrels.positives, passages.row_hashes()
-    negatives = draw_negatives(rows, ranking, positives, hashes, args.negative_sample, seed=args.seed, episode=number)
-    return distributed.gather_rows(dev_ranking), distributed.gather_rows(negatives)
+
+    def rankings(name: str, depth: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        exchange, index = Path(args.output_dir, f"search-{name}"), (args.index_factory, args.index_parameters)
+        return search_rows(embeddings[name], embeddings["passages"], sequences, depth, device, exchange, *index)
+
+    dev_ranking = [rows for _, _, rows in rankings("dev-query", DEV_DEPTH)]
+    positives, hashes = train_qrels.positives, passages.row_hashes()
+    drawing = {"seed": args.seed, "episode": number}
+    negatives = [
+        draw_negatives(first + np.arange(len(rows)), rows, positives, hashes, args.negative_sample, **drawing)
+        for first, _, rows in rankings("train-query", args.topk_training)
+    ]
+    return distributed.gather_rows(np.concatenate(dev_ranking)), distributed.gather_rows(np.concatenate(negatives))
 
 
 def cluster(args: Arguments, number: int, queries: EmbeddingMatrix) -> Clusters:

@@ -20,6 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
+
 from evaluate.metrics_file import RunMetrics, write_metrics
 from evaluate.rankings import cut_at, leave_out_self_matches, queries_may_be_passages
 from model.encoders import find_model_type, load_encoder
@@ -85,14 +87,10 @@ def main() -> None:
         )
     queries, passages = stores.values()
     qrels = read_qrels(Path(args.data_dir, f"{args.split}-qrel.tsv"), len(queries), len(passages))
-    _, scores, ranking = search_rows(
-        *embeddings.values(),
-        Sequences(passages, chunk_length),
-        args.depth + 1,
-        device,
-        Path(args.out_dir, "search"),
-    )
-    scores, ranking = distributed.gather_rows(scores), distributed.gather_rows(ranking)
+    sequences, exchange = Sequences(passages, chunk_length), Path(args.out_dir, "search")
+    found = search_rows(*embeddings.values(), sequences, args.depth + 1, device, exchange)
+    _, scores, rows = zip(*found, strict=True)
+    scores, ranking = (distributed.gather_rows(np.concatenate(of_windows)) for of_windows in (scores, rows))
 
     def write() -> None:
         if queries_may_be_passages(passages.meta.source_file):

@@ -1,22 +1,159 @@
 """Exact search: the k passages of the largest inner product, for every query.
 
-Blocks of passages stream by; only the best k of each query are kept. Equal scores are ordered by row, the lower
-one first, and also at the cut, so that the result does not depend on block sizes or on the number of processes.
+A score is the inner product of two float32 vectors as one fixed routine sums it, pair by pair. Products of matrices
+are faster and not quite that: their sums run in another order, or in half precision. So they only propose. Each
+proposal comes with a bound on how far it can be off, and every passage that could be among the k best within that
+bound is scored by the fixed routine. Equal scores are ordered by row, the lower one first, and also at the cut. What
+is found therefore depends on nothing but the vectors: not on blocks, processes or the type of the products.
+
+Passages stream by in blocks and queries in windows, so that memory grows with neither. On a CPU faiss multiplies,
+straight from the memory map; on a GPU torch does, in half precision.
+
+An approximate index of faiss can propose instead, for those who want one; then nothing bounds what it misses.
 """
 
 import shutil
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
+import faiss
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from utils import distributed
 from utils.batching import Sequences
 from utils.embedding_store import EmbeddingMatrix
+from utils.errors import InputError
+from utils.logs import progress, say
 
-PASSAGE_BLOCK = 65_536
-SCORE_BLOCK = 2**26  # scores held at once: 256 MiB
+BLOCK_BYTES = 2**29  # of passages, in float32
+QUERY_WINDOW = 2**17  # whose best k are held at once
+LINES = 2**14  # queries that a block is searched for at once
+SPARE = 56  # proposals beyond k: near-ties at the cut seldom need more
+MOST_PROPOSALS = 2**25  # held at once where they need more
+TILE_COLUMNS, TILE_SCORES = 2**18, 2**29  # of a product on a GPU: 1 GiB
+SEGMENT = 32  # columns of a tile that stand or fall by their best
+MARGIN = 1.001  # on bounds, for the rounding of the lengths that they are made of
+TRAINING_SAMPLE = 2**18  # passages that an approximate index is trained on
+
+
+class Block(Protocol):
+    """Passages that are searched at once, n of D dimensions.
+
+    `propose` gives the `count` best for queries float32 (L, D) by products of matrices, best first: scores float32,
+    how far each may be off at most, and columns int64, each (L, count). `score` gives the scores, float32 (L, m), for
+    columns int64 (L, m); -inf where a column is -1.
+    """
+
+    def __len__(self) -> int: ...
+    def propose(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]: ...
+    def score(self, queries: Tensor, columns: Tensor) -> Tensor: ...
+
+
+def summing_error(dimensions: int) -> float:
+    """How far a float32 inner product of x and y, summed in any order, is off at most, over |x| |y|.
+
+    D u / (1 - D u) with u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, 2002, eq. 3.5).
+    """
+    return dimensions * 2**-24 / (1 - dimensions * 2**-24)
+
+
+class FloatBlock:
+    """Passages on the CPU, searched by faiss in float32."""
+
+    def __init__(self, vectors: np.ndarray) -> None:
+        self._vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        self._longest = float(np.sqrt(np.einsum("nd,nd->n", self._vectors, self._vectors).max()))
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def propose(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        found = faiss.knn(queries.numpy(), self._vectors, count, metric=faiss.METRIC_INNER_PRODUCT)
+        scores, columns = map(torch.from_numpy, found)
+        errors = 2 * MARGIN * summing_error(queries.shape[1]) * self._longest * queries.norm(dim=1, keepdim=True)
+        return scores, errors.expand_as(scores), columns
+
+    def score(self, queries: Tensor, columns: Tensor) -> Tensor:
+        scores = torch.empty(columns.shape)
+        arrays = scores.numpy(), queries.numpy(), self._vectors, columns.contiguous().numpy()
+        faiss.fvec_inner_products_by_idx(*map(faiss.swig_ptr, arrays), queries.shape[1], *columns.shape)
+        return scores
+
+
+class HalfBlock:
+    """Passages on a GPU, multiplied in half precision.
+
+    What all passages have in common does not rank them, so their mean is taken off first: half precision then has
+    its digits for what tells them apart. Vectors are scaled by powers of two to a length below 1, where float16
+    neither overflows nor runs out of small numbers.
+    """
+
+    def __init__(self, vectors: np.ndarray, device: torch.device, dtype: torch.dtype = torch.float16) -> None:
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False  # sums stay in float32
+        self._vectors = torch.from_numpy(np.array(vectors, dtype=np.float32)).to(device)
+        self._mean = self._vectors.mean(0)
+        centered = self._vectors - self._mean
+        self._longest, self._longest_centered = (float(part.norm(dim=1).max()) for part in (self._vectors, centered))
+        self._scale = _power_of_two_above(self._longest_centered)
+        self._half = (centered / self._scale).to(dtype)  # n, D
+        rounding = (self._half.float() * self._scale - centered).norm(dim=1).max()
+        self._rounding = float(rounding) + 2**-23 * self._longest  # what taking off the mean costs is in the second
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def propose(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        scale = _power_of_two_above(float(queries.norm(dim=1).max()))
+        half = (queries / scale).to(self._half.dtype)
+        parts = []
+        for start in range(0, len(self), TILE_COLUMNS):
+            tile = self._half[start : start + TILE_COLUMNS]
+            lines = max(1, TILE_SCORES // len(tile))
+            found = [_best_by_segments(part @ tile.T, min(count, len(tile))) for part in half.split(lines)]
+            scores, columns = map(torch.cat, zip(*found, strict=True))
+            parts.append((scores, columns + start))
+        scores, columns = (torch.cat(of_tiles, dim=1) for of_tiles in zip(*parts, strict=True))
+        scores, order = scores.topk(count, dim=1)
+        columns = columns.gather(1, order)
+
+        # |q·p - q'·p'| <= |q - q'| |p| + |q'| |p - p'|; then sums, and the product's own type; then the mean again.
+        rounded = half.float() * scale
+        length = queries.norm(dim=1)
+        errors = (rounded - queries).norm(dim=1) * self._longest_centered + rounded.norm(dim=1) * self._rounding
+        sums = 8 * summing_error(queries.shape[1])  # generous: how a GPU's matrix units round is not documented
+        errors = errors + sums * length * (self._longest_centered + self._longest)
+        scores = scores.float() * (scale * self._scale)
+        errors = MARGIN * errors[:, None] + 2 * torch.finfo(half.dtype).eps * scores.abs()
+        shift = (queries.double() @ self._mean.double()).float()
+        return scores + shift[:, None], errors, columns
+
+    def score(self, queries: Tensor, columns: Tensor) -> Tensor:
+        scores = torch.full(columns.shape, -torch.inf, device=queries.device)
+        lines, places = (columns >= 0).nonzero(as_tuple=True)
+        for line, place in zip(lines.split(2**18), places.split(2**18), strict=True):
+            scores[line, place] = (queries[line] * self._vectors[columns[line, place]]).sum(1)
+        return scores
+
+
+def _power_of_two_above(value: float) -> float:
+    return float(2.0 ** np.ceil(np.log2(max(value, 1e-30))))
+
+
+def _best_by_segments(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` best of each line, in no order: values and columns. The best `count` segments hold them all."""
+    columns = scores.shape[1]
+    if columns <= count * SEGMENT:
+        return scores.topk(count, dim=1, sorted=False)
+    segments = pad(scores, (0, -columns % SEGMENT), value=-torch.inf).unflatten(1, (-1, SEGMENT))
+    best_segments = segments.amax(2).topk(count, dim=1, sorted=False).indices  # lines, count
+    among = segments.gather(1, best_segments[:, :, None].expand(-1, -1, SEGMENT)).flatten(1)
+    values, place = among.topk(count, dim=1, sorted=False)
+    return values, best_segments.gather(1, place // SEGMENT) * SEGMENT + place % SEGMENT
 
 
 def best(scores: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -45,58 +182,172 @@ def _sorted(scores: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return scores.gather(1, by_score), rows.gather(1, by_score)
 
 
+def best_of_block(block: Block, queries: Tensor, k: int, least: Tensor, spare: int = SPARE) -> tuple[Tensor, Tensor]:
+    """The k best passages of a block that reach the scores `least` (L,): scores and columns, (L, min(k, n)).
+
+    Best first, and -inf with -1 where fewer reach it.
+    """
+    k, count = min(k, len(block)), min(k + spare, len(block))
+    coarse, error, columns = block.propose(queries, count)
+    least = torch.maximum(least, coarse[:, k - 1] - error[:, k - 1])  # the k best of the block reach at least this
+    possible = coarse + error >= least[:, None]
+    scores = block.score(queries, columns.where(possible, -1))
+    scores, columns = best(scores, columns, k)
+    columns = columns.where(scores > -torch.inf, -1)
+    unsettled = possible[:, -1].nonzero()[:, 0]  # what was not proposed could reach it as well
+    if count < len(block) and len(unsettled):
+        for part in unsettled.split(max(1, MOST_PROPOSALS // (4 * count))):
+            scores[part], columns[part] = best_of_block(block, queries[part], k, least[part], 4 * count - k)
+    return scores, columns
+
+
 @torch.inference_mode()
 def search(
     queries: np.ndarray, passages: EmbeddingMatrix, first: int, last: int, k: int, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k best of passage rows first … last - 1 for each query: scores float32 and rows int64, (Q, min(k, n)).
 
-    `queries` float32 (Q, D). Products run in float32.
+    `queries` float (Q, D).
     """
-    query = torch.from_numpy(np.array(queries)).to(device)
-    top = query.new_empty(len(query), 0)
-    top_rows = torch.empty(len(query), 0, dtype=torch.int64, device=device)
-    for start in range(first, last, PASSAGE_BLOCK):
-        stop = min(start + PASSAGE_BLOCK, last)
-        block = torch.from_numpy(np.array(passages.rows(start, stop))).to(device)
-        block_rows = torch.arange(start, stop, device=device)
-        lines = max(1, SCORE_BLOCK // len(block))
-        parts = [best(part @ block.T, block_rows, k) for part in query.split(lines)]
-        scores = torch.cat([top, torch.cat([part[0] for part in parts])], dim=1)
-        rows = torch.cat([top_rows, torch.cat([part[1] for part in parts])], dim=1)
-        top, top_rows = best(scores, rows, k)
-    return top.cpu().numpy(), top_rows.cpu().numpy()
+    queries = np.array(queries, dtype=np.float32)
+    k = min(k, last - first)
+    top = torch.full((len(queries), k), -torch.inf)
+    top_rows = torch.full((len(queries), k), -1, dtype=torch.int64)
+    with progress(total=len(queries) * (last - first), unit="scores", label="search") as bar:
+        for start, stop in _blocks(passages, first, last):
+            vectors = passages.rows(start, stop)
+            block = HalfBlock(vectors, device) if device.type == "cuda" else FloatBlock(vectors)
+            for line in range(0, len(queries), LINES):
+                lines = slice(line, line + LINES)
+                part, held = torch.from_numpy(queries[lines]).to(device), top[lines].to(device)
+                scores, columns = best_of_block(block, part, k, held[:, -1])
+                rows = columns.where(columns < 0, columns + start)
+                rows = torch.cat([top_rows[lines].to(device), rows], dim=1)
+                top[lines], top_rows[lines] = best(torch.cat([held, scores], dim=1), rows, k)
+                bar.update(len(part) * (stop - start))
+    return top.numpy(), top_rows.numpy()
+
+
+def _blocks(passages: EmbeddingMatrix, first: int, last: int) -> Iterator[tuple[int, int]]:
+    rows = max(1, BLOCK_BYTES // (4 * passages.shape[1]))
+    for start in range(first, last, rows):
+        yield start, min(start + rows, last)
+
+
+class ApproximateIndex:
+    """An index of faiss over passage rows first … last - 1, by faiss's factory string; in memory, on the CPU.
+
+    `parameters` are of the search, like nprobe=64 or efSearch=128. What the index proposes is scored exactly.
+    """
+
+    def __init__(
+        self, passages: EmbeddingMatrix, first: int, last: int, factory: str, parameters: str = "", seed: int = 0
+    ) -> None:
+        self._passages, self._first, self._last = passages, first, last
+        dimensions = passages.shape[1]
+        try:
+            self._index = faiss.index_factory(dimensions, factory, faiss.METRIC_INNER_PRODUCT)
+        except RuntimeError:
+            raise InputError(
+                f"--index_factory {factory!r} is not a description that faiss knows for {dimensions} dimensions; "
+                "Flat is exact search, and IVF4096,Flat or HNSW32 are examples of others"
+            ) from None
+        if not self._index.is_trained:
+            chosen = np.random.default_rng(seed).random(last - first) < TRAINING_SAMPLE / max(1, last - first)
+            sample = [
+                passages.rows(start, stop)[chosen[start - first : stop - first]]
+                for start, stop in _blocks(passages, first, last)
+            ]
+            say(f"training an index {factory} on {int(chosen.sum()):,} passages")
+            try:
+                self._index.train(np.concatenate(sample).astype(np.float32, copy=False))
+            except RuntimeError as error:
+                raise InputError(
+                    f"--index_factory {factory!r} cannot be trained: {str(error).splitlines()[0]}"
+                ) from None
+        with progress(total=last - first, unit="passages", label=f"index {factory}") as bar:
+            for start, stop in _blocks(passages, first, last):
+                self._index.add(np.ascontiguousarray(passages.rows(start, stop), dtype=np.float32))
+                bar.update(stop - start)
+        if parameters:
+            try:
+                faiss.ParameterSpace().set_index_parameters(self._index, parameters)
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0]
+                raise InputError(f"--index_parameters {parameters!r} do not fit {factory!r}: {reason}") from None
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `search`; a query with fewer than k proposals has -inf and -1 at the end."""
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        columns = torch.from_numpy(self._index.search(queries, min(k, self._last - self._first))[1])  # Q, k
+        scores = torch.full(columns.shape, -torch.inf)
+        for start, stop in _blocks(self._passages, self._first, self._last):
+            block = FloatBlock(self._passages.rows(start, stop))
+            here = (columns >= start - self._first) & (columns < stop - self._first)
+            own = block.score(torch.from_numpy(queries), (columns - (start - self._first)).where(here, -1))
+            scores = own.where(here, scores)
+        rows = columns.where(columns < 0, columns + self._first)
+        scores, rows = best(scores, rows, columns.shape[1])
+        return scores.numpy(), rows.numpy()
 
 
 def search_together(
-    queries: EmbeddingMatrix, passages: EmbeddingMatrix, k: int, device: torch.device, exchange: Path
-) -> tuple[int, np.ndarray, np.ndarray]:
-    """Searches all queries with all processes; each gets the merged result of its own share of the queries.
+    queries: EmbeddingMatrix,
+    passages: EmbeddingMatrix,
+    k: int,
+    device: torch.device,
+    exchange: Path,
+    index_factory: str = "Flat",
+    index_parameters: str = "",
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Searches all queries with all processes, and yields to each its own share of them, a window at a time.
 
-    Every process searches its share of the passages, leaves its k best in the folder `exchange` (one that all
-    processes see), and merges what all have found for its queries. Returns the number of its first query, and the
-    scores float32 and passage rows int64, (queries of the share, min(k, passages)). All processes must call it.
+    Every process searches its share of the passages and leaves its k best of each window in the folder `exchange`,
+    one that all processes see; each window is merged by the process whose it is, as soon as all have left theirs.
+    Yields the number of the window's first query, and the scores float32 and passage rows int64, (queries of the
+    window, min(k, passages)). All processes must run it to its end; their windows follow one another by rank.
     """
     rank, size = distributed.rank(), distributed.world_size()
-    shares = np.linspace(0, len(passages), size + 1).astype(np.int64)
-    scores, rows = search(queries.rows(0, len(queries)), passages, *shares[rank : rank + 2].tolist(), k, device)
-    if size == 1:
-        return 0, scores, rows
-    exchange.mkdir(parents=True, exist_ok=True)
-    np.save(exchange / f"scores-{rank}.npy", scores)
-    np.save(exchange / f"rows-{rank}.npy", rows)
-    distributed.barrier()
-    first, last = np.linspace(0, len(queries), size + 1).astype(np.int64)[rank : rank + 2].tolist()
-    parts = [
-        np.concatenate(
-            [np.load(exchange / f"{name}-{r}.npy", mmap_mode="r")[first:last] for r in range(size)], axis=1
-        )
-        for name in ("scores", "rows")
-    ]
-    scores, rows = best(*map(torch.from_numpy, parts), k)
-    distributed.barrier()
-    distributed.on_main(lambda: shutil.rmtree(exchange))
-    return first, scores.numpy(), rows.numpy()
+    first, last = np.linspace(0, len(passages), size + 1).astype(np.int64)[rank : rank + 2].tolist()
+    each = max(1, -(-len(queries) // (size * QUERY_WINDOW)))  # windows a process
+    bounds = np.linspace(0, len(queries), size * each + 1).astype(np.int64).tolist()
+    index = None
+    if index_factory != "Flat":
+        index = ApproximateIndex(passages, first, last, index_factory, index_parameters)
+    if size > 1:
+        distributed.on_main(lambda: shutil.rmtree(exchange, ignore_errors=True))
+        exchange.mkdir(parents=True, exist_ok=True)
+
+    for window in range(size * each):
+        own = queries.rows(*bounds[window : window + 2])
+        scores, rows = index.search(own, k) if index else search(own, passages, first, last, k, device)
+        if size == 1:
+            yield bounds[window], scores, rows
+        else:
+            _leave(exchange, window, rank, rows, scores)
+
+    for window in range(rank * each, (rank + 1) * each) if size > 1 else ():
+        names = [_left(exchange, window, other) for other in range(size)]
+        distributed.wait_until(lambda names=names: all(path.exists() for pair in names for path in pair))
+        rows, scores = (np.concatenate([np.load(path) for path in of], axis=1) for of in zip(*names, strict=True))
+        merged, merged_rows = best(torch.from_numpy(scores), torch.from_numpy(rows), k)
+        for path in (path for pair in names for path in pair):
+            path.unlink()
+        yield bounds[window], merged.numpy(), merged_rows.numpy()
+    if size > 1:
+        with suppress(OSError):  # not empty: another process is not through
+            exchange.rmdir()
+
+
+def _left(exchange: Path, window: int, rank: int) -> tuple[Path, Path]:
+    return exchange / f"rows-{window}-{rank}.npy", exchange / f"scores-{window}-{rank}.npy"
+
+
+def _leave(exchange: Path, window: int, rank: int, *arrays: np.ndarray) -> None:
+    for path, array in zip(_left(exchange, window, rank), arrays, strict=True):
+        partial = path.with_suffix(".partial.npy")
+        np.save(partial, array)
+        partial.replace(path)
 
 
 def search_rows(
@@ -106,18 +357,20 @@ def search_rows(
     k: int,
     device: torch.device,
     exchange: Path,
-) -> tuple[int, np.ndarray, np.ndarray]:
+    index_factory: str = "Flat",
+    index_parameters: str = "",
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """As `search_together`, with passages that may be several sequences, of which the best one scores.
 
-    Returns rows of the token store rather than of the matrix, (queries of the share, min(k, rows)).
+    Yields rows of the token store rather than of the matrix, (queries of the window, min(k, rows)).
     """
     counts = np.diff(sequences.row_starts)
     k = min(k, len(counts))
     most = int(counts.max(initial=1))  # k · most sequences hold at least k rows
-    first, scores, found = search_together(queries, passages, k * most, device, exchange)
-    if most == 1:
-        return first, scores, found
-    return first, *best_chunks(scores, found, sequences.rows, k)
+    found = search_together(queries, passages, k * most, device, exchange, index_factory, index_parameters)
+    row_of = sequences.rows if most > 1 else None
+    for first, scores, rows in found:
+        yield (first, scores, rows) if most == 1 else (first, *best_chunks(scores, rows, row_of, k))
 
 
 def best_chunks(

@@ -5,6 +5,7 @@ the machine does meets them all alike, and their memory in a process of their ow
 """
 
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -36,6 +37,7 @@ SHAPES = {  # layers, width, heads
 VOCABULARY = 30_522
 DRO_SETTINGS = {"alpha": 0.25, "ema": 0.1, "rho": 0.05, "eps": 0.01}
 SKETCH_DIM = 1024
+PRODUCTS = 5  # timed each time that the machine's peak is measured
 LEARNING_RATE, ADAM_EPSILON, MAX_GRAD_NORM = 1e-5, 1e-8, 1.0
 
 
@@ -133,6 +135,18 @@ def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def product_rate(size: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Floating point operations a second of a product of square matrices, the median of several."""
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    product = torch.mm(left, right)
+    rates = []
+    for _ in range(PRODUCTS):
+        start = now(device)
+        torch.mm(left, right, out=product)
+        rates.append(2 * size**3 / (now(device) - start))
+    return statistics.median(rates)
 
 
 def name_of(device: torch.device) -> str:

@@ -2,8 +2,8 @@
 
     python evaluate/benchmarks/table.py --out_dir runs/benchmarks
 
-Reads training-….json, group_gradients-….json and sketch_error.json in the folder, and writes benchmarks.json and
-benchmarks.md there. Nothing is measured here: the tables can be made again at any time.
+Reads the benchmarks' JSON files in the folder (training-….json, search-….json and so on), and writes benchmarks.json
+and benchmarks.md there. Nothing is measured here: the tables can be made again at any time.
 """
 
 import sys
@@ -91,10 +91,35 @@ def sketch_error_section(result: dict) -> str:
     return f"## Sketch errors: {result['settings']['shape']}\n\n{markdown([heading, *lines])}"
 
 
+def search_section(result: dict) -> str:
+    """A table of evaluate/benchmarks/search.py: a contender a line."""
+    settings, peak = result["settings"], result["peak_operations_a_second"]
+    heading = ["", "seconds", "queries a second", "time to faiss", "share of the product rate", "peak GiB"]
+    lines = [
+        [
+            name,
+            f"{one['median_seconds']:.2f}",
+            f"{one['queries_per_second']:,.0f}",
+            f"{one['time_to_faiss']:.2f}",
+            f"{one['share_of_products']:.1%}",
+            f"{one['peak_gib']:.2f}",
+        ]
+        for name, one in result["contenders"].items()
+    ]
+    return (
+        f"## Search: {settings['passages']:,} passages of {settings['dimensions']} dimensions, {result['dtype']}\n\n"
+        f"{_machine(result)}, {settings['rounds']} rounds; {settings['queries']:,} queries, top {settings['k']}. "
+        f"Products of square matrices: {peak['median'] / 1e9:,.0f} GFLOP/s ({peak['lowest'] / 1e9:,.0f} to "
+        f"{peak['highest'] / 1e9:,.0f} between searches). The passages' file has {result['file_gib']:.2f} GiB.\n\n"
+        f"{markdown([heading, *lines])}"
+    )
+
+
 SECTIONS: dict[str, Callable[[dict], str]] = {
     "training": training_section,
     "group_gradients": group_gradients_section,
     "sketch_error": sketch_error_section,
+    "search": search_section,
 }
 
 

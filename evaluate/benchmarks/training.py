@@ -41,7 +41,7 @@ from data.judgments import qrel_file
 from data.msmarco_data import read_numbered
 from data.tokenizing import load_tokenizer, text_normalizer
 from evaluate.benchmarks import contenders
-from evaluate.benchmarks.contenders import Taken, now
+from evaluate.benchmarks.contenders import Taken, now, product_rate
 from evaluate.benchmarks.library_trainer import load_model, train_in_turns
 from evaluate.benchmarks.padded import PaddedBatch, PaddedTripletModel, make_padded_batch
 from model.encoders import BertDot
@@ -56,7 +56,7 @@ from utils.episode import Episode, MinedLines, read_episode, write_mined_file
 from utils.errors import InputError, run
 from utils.files import write_json
 from utils.logs import say
-from utils.precision import Precision, choose_precision
+from utils.precision import choose_precision
 from utils.qrels import read_qrels
 from utils.token_store import TokenStore
 
@@ -67,7 +67,6 @@ REFERENCES = (LIBRARY, "erm")
 MODEL_TYPE = "rdot_nll_condenser"
 NEGATIVES_A_LINE = 6
 BUSY = 0.8  # a round's peak under this part of the median one says that the machine was not left alone
-PRODUCTS = 5  # timed each time that the machine's peak is measured
 
 
 @dataclass
@@ -196,18 +195,6 @@ def useful_operations(lengths: np.ndarray, layers: int, width: int) -> float:
     return float(3 * 2 * (weights + attention))
 
 
-def product_rate(size: int, precision: Precision, device: torch.device) -> float:
-    """Floating point operations a second of a product of square matrices, the median of several."""
-    left, right = (torch.randn(size, size, device=device).to(precision.dtype) for _ in range(2))
-    product = torch.mm(left, right)
-    rates = []
-    for _ in range(PRODUCTS):
-        start = now(device)
-        torch.mm(left, right, out=product)
-        rates.append(2 * size**3 / (now(device) - start))
-    return statistics.median(rates)
-
-
 class Turn:
     """Takes our steps, or the published ones, on batches from the token stores.
 
@@ -319,11 +306,11 @@ def measure(args: Arguments, folder: Path, device: torch.device) -> dict:
     precision = choose_precision(args.fp16, device)
     layers, width, _ = contenders.SHAPES[args.shape]
     size = args.product_size or (8192 if device.type == "cuda" else 2048)
-    rates = [product_rate(size, precision, device)]
+    rates = [product_rate(size, precision.dtype, device)]
 
     def between(number: int) -> None:
         say(f"{args.shape} {precision.dtype}: round {number} of {args.rounds} is over")
-        rates.append(product_rate(size, precision, device))
+        rates.append(product_rate(size, precision.dtype, device))
 
     taken = take_turns(args.contenders, args, lines, folder, device, between)
     if min(rates) < BUSY * statistics.median(rates):

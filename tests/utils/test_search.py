@@ -1,4 +1,6 @@
-"""Exact search against a plain sort, ties and shares included."""
+"""Exact search against a plain sort: ties, near-ties that products cannot tell apart, shares and windows included."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,7 +8,8 @@ import torch
 
 from tests.processes import run_processes
 from utils import search
-from utils.search import best_chunks, search_rows, search_together
+from utils.errors import InputError
+from utils.search import ApproximateIndex, HalfBlock, best_chunks, search_rows, search_together
 
 CPU = torch.device("cpu")
 
@@ -16,6 +19,7 @@ class Matrix:
 
     def __init__(self, values):
         self.values = np.asarray(values, np.float32)
+        self.shape = self.values.shape
 
     def __len__(self):
         return len(self.values)
@@ -29,17 +33,41 @@ def whole_numbers(rows, columns=4, seed=0, spread=2):
     return np.random.default_rng(seed).integers(-spread, spread + 1, size=(rows, columns)).astype(np.float32)
 
 
+def near_ties(rows, seed=0):
+    """Vectors that half precision rounds to a few: whole numbers about 2^20, which differ by less than 16.
+
+    With queries of -1, 0 and 1, scores are exact in float32. Some vectors are far shorter than the rest.
+    """
+    generator = np.random.default_rng(seed)
+    vectors = 2.0**20 + generator.integers(0, 4, size=(rows, 1)) * 2.0**12 + generator.integers(0, 16, size=(rows, 4))
+    vectors[generator.random(rows) < 0.1] *= 2.0**-10
+    return np.round(vectors).astype(np.float32)
+
+
 def expected(queries, passages, k):
     scores = queries @ passages.T
     order = np.stack([np.lexsort((np.arange(len(passages)), -line)) for line in scores])[:, :k]
     return np.take_along_axis(scores, order, axis=1), order
 
 
+@pytest.fixture(params=["float32", "float16", "bfloat16"])
+def product_type(request, monkeypatch):
+    """Runs a test with the blocks of the CPU, and with those of a GPU (which run on a CPU as well)."""
+    if request.param != "float32":
+        dtype = getattr(torch, request.param)
+        monkeypatch.setattr(search, "FloatBlock", lambda vectors: HalfBlock(vectors, CPU, dtype))
+    return request.param
+
+
+def set_sizes(monkeypatch, **sizes):
+    for name, value in sizes.items():
+        monkeypatch.setattr(search, name, value)
+
+
 @pytest.mark.parametrize("block", [7, 64, 1000])
 @pytest.mark.parametrize("k", [1, 10, 130, 500])
-def test_search_is_a_full_sort_by_score_then_row_whatever_the_blocks(monkeypatch, block, k):
-    monkeypatch.setattr(search, "PASSAGE_BLOCK", block)
-    monkeypatch.setattr(search, "SCORE_BLOCK", 200)
+def test_search_is_a_full_sort_by_score_then_row_whatever_the_blocks(monkeypatch, product_type, block, k):
+    set_sizes(monkeypatch, BLOCK_BYTES=block * 16, LINES=5, SPARE=2, TILE_COLUMNS=50, TILE_SCORES=100, SEGMENT=3)
     queries, passages = whole_numbers(23, seed=1), whole_numbers(130, seed=2)
     scores, rows = search.search(queries, Matrix(passages), 0, 130, k, CPU)
     want_scores, want_rows = expected(queries, passages, k)
@@ -47,22 +75,99 @@ def test_search_is_a_full_sort_by_score_then_row_whatever_the_blocks(monkeypatch
     assert np.array_equal(scores, want_scores)
 
 
-def search_share(folder, k):
-    from pathlib import Path
+@pytest.mark.parametrize("block", [100, 1000])
+def test_near_ties_that_the_products_cannot_tell_apart_are_ranked_as_in_float32(monkeypatch, product_type, block):
+    set_sizes(monkeypatch, BLOCK_BYTES=block * 16, SPARE=1, TILE_COLUMNS=64, SEGMENT=4)
+    queries, passages = whole_numbers(30, seed=1, spread=1), near_ties(700)
+    scores, rows = search.search(queries, Matrix(passages), 0, 700, 20, CPU)
+    want_scores, want_rows = expected(queries, passages, 20)
+    assert np.array_equal(rows, want_rows)
+    assert np.array_equal(scores, want_scores)
 
+
+def test_a_result_does_not_depend_on_blocks_for_any_vectors(monkeypatch, product_type):
+    generator = np.random.default_rng(0)
+    queries, passages = generator.normal(size=(20, 48)), 3 + generator.normal(size=(900, 48))
+    passages[300:600] = passages[:300] * (1 + 1e-7)
+    found = []
+    for block in (50, 333, 900):
+        set_sizes(monkeypatch, BLOCK_BYTES=block * 4 * 48, SPARE=1)
+        found.append(search.search(queries, Matrix(passages), 0, 900, 40, CPU))
+    for scores, rows in found[1:]:
+        assert np.array_equal(rows, found[0][1])
+        assert np.array_equal(scores, found[0][0])
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+@pytest.mark.parametrize("common", [0.0, 5.0])
+def test_no_proposal_is_off_by_more_than_it_says(product_type, scale, common):
+    generator = np.random.default_rng(0)
+    queries = torch.from_numpy(generator.normal(size=(20, 96)).astype(np.float32))
+    passages = (scale * (common + generator.normal(size=(500, 96)))).astype(np.float32)
+    block = search.FloatBlock(passages)
+    coarse, error, columns = block.propose(queries, 500)
+    scores = block.score(queries, columns)
+    exact = queries.double() @ torch.from_numpy(passages).double().T
+    assert ((coarse - scores).abs() <= error).all()
+    assert torch.allclose(scores.double(), exact.gather(1, columns), rtol=1e-5, atol=1e-5 * scale)
+    assert (columns.sort(dim=1).values == torch.arange(500)).all()
+
+
+def test_half_precision_proposes_closely_enough_to_be_of_use():
+    generator = np.random.default_rng(0)
+    queries = torch.from_numpy(generator.normal(size=(8, 64)).astype(np.float32))
+    passages = (10 + generator.normal(size=(2_000, 64))).astype(np.float32)
+    coarse, error, _ = HalfBlock(passages, CPU).propose(queries, 2_000)
+    assert (error.amax(1) < 0.02 * coarse.std(1)).all()
+
+
+def search_share(folder, k, window):
+    search.QUERY_WINDOW = window
     queries, passages = Matrix(whole_numbers(23, seed=1)), Matrix(whole_numbers(130, seed=2))
-    first, scores, rows = search_together(queries, passages, k, CPU, Path(folder, "exchange"))
-    return first, torch.from_numpy(scores), torch.from_numpy(rows)
+    found = [*search_together(queries, passages, k, CPU, Path(folder, "exchange"))]
+    _, scores, rows = zip(*found, strict=True)
+    return [part[0] for part in found], *(torch.from_numpy(np.concatenate(part)) for part in (scores, rows))
 
 
-@pytest.mark.parametrize("k", [10, 100])
-def test_three_processes_find_what_one_finds(tmp_path, k):
+@pytest.mark.parametrize(
+    ("k", "window", "starts"), [(10, 1000, [[0], [7], [15]]), (100, 4, [[0, 3], [7, 11], [15, 19]])]
+)
+def test_three_processes_find_what_one_finds(tmp_path, k, window, starts):
     want_scores, want_rows = expected(whole_numbers(23, seed=1), whole_numbers(130, seed=2), k)
-    parts = run_processes(search_share, 3, str(tmp_path), k)
-    assert [part[0] for part in parts] == [0, 7, 15]
+    parts = run_processes(search_share, 3, str(tmp_path), k, window)
+    assert [part[0] for part in parts] == starts
     assert np.array_equal(np.concatenate([part[2] for part in parts]), want_rows)
     assert np.array_equal(np.concatenate([part[1] for part in parts]), want_scores)
     assert not (tmp_path / "exchange").exists()
+
+
+@pytest.mark.parametrize(("factory", "parameters"), [("IVF4,Flat", "nprobe=4"), ("HNSW32", "efSearch=300")])
+def test_an_approximate_index_that_looks_everywhere_finds_what_exact_search_finds(
+    monkeypatch, tmp_path, factory, parameters
+):
+    set_sizes(monkeypatch, BLOCK_BYTES=100 * 32)
+    generator = np.random.default_rng(0)
+    queries, passages = (Matrix(generator.normal(size=(rows, 8))) for rows in (15, 300))
+    (exact,) = search_together(queries, passages, 9, CPU, tmp_path)
+    (found,) = search_together(queries, passages, 9, CPU, tmp_path, factory, parameters)
+    assert np.array_equal(found[2], exact[2])
+    assert np.array_equal(found[1], exact[1])
+
+
+def test_an_approximate_index_that_finds_too_few_says_so_with_minus_one():
+    passages = Matrix(whole_numbers(40, seed=2))
+    scores, rows = ApproximateIndex(passages, 0, 40, "IVF8,Flat", "nprobe=1").search(whole_numbers(5, seed=1), 40)
+    assert (rows[:, -1] == -1).all()
+    assert np.array_equal(scores == -np.inf, rows == -1)
+
+
+@pytest.mark.parametrize(
+    ("factory", "parameters", "message"),
+    [("Flt", "", "not a description"), ("IVF4,Flat", "efSearch=9", "do not fit"), ("IVF99,Flat", "", "cannot be")],
+)
+def test_an_index_that_cannot_be_is_an_error(factory, parameters, message):
+    with pytest.raises(InputError, match=message):
+        ApproximateIndex(Matrix(whole_numbers(40)), 0, 40, factory, parameters)
 
 
 def test_a_row_of_several_sequences_scores_as_its_best_one(tmp_path):
@@ -70,7 +175,7 @@ def test_a_row_of_several_sequences_scores_as_its_best_one(tmp_path):
     row_starts = np.concatenate([[0], np.cumsum(generator.integers(1, 4, size=40))])
     queries, chunks = whole_numbers(9, seed=1), whole_numbers(row_starts[-1], seed=2)
     sequences = type("View", (), {"row_starts": row_starts, "rows": np.repeat(np.arange(40), np.diff(row_starts))})
-    _, scores, rows = search_rows(Matrix(queries), Matrix(chunks), sequences, 12, CPU, tmp_path)
+    ((_, scores, rows),) = search_rows(Matrix(queries), Matrix(chunks), sequences, 12, CPU, tmp_path)
     by_row = np.maximum.reduceat(queries @ chunks.T, row_starts[:-1], axis=1)
     order = np.stack([np.lexsort((np.arange(40), -line)) for line in by_row])[:, :12]
     assert np.array_equal(rows, order)

@@ -1,0 +1,169 @@
+"""How fast exact search is: ours and faiss's IndexFlatIP, beside the machine's bare products of matrices.
+
+    python evaluate/benchmarks/search.py --out_dir runs/benchmarks
+    python evaluate/benchmarks/search.py --out_dir runs/benchmarks --passages 4000000 --dimensions 768
+
+The contenders take turns on the same vectors in one run, and must find the same passages, but for those whose scores
+differ by rounding:
+
+    ours        utils/search.py, from the memory-mapped file, as the miner searches
+    faiss       the file is read into an IndexFlatIP, which is then searched; on the CPU
+
+Vectors are drawn about cluster centres that have a large part in common, as those of encoders do. They stay in
+OUT_DIR for the next run. Speed is that of the products alone, 2 · queries · passages · dimensions operations, over
+all the time that a contender takes; the machine's own rate is that of square matrices between the rounds, in the type
+that ours multiplies in. Memory is that of a process of its own, and the file that it has mapped is part of it.
+"""
+
+import statistics
+import sys
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import faiss
+import numpy as np
+import torch
+
+from evaluate.benchmarks import contenders
+from evaluate.benchmarks.contenders import now, product_rate
+from utils import distributed
+from utils.arguments import option, parse, required
+from utils.embedding_store import EmbeddingMatrix, EmbeddingSource, ShardWriter, find_embeddings, record_embeddings
+from utils.errors import InputError, run
+from utils.files import write_json
+from utils.logs import progress, say
+from utils.search import search
+
+CONTENDERS = ("ours", "faiss")
+CENTRES = 1_000
+BLOCK = 65_536
+ROUNDING = 1e-4  # of a score's size: by as much may two libraries' scores of one pair differ
+
+
+@dataclass
+class Arguments:
+    out_dir: str = required("where search-….json goes, and the vectors are kept")
+    passages: int = option(1_000_000, "passages")
+    queries: int = option(10_000, "queries")
+    dimensions: int = option(384, "dimensions of a vector")
+    k: int = option(200, "passages found a query")
+    rounds: int = option(3, "searches of each contender")
+    product_size: int = option(0, "rows of the square matrices of the machine's rate; 0: 2048, on CUDA 8192")
+    seed: int = option(42, "seed of the vectors")
+    peak_of: str = option("", "only print the peak memory, in GiB, of one search of this contender")
+    no_cuda: bool = option(False, "stay on the CPU")
+
+    def __post_init__(self) -> None:
+        for name in ("passages", "queries", "dimensions", "k", "rounds"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} is {getattr(self, name)}; at least 1 is needed")
+
+
+def make_vectors(args: Arguments, name: str, rows: int) -> EmbeddingMatrix:
+    """The matrix NAME of this many rows under OUT_DIR, found there or drawn."""
+    folder = Path(args.out_dir, f"search-{args.passages}-{args.queries}-{args.dimensions}")
+    source = EmbeddingSource(
+        weights=f"drawn with seed {args.seed}",
+        tokens=name,
+        max_length=0,
+        chunk_length=0,
+        precision="float32",
+        rows=rows,
+        dimensions=args.dimensions,
+    )
+    found = find_embeddings(folder, name, source)
+    if found:
+        return found
+    centres = 2 + np.random.default_rng(args.seed).standard_normal((CENTRES, args.dimensions), dtype=np.float32)
+    generator = np.random.default_rng([args.seed, rows])
+    writer = ShardWriter(folder, name, 0, 1, rows, source)
+    with progress(total=rows, initial=writer.done, unit="vectors", label=f"draw {name}") as bar:
+        for start in range(0, rows, BLOCK):
+            own = np.arange(start, min(start + BLOCK, rows))
+            noise = generator.standard_normal((len(own), args.dimensions), dtype=np.float32)
+            writer.write(own, centres[generator.integers(0, CENTRES, len(own))] + noise)
+            bar.update(len(own))
+    writer.close()
+    return record_embeddings(folder, name, source, 1)
+
+
+def search_with(
+    name: str, queries: np.ndarray, passages: EmbeddingMatrix, k: int, device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of all passages by a contender: scores and rows, (Q, k)."""
+    if name == "ours":
+        return search(queries, passages, 0, len(passages), k, device)
+    index = faiss.IndexFlatIP(passages.shape[1])
+    for start in range(0, len(passages), BLOCK):
+        index.add(passages.rows(start, min(start + BLOCK, len(passages))))
+    return index.search(queries, k)
+
+
+def check_agreement(scores: dict[str, np.ndarray]) -> None:
+    """Scores by rank, (Q, k) of each contender, may differ by rounding only."""
+    first, *others = scores.values()
+    for name, other in zip([*scores][1:], others, strict=True):
+        worst = float((np.abs(first - other) / np.abs(first).max()).max())
+        if worst > ROUNDING:
+            raise RuntimeError(f"the scores of {name} are off by {worst:.1e} of the largest: they do not agree")
+
+
+def measure(args: Arguments, device: torch.device) -> dict:
+    """The content of search-….json but for the contenders' memory."""
+    queries, passages = make_vectors(args, "queries", args.queries), make_vectors(args, "passages", args.passages)
+    own = queries.rows(0, len(queries))
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    size = args.product_size or (8192 if device.type == "cuda" else 2048)
+    rates, seconds = [product_rate(size, dtype, device)], {name: [] for name in CONTENDERS}
+    for number in range(args.rounds):
+        scores = {}
+        for name in CONTENDERS if number % 2 else reversed(CONTENDERS):
+            start = now(device)
+            scores[name] = search_with(name, own, passages, args.k, device)[0]
+            seconds[name].append(now(device) - start)
+            rates.append(product_rate(size, dtype, device))
+        check_agreement(scores)
+        say(f"round {number + 1} of {args.rounds}: " + ", ".join(f"{n} {t[-1]:.1f} s" for n, t in seconds.items()))
+    operations, rate = 2 * args.queries * args.passages * args.dimensions, statistics.median(rates)
+    return {
+        "device": contenders.name_of(device),
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("torch", "numpy", "faiss-cpu")},
+        "dtype": str(dtype).removeprefix("torch."),
+        "settings": {k: v for k, v in asdict(args).items() if k not in ("out_dir", "peak_of", "no_cuda")},
+        "file_gib": args.passages * args.dimensions * 4 / 2**30,
+        "peak_operations_a_second": {"size": size, "median": rate, "lowest": min(rates), "highest": max(rates)},
+        "contenders": {
+            name: {
+                "median_seconds": statistics.median(own),
+                "queries_per_second": args.queries / statistics.median(own),
+                "share_of_products": operations / rate / statistics.median(own),
+                "time_to_faiss": statistics.median(a / b for a, b in zip(own, seconds["faiss"], strict=True)),
+                "seconds": own,
+            }
+            for name, own in seconds.items()
+        },
+    }
+
+
+def main() -> None:
+    args = parse(Arguments, __doc__)
+    device = distributed.set_up(args.no_cuda)
+    if args.peak_of:
+        vectors = make_vectors(args, "queries", args.queries), make_vectors(args, "passages", args.passages)
+        search_with(args.peak_of, vectors[0].rows(0, args.queries), vectors[1], args.k, device)
+        print(contenders.peak_gib(torch.device("cpu")))
+        return
+    result = measure(args, device)
+    for name, of_contender in result["contenders"].items():
+        of_contender["peak_gib"] = contenders.peak_of_fresh_process(__file__, args, name)
+    path = Path(args.out_dir, f"search-{args.passages}-{result['dtype']}.json")
+    write_json(path, result)
+    say(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    run(main)
