@@ -27,8 +27,8 @@ from utils.arguments import option, parse, required
 from utils.batching import Sequences
 from utils.checkpoint import checkpoint_step, fingerprint_of_weights, newest_checkpoint
 from utils.clustering import Clusters, cluster_queries, evaluate_clusters
-from utils.embedding_store import EmbeddingMatrix
-from utils.encoding import encode_store
+from utils.embedding_store import EmbeddingMatrix, check_dtype
+from utils.encoding import encode_store, open_sequences
 from utils.episode import mined_file, newest_episode, read_result, write_mined_file, write_result
 from utils.errors import InputError, run
 from utils.logs import say
@@ -54,7 +54,8 @@ class Arguments:
     model_type: str = option("rdot_nll", "rdot_nll, rdot_nll_multi_chunk or rdot_nll_condenser")
     max_seq_length: int = option(128, "tokens of a passage, as in the token store")
     max_query_length: int = option(64, "tokens of a query, as in the token store")
-    per_gpu_eval_batch_size: int = option(128, "texts a process encodes at once")
+    per_gpu_eval_batch_size: int = option(128, "texts a process encodes at once, at most")
+    embedding_dtype: str = option("float32", "float32 or float16: the type that embeddings are stored in")
     topk_training: int = option(200, "passages ranked a training query, from which negatives are drawn")
     negative_sample: int = option(30, "negatives drawn a query")
     index_factory: str = option("Flat", "Flat: exact search; else an approximate index, by faiss's factory string")
@@ -78,6 +79,7 @@ class Arguments:
         for name in ("per_gpu_eval_batch_size", "topk_training", "negative_sample", "ann_chunk_factor"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} is {getattr(self, name)}; at least 1 is needed")
+        check_dtype(self.embedding_dtype)
 
 
 def newest_or_initial(args: Arguments) -> str:
@@ -110,23 +112,22 @@ def encode_all(args: Arguments, checkpoint: str, device: torch.device) -> dict[s
     folder = Path(public or Path(args.output_dir, f"embeddings-{step}"))
     weights = fingerprint_of_weights(checkpoint, encoder)
     encoder = encoder.to(device).eval()
-    chunk_length = find_model_type(args.model_type).chunk_length
     return {
         name: encode_store(
             encoder,
-            TokenStore(Path(args.data_dir, name)).expect(tokenizer, length),
+            open_sequences(Path(args.data_dir, name), tokenizer, encoder.config, length, chunk_length),
             name,
             folder,
             weights,
             batch_size=args.per_gpu_eval_batch_size,
-            chunk_length=chunk_length if name == "passages" else None,
             device=device,
             precision=choose_precision(args.fp16, device),
+            dtype=args.embedding_dtype,
         )
-        for name, length in (
-            ("train-query", args.max_query_length),
-            ("dev-query", args.max_query_length),
-            ("passages", args.max_seq_length),
+        for name, length, chunk_length in (
+            ("train-query", args.max_query_length, None),
+            ("dev-query", args.max_query_length, None),
+            ("passages", args.max_seq_length, find_model_type(args.model_type).chunk_length),
         )
     }
 

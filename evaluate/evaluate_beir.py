@@ -27,15 +27,14 @@ from evaluate.rankings import cut_at, leave_out_self_matches, queries_may_be_pas
 from model.encoders import find_model_type, load_encoder
 from utils import distributed
 from utils.arguments import option, parse, required
-from utils.batching import Sequences
 from utils.checkpoint import fingerprint_of_weights
-from utils.encoding import encode_store
+from utils.embedding_store import check_dtype
+from utils.encoding import encode_store, open_sequences
 from utils.errors import run
 from utils.metrics import evaluate_run, write_trec_run
 from utils.precision import choose_precision
 from utils.qrels import read_qrels
 from utils.search import search_rows
-from utils.token_store import TokenStore
 
 
 @dataclass
@@ -49,7 +48,8 @@ class Arguments:
     run_name: str = option("", "name of the run in the result (default: the checkpoint's folder)")
     embedding_dir: str = option("", "where embeddings are found or kept (default: out_dir/embeddings)")
     depth: int = option(1_000, "passages ranked a query")
-    per_gpu_eval_batch_size: int = option(128, "texts a process encodes at once")
+    per_gpu_eval_batch_size: int = option(128, "texts a process encodes at once, at most")
+    embedding_dtype: str = option("float32", "float32 or float16: the type that embeddings are stored in")
     fp16: bool = option(False, "mixed precision: bfloat16 where the hardware has it, float16 on an older GPU")
     cache_dir: str = option("", "where models from the hub are kept")
     no_cuda: bool = option(False, "stay on the CPU")
@@ -59,6 +59,7 @@ class Arguments:
         self.collection = self.collection or Path(self.data_dir).resolve().name
         self.run_name = self.run_name or Path(self.model_name_or_path).name
         self.embedding_dir = self.embedding_dir or str(Path(self.out_dir, "embeddings"))
+        check_dtype(self.embedding_dtype)
 
 
 def main() -> None:
@@ -67,28 +68,29 @@ def main() -> None:
     encoder, tokenizer = load_encoder(args.model_type, args.model_name_or_path, args.cache_dir or None)
     weights = fingerprint_of_weights(args.model_name_or_path, encoder)
     encoder = encoder.to(device).eval()
-    chunk_length = find_model_type(args.model_type).chunk_length
     precision = choose_precision(args.fp16, device)
 
-    stores, embeddings = {}, {}
-    for name, cut in ((f"{args.split}-query", None), ("passages", chunk_length)):
-        store = TokenStore(Path(args.data_dir, name))
-        stores[name] = store.expect(tokenizer, store.meta.max_length)
+    sequences, embeddings = {}, {}
+    for name, chunk_length in (
+        (f"{args.split}-query", None),
+        ("passages", find_model_type(args.model_type).chunk_length),
+    ):
+        sequences[name] = open_sequences(Path(args.data_dir, name), tokenizer, encoder.config, None, chunk_length)
         embeddings[name] = encode_store(
             encoder,
-            store,
+            sequences[name],
             name,
             args.embedding_dir,
             weights,
             batch_size=args.per_gpu_eval_batch_size,
-            chunk_length=cut,
             device=device,
             precision=precision,
+            dtype=args.embedding_dtype,
         )
-    queries, passages = stores.values()
+    queries, passages = (one.store for one in sequences.values())
     qrels = read_qrels(Path(args.data_dir, f"{args.split}-qrel.tsv"), len(queries), len(passages))
-    sequences, exchange = Sequences(passages, chunk_length), Path(args.out_dir, "search")
-    found = search_rows(*embeddings.values(), sequences, args.depth + 1, device, exchange)
+    exchange = Path(args.out_dir, "search")
+    found = search_rows(*embeddings.values(), sequences["passages"], args.depth + 1, device, exchange)
     _, scores, rows = zip(*found, strict=True)
     scores, ranking = (distributed.gather_rows(np.concatenate(of_windows)) for of_windows in (scores, rows))
 

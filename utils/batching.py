@@ -130,11 +130,14 @@ def _move(value: Tensor | PackedTokens, device: torch.device) -> Tensor | Packed
 class Sequences:
     """The sequences of a token store: its rows, or their chunks of `chunk_length` tokens.
 
-    Attributes: `offsets` int64 (sequences + 1,) into the store's tokens; `row_starts` int64 (rows + 1,), row i is
-    sequences row_starts[i] … row_starts[i + 1] - 1. An empty row is one sequence without tokens.
+    Attributes: `store` and `chunk_length` as given; `offsets` int64 (sequences + 1,) into the store's tokens;
+    `row_starts` int64 (rows + 1,), row i is sequences row_starts[i] … row_starts[i + 1] - 1. An empty row is one
+    sequence without tokens.
     """
 
     def __init__(self, store: TokenStore, chunk_length: int | None = None) -> None:
+        self.store = store
+        self.chunk_length = chunk_length
         self.tokens = store.tokens
         self.pad_token_id = store.meta.pad_token_id
         if chunk_length is None:

@@ -1,16 +1,19 @@
 """Embeddings on disk: one matrix a token store, in shards of contiguous rows, reused when nothing changed.
 
-    FOLDER/NAME.K-of-N.npy             float32 (rows of shard K, dimensions); NAME is that of the token store
+    FOLDER/NAME.K-of-N.npy             float32 or float16 (rows of shard K, dimensions); NAME is the token store's
     FOLDER/manifest.json               of each whole matrix: what it was made from and with, and its layout
     FOLDER/NAME.K-of-N.unfinished.npy  a shard that is being written, and how far it is whole
     FOLDER/NAME.K-of-N.progress.json
 
 A matrix counts only through the manifest: where its entry is what the reader expects, the matrix is reused,
 otherwise it is made again. Before the first of its shards is touched the entry is removed, so that none ever
-vouches for shards of two sources. A shard that a crash left unfinished goes on where its last mark stands. A row
-here is a sequence of the token store: a text, or one chunk of a long one.
+vouches for shards of two sources. A shard that a crash left unfinished goes on where its last mark stands. Marks
+are made by the clock: a text is a millisecond's work on one machine and a second's on another. A row here is a
+sequence of the token store: a text, or one chunk of a long one.
 """
 
+import hashlib
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +23,8 @@ from utils.errors import InputError
 from utils.files import read_json, sync_folder, write_json
 
 FORMAT_VERSION = 1
+DTYPES = ("float32", "float16")
+MARK_SECONDS = 30  # what a kill costs at most, and the batch in hand
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,8 @@ class EmbeddingSource:
     """What a matrix follows from: equal sources give equal embeddings (to rounding).
 
     `weights` and `tokens` are fingerprints of the checkpoint and of the token store; `max_length` and
-    `chunk_length` (0: rows are not cut) count tokens; `precision` is the type of the matrix products.
+    `chunk_length` (0: rows are not cut) count tokens; `precision` is the type of the matrix products, and `dtype`,
+    one of `DTYPES`, that of the vectors on the disk.
     """
 
     weights: str
@@ -35,16 +41,17 @@ class EmbeddingSource:
     max_length: int
     chunk_length: int
     precision: str
+    dtype: str
     rows: int
     dimensions: int
 
 
 class EmbeddingMatrix:
-    """A whole matrix, opened for reading through memory maps: (rows, dimensions), float32."""
+    """A whole matrix, opened for reading through memory maps: (rows, dimensions), given out as float32."""
 
     def __init__(self, folder: Path, name: str, source: EmbeddingSource, shards: int) -> None:
         paths = [_shard_path(folder, name, k, shards) for k in range(shards)]
-        self._shards = [_open(path, source.dimensions) for path in paths]
+        self._shards = [_open(path, source) for path in paths]
         self._starts = np.concatenate([[0], np.cumsum([len(shard) for shard in self._shards])])
         self.shape = (int(self._starts[-1]), source.dimensions)
         if len(self) != source.rows:
@@ -58,19 +65,24 @@ class EmbeddingMatrix:
         return self.shape[0]
 
     def all(self) -> np.ndarray:
-        """Every row, float32 (rows, dimensions); in memory where there are several shards."""
+        """Every row, float32 (rows, dimensions); in memory, but where one shard of float32 holds them."""
         return self.rows(0, len(self))
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """Rows start … stop - 1, float32 (stop - start, dimensions); a view where one shard holds them."""
+        """Rows start … stop - 1, float32 (stop - start, dimensions); a view where one shard of float32 holds them."""
         pieces = [
             shard[max(start - first, 0) : stop - first]
             for shard, first in zip(self._shards, self._starts[:-1], strict=True)
             if first < stop and start < first + len(shard)
         ]
         if len(pieces) == 1:
-            return pieces[0]
+            return pieces[0].astype(np.float32, copy=False)
         return np.concatenate([np.empty((0, self.shape[1]), np.float32), *pieces])
+
+
+def check_dtype(name: str) -> None:
+    if name not in DTYPES:
+        raise InputError(f"--embedding_dtype {name!r}: there are {', '.join(DTYPES)}")
 
 
 def find_embeddings(folder: str | Path, name: str, source: EmbeddingSource) -> EmbeddingMatrix | None:
@@ -102,62 +114,78 @@ def forget_embeddings(folder: str | Path, name: str) -> None:
 
 
 class ShardWriter:
-    """Writes one shard front to back; `mark` makes what stands before it survive a crash.
+    """Writes one shard, batch by batch, and marks every `MARK_SECONDS` what a crash will leave.
 
-    `done` is the number of rows that are whole already: 0, or where an earlier writer of the same shard and source
-    stopped. The finished shard appears by a rename.
+    `order`, int64 (rows,), is the order in which the shard's rows come, each once. `done` of them are written: 0, or
+    as many as an earlier writer of the same shard, source and order had marked. Whatever else lies in the shard's
+    place is removed before the first row is written. The finished shard appears by a rename.
     """
 
-    def __init__(self, folder: str | Path, name: str, shard: int, shards: int, rows: int, source: EmbeddingSource):
+    def __init__(
+        self, folder: str | Path, name: str, shard: int, shards: int, order: np.ndarray, source: EmbeddingSource
+    ) -> None:
         self._path = _shard_path(Path(folder), name, shard, shards)
         self._unfinished = self._path.with_suffix(".unfinished.npy")
-        self._progress = self._path.with_suffix(".progress.json")
-        self._identity = {**asdict(source), "shard_rows": rows}
+        self._order = order
+        self._identity = {**asdict(source), "order": hashlib.sha256(order).hexdigest()}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self.done = self._rows_done()
-        shape = (rows, source.dimensions)
         if self.done == 0:  # what lies there is of another source, and no mark of this one may ever stand beside it
-            for stale in (self._progress, self._path):
+            for stale in (_progress_path(self._path), self._path):
                 stale.unlink(missing_ok=True)
             sync_folder(self._path.parent)
-        if rows == 0:
-            np.save(self._unfinished, np.empty(shape, np.float32))
-            self._data = np.empty(shape, np.float32)
-        elif self.done:
+            shape = (len(order), source.dimensions)
+            self._data = np.lib.format.open_memmap(self._unfinished, mode="w+", dtype=source.dtype, shape=shape)
+        elif not self._path.exists():
             self._data = np.lib.format.open_memmap(self._unfinished, mode="r+")
-        else:
-            self._data = np.lib.format.open_memmap(self._unfinished, mode="w+", dtype=np.float32, shape=shape)
+        self._marked = time.monotonic()
 
     def _rows_done(self) -> int:
-        for finished in (self._path, self._unfinished):
-            if not (self._progress.exists() and finished.exists()):
-                continue
-            progress = read_json(self._progress)
-            if {k: v for k, v in progress.items() if k != "done"} == self._identity:
-                if finished == self._path:
-                    finished.replace(self._unfinished)
-                return progress["done"]
-        return 0
+        mark = _read_mark(self._path)
+        done = mark.pop("done", 0)
+        return done if mark == self._identity and (self._path.exists() or self._unfinished.exists()) else 0
 
-    def write(self, rows: np.ndarray, vectors: np.ndarray) -> None:
-        """Puts `vectors` (n, dimensions) at these rows of the shard, int64 (n,)."""
-        self._data[rows] = vectors
+    def write(self, vectors: np.ndarray) -> None:
+        """Puts the next `vectors`, (n, dimensions), at their rows."""
+        self._data[self._order[self.done : self.done + len(vectors)]] = vectors
+        self.done += len(vectors)
+        if time.monotonic() - self._marked >= MARK_SECONDS:
+            self.mark()
 
-    def mark(self, done: int) -> None:
-        """Declares the first `done` rows whole, after they are on the disk."""
-        if isinstance(self._data, np.memmap):
-            self._data.flush()
-        write_json(self._progress, {**self._identity, "done": done})
+    def mark(self) -> None:
+        """Declares the rows that are written to be so, after they are on the disk."""
+        self._data.flush()
+        write_json(_progress_path(self._path), {**self._identity, "done": self.done})
+        self._marked = time.monotonic()
 
     def close(self) -> None:
-        """Moves the shard to its place."""
-        self.mark(len(self._data))
-        del self._data
-        self._unfinished.replace(self._path)
+        """Moves the shard to its place, unless it stood there already."""
+        if not self._path.exists():
+            self.mark()
+            del self._data
+            self._unfinished.replace(self._path)
+
+
+def shards_are_whole(folder: str | Path, name: str, source: EmbeddingSource, shards: int) -> bool:
+    """Whether every shard of this source is in its place.
+
+    To be asked once all processes have made their `ShardWriter`: until then, files of other attempts may lie there.
+    """
+    paths = [_shard_path(Path(folder), name, k, shards) for k in range(shards)]
+    return all(path.exists() and asdict(source).items() <= _read_mark(path).items() for path in paths)
 
 
 def _shard_path(folder: Path, name: str, shard: int, shards: int) -> Path:
     return folder / f"{name}.{shard}-of-{shards}.npy"
+
+
+def _progress_path(path: Path) -> Path:
+    return path.with_suffix(".progress.json")
+
+
+def _read_mark(path: Path) -> dict:
+    progress = _progress_path(path)
+    return read_json(progress) if progress.exists() else {}
 
 
 def _read_manifest(folder: Path) -> dict:
@@ -172,13 +200,12 @@ def _write_manifest(folder: Path, matrices: dict) -> None:
     write_json(folder / "manifest.json", {"format_version": FORMAT_VERSION, "matrices": matrices})
 
 
-def _open(path: Path, dimensions: int) -> np.ndarray:
+def _open(path: Path, source: EmbeddingSource) -> np.ndarray:
     try:
         shard = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"cannot be read ({error}); remove the folder, and it is encoded again", path) from None
-    if shard.ndim != 2 or shard.shape[1] != dimensions or shard.dtype != np.float32:
-        raise InputError(
-            f"holds {shard.dtype} {shard.shape}, not float32 (rows, {dimensions}); remove the folder", path
-        )
+    if shard.shape[1:] != (source.dimensions,) or shard.dtype != source.dtype:
+        found, expected = f"{shard.dtype} {shard.shape}", f"{source.dtype} (rows, {source.dimensions})"
+        raise InputError(f"holds {found}, not {expected}; remove the folder", path)
     return shard

@@ -1,9 +1,13 @@
 """Encodes a token store with a checkpoint, each process its share of the rows.
 
-Rows are shared out evenly by tokens, not by count. Within a window of rows, sequences are sorted by length, since
-those of one length share a call of attention; a window is written before the next begins.
+Rows are shared out evenly by tokens, not by count. Within a window of rows, sequences go from long to short, since
+those of one length share a call of attention, and batches are cut by their tokens. The order follows from the lengths
+alone, so that an encoding that was killed goes on in it, with another batch size too. No process waits in a
+collective for another's share, which may take hours longer than its own.
 """
 
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -21,13 +25,17 @@ from utils.embedding_store import (
     find_embeddings,
     forget_embeddings,
     record_embeddings,
+    shards_are_whole,
 )
 from utils.errors import InputError
 from utils.logs import progress, say
 from utils.precision import Precision
 from utils.token_store import TokenStore
 
-WINDOW = 8_192
+WINDOW = 32_768  # sequences sorted together; their vectors' place in the shard is 100 MB at 768 dimensions
+# Tokens of a batch. A CPU wants what its caches hold; a GPU, whose launches cost as much for few tokens as for many,
+# what its memory holds beside the weights: 2 GB at a width of 768.
+BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}
 
 
 class SequenceEncoder(Protocol):
@@ -56,11 +64,12 @@ def check_length(config: PreTrainedConfig, name: str, max_length: int, chunk_len
 
 
 def open_sequences(
-    folder: str | Path, tokenizer, config: PreTrainedConfig, max_length: int, chunk_length: int | None = None
+    folder: str | Path, tokenizer, config: PreTrainedConfig, max_length: int | None, chunk_length: int | None = None
 ) -> Sequences:
-    """The sequences of a token store, which must be of this tokenizer and length and fit the encoder."""
-    store = TokenStore(folder).expect(tokenizer, max_length)
-    check_length(config, store.folder.name, max_length, chunk_length)
+    """The sequences of a token store, which must be of this tokenizer and length (None: any) and fit the encoder."""
+    store = TokenStore(folder)
+    store.expect(tokenizer, max_length or store.meta.max_length)
+    check_length(config, store.folder.name, store.meta.max_length, chunk_length)
     return Sequences(store, chunk_length)
 
 
@@ -71,77 +80,134 @@ def share_of_rows(offsets: np.ndarray, shard: int, shards: int) -> tuple[int, in
     return bounds[shard], bounds[shard + 1]
 
 
+def order_by_length(lengths: np.ndarray) -> np.ndarray:
+    """The order in which sequences of these lengths are encoded, int64: window by window, from long to short."""
+    return np.lexsort((-lengths, np.arange(len(lengths)) // WINDOW))
+
+
+def cut_batches(lengths: np.ndarray, most_sequences: int, most_tokens: int) -> Iterator[slice]:
+    """Cuts sequences of these lengths, in their order, into batches as large as both bounds allow.
+
+    A sequence of more than `most_tokens` is a batch.
+    """
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    start = 0
+    while start < len(lengths):
+        fitting = int(np.searchsorted(ends, ends[start] + most_tokens, side="right")) - 1
+        stop = max(start + 1, min(fitting, start + most_sequences))
+        yield slice(start, stop)
+        start = stop
+
+
 @torch.inference_mode()
 def encode(
     encoder: SequenceEncoder,
     sequences: Sequences,
-    numbers: np.ndarray,
-    batch_size: int,
+    batches: Iterator[np.ndarray],
     device: torch.device,
     precision: Precision,
-) -> np.ndarray:
-    """Vectors of these sequences, float32 (n, dimensions), in their order; batches run from long to short."""
-    vectors = np.empty((len(numbers), encoder.embedding_dim), dtype=np.float32)
-    order = np.argsort(-sequences.lengths_of(numbers), kind="stable")
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        tokens = pack([(sequences, numbers[chosen])]).to(device)
-        with precision.autocast():
-            vectors[chosen] = encoder(tokens).float().cpu().numpy()
-    return vectors
+    write: Callable[[np.ndarray, np.ndarray], None],
+) -> None:
+    """Gives `write` the sequences' numbers, int64 (n,), and vectors, float32 (n, dimensions), of batch after batch.
+
+    A GPU has its next batch already while the vectors of one are written.
+    """
+    ahead = 1 if device.type == "cuda" else 0
+    launched: deque[tuple[np.ndarray, Callable[[], np.ndarray]]] = deque()
+    with precision.autocast():  # around all of them: each weight is cast once
+        for numbers in batches:
+            vectors = encoder(pack([(sequences, numbers)]).to(device))
+            launched.append((numbers, _copy_to_host(vectors)))
+            while len(launched) > ahead:
+                numbers, copied = launched.popleft()
+                write(numbers, copied())
+    for numbers, copied in launched:
+        write(numbers, copied())
+
+
+def _copy_to_host(vectors: Tensor) -> Callable[[], np.ndarray]:
+    """Begins to copy vectors to the host, as float32; what it returns waits for their arrival and gives them."""
+    copy = vectors.float().to("cpu", non_blocking=True)
+    if vectors.device.type == "cpu":
+        return copy.numpy
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def wait() -> np.ndarray:
+        copied.synchronize()
+        return copy.numpy()
+
+    return wait
+
+
+def check_vectors(vectors: np.ndarray, numbers: np.ndarray, name: str, dtype: str) -> None:
+    """`InputError` where a vector of these sequences of store NAME is not finite, or would not be in `dtype`."""
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        raise InputError(
+            f"the vector of sequence {numbers[~finite][0]} of {name} is not finite: the checkpoint is broken"
+        )
+    sizes, largest = np.abs(vectors).max(axis=1), np.finfo(dtype).max
+    if sizes.max() > largest:
+        raise InputError(
+            f"the vector of sequence {numbers[sizes.argmax()]} of {name} has a value of {sizes.max():g}, and {dtype} "
+            f"ends at {largest:g}; encode with --embedding_dtype float32"
+        )
 
 
 def encode_store(
     encoder: SequenceEncoder,
-    store: TokenStore,
+    sequences: Sequences,
     name: str,
     folder: str | Path,
     weights: str,
     *,
     batch_size: int,
-    chunk_length: int | None,
     device: torch.device,
     precision: Precision,
+    dtype: str = "float32",
 ) -> EmbeddingMatrix:
     """The embeddings of a token store as a matrix in `folder`: found there, or encoded by all processes together.
 
-    `weights` is the checkpoint's fingerprint. The encoder must be on `device` and in eval mode. Raises `InputError`
-    where a text may be longer than the encoder can read, and where a vector holds a value that is not finite.
+    `weights` is the checkpoint's fingerprint, and `dtype` the type that vectors are stored in. A batch has at most
+    `batch_size` sequences and, of several, `BATCH_TOKENS` tokens. The encoder must be on `device` and in eval mode,
+    and fit the sequences (`open_sequences`). Raises `InputError` where a vector holds a value that is not finite.
     """
-    check_length(encoder.config, name, store.meta.max_length, chunk_length)
-    sequences = Sequences(store, chunk_length)
     source = EmbeddingSource(
         weights=weights,
-        tokens=store.meta.sha256,
-        max_length=store.meta.max_length,
-        chunk_length=chunk_length or 0,
+        tokens=sequences.store.meta.sha256,
+        max_length=sequences.store.meta.max_length,
+        chunk_length=sequences.chunk_length or 0,
         precision=str(precision.dtype).removeprefix("torch."),
+        dtype=dtype,
         rows=len(sequences),
         dimensions=encoder.embedding_dim,
     )
-    found = distributed.on_main(lambda: find_embeddings(folder, name, source) is not None)
-    if found:
+    if distributed.on_main(lambda: find_embeddings(folder, name, source) is not None):
         say(f"{name}: {len(sequences):,} embeddings reused from {folder}")
         return find_embeddings(folder, name, source)
 
     distributed.on_main(lambda: forget_embeddings(folder, name))  # the others go on only after that
     shard, shards = distributed.rank(), distributed.world_size()
     first, last = share_of_rows(sequences.offsets, shard, shards)
-    writer = ShardWriter(folder, name, shard, shards, last - first, source)
-    with progress(total=last - first, initial=writer.done, unit="texts", label=f"encode {name}") as bar:
-        for start in range(first + writer.done, last, WINDOW):
-            numbers = np.arange(start, min(start + WINDOW, last))
-            vectors = encode(encoder, sequences, numbers, batch_size, device, precision)
-            if not np.isfinite(vectors).all():
-                row = numbers[~np.isfinite(vectors).all(axis=1)][0]
-                raise InputError(
-                    f"the vector of sequence {row} of {name} is not finite: the checkpoint is broken", folder
-                )
-            writer.write(numbers - first, vectors)
-            writer.mark(int(numbers[-1]) + 1 - first)
+    lengths = np.diff(sequences.offsets[first : last + 1])
+    order = order_by_length(lengths)
+    writer = ShardWriter(folder, name, shard, shards, order, source)
+    distributed.barrier()  # from here on, no shard and no mark of another source lies there
+    left = order[writer.done :]
+    batches = (first + left[cut] for cut in cut_batches(lengths[left], batch_size, BATCH_TOKENS[device.type]))
+    with progress(total=len(order), initial=writer.done, unit="texts", label=f"encode {name}") as bar:
+
+        def write(numbers: np.ndarray, vectors: np.ndarray) -> None:
+            check_vectors(vectors, numbers, name, dtype)
+            writer.write(vectors)
             bar.update(len(numbers))
+
+        encode(encoder, sequences, batches, device, precision, write)
     writer.close()
-    distributed.barrier()
-    distributed.on_main(lambda: len(record_embeddings(folder, name, source, shards)))
-    say(f"{name}: {len(sequences):,} texts encoded into {folder}")
+    if distributed.is_main():
+        distributed.wait_until(lambda: shards_are_whole(folder, name, source, shards))
+        record_embeddings(folder, name, source, shards)
+        say(f"{name}: {len(sequences):,} texts encoded into {folder}")
+    distributed.wait_until(lambda: find_embeddings(folder, name, source) is not None)
     return find_embeddings(folder, name, source)
