@@ -134,7 +134,7 @@ def read_judgments(args: Arguments) -> tuple[Qrels, Qrels]:
     train_rows, dev_rows, passage_rows = (len(TokenStore(Path(args.data_dir, name))) for name in names)
     train_file = Path(args.data_dir, "train-qrel.tsv")
     train = read_qrels(train_file, train_rows, passage_rows)
-    check_positives(train.positives, train_rows, train_file)
+    check_positives(train, train_rows, train_file)
     return train, read_qrels(Path(args.data_dir, "dev-qrel.tsv"), dev_rows, passage_rows)
 
 
@@ -148,8 +148,10 @@ def search(
     exchange = Path(args.output_dir, "search")
     _, _, dev_ranking = search_rows(embeddings["dev-query"], *collection, DEV_DEPTH, device, exchange)
     first, _, ranking = search_rows(embeddings["train-query"], *collection, args.topk_training, device, exchange)
-    rows, positives, hashes = first + np.arange(len(ranking)), train_qrels.positives, passages.row_hashes()
-    negatives = draw_negatives(rows, ranking, positives, hashes, args.negative_sample, seed=args.seed, episode=number)
+    rows, hashes = first + np.arange(len(ranking)), passages.row_hashes()
+    negatives = draw_negatives(
+        rows, ranking, train_qrels, hashes, args.negative_sample, seed=args.seed, episode=number
+    )
     return distributed.gather_rows(dev_ranking), distributed.gather_rows(negatives)
 
 
@@ -168,8 +170,8 @@ def write_triplets(
     short = int(((negatives >= 0).sum(1) < args.negative_sample).sum())
     if short:
         say(f"episode {number}: {short:,} queries have fewer than {args.negative_sample} candidates")
-    rows, positives, of_row = np.arange(len(negatives)), train_qrels.positives, clusters and clusters.assignment
-    passes = deal_passes(rows, negatives, positives, of_row, args.ann_chunk_factor, seed=args.seed, episode=number)
+    rows, of_row = np.arange(len(negatives)), clusters and clusters.assignment
+    passes = deal_passes(rows, negatives, train_qrels, of_row, args.ann_chunk_factor, seed=args.seed, episode=number)
     return write_mined_file(mined_file(args.output_dir, number), passes)
 
 
