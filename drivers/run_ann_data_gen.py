@@ -155,9 +155,9 @@ def search(
     return distributed.gather_rows(dev_ranking), distributed.gather_rows(negatives)
 
 
-def cluster(args: Arguments, number: int, queries: EmbeddingMatrix) -> Clusters:
+def cluster(args: Arguments, number: int, queries: EmbeddingMatrix, device: torch.device) -> Clusters:
     """Clusters the training queries and saves the clusters."""
-    clusters = cluster_queries(queries.all(), args.cluster_centroids, args.seed)
+    clusters = cluster_queries(queries, args.cluster_centroids, args.seed, device)
     clusters.save(Path(args.output_dir, f"clusters_{number}"))
     return clusters
 
@@ -184,11 +184,11 @@ def mine(args: Arguments, number: int, checkpoint: str, device: torch.device) ->
 
     def write() -> None:
         dev = evaluate_run(dev_ranking, dev_qrels)
-        clusters = cluster(args, number, embeddings["train-query"]) if args.cluster_query else None
+        clusters = cluster(args, number, embeddings["train-query"], device) if args.cluster_query else None
         result = {"checkpoint": checkpoint, "step": checkpoint_step(checkpoint, args.training_dir), "episode": number}
         result |= {"ndcg": dev.means["ndcg@10"], **dev.means}
         if clusters:
-            result |= evaluate_clusters(clusters, embeddings["dev-query"].all(), dev.values["mrr@10"])
+            result |= evaluate_clusters(clusters, embeddings["dev-query"], dev.values["mrr@10"], device)
         result["triplets"] = write_triplets(args, number, negatives, train_qrels, clusters)
         write_result(args.result_dir, number, result)
         metrics = f"dev MRR@10 {result['mrr@10']:.4f}, nDCG@10 {result['ndcg']:.4f}"
