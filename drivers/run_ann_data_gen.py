@@ -138,7 +138,7 @@ def read_judgments(args: Arguments) -> tuple[Qrels, Qrels]:
     train_rows, dev_rows, passage_rows = (len(TokenStore(Path(args.data_dir, name))) for name in names)
     train_file = Path(args.data_dir, "train-qrel.tsv")
     train = read_qrels(train_file, train_rows, passage_rows)
-    check_positives(train.positives, train_rows, train_file)
+    check_positives(train, train_rows, train_file)
     return train, read_qrels(Path(args.data_dir, "dev-qrel.tsv"), dev_rows, passage_rows)
 
 
@@ -154,18 +154,17 @@ def search(
         return search_rows(embeddings[name], embeddings["passages"], sequences, depth, device, exchange, *index)
 
     dev_ranking = [rows for _, _, rows in rankings("dev-query", DEV_DEPTH)]
-    positives, hashes = train_qrels.positives, passages.row_hashes()
-    drawing = {"seed": args.seed, "episode": number}
+    hashes, drawing = passages.row_hashes(), {"seed": args.seed, "episode": number}
     negatives = [
-        draw_negatives(first + np.arange(len(rows)), rows, positives, hashes, args.negative_sample, **drawing)
+        draw_negatives(first + np.arange(len(rows)), rows, train_qrels, hashes, args.negative_sample, **drawing)
         for first, _, rows in rankings("train-query", args.topk_training)
     ]
     return distributed.gather_rows(np.concatenate(dev_ranking)), distributed.gather_rows(np.concatenate(negatives))
 
 
-def cluster(args: Arguments, number: int, queries: EmbeddingMatrix) -> Clusters:
+def cluster(args: Arguments, number: int, queries: EmbeddingMatrix, device: torch.device) -> Clusters:
     """Clusters the training queries and saves the clusters."""
-    clusters = cluster_queries(queries.all(), args.cluster_centroids, args.seed)
+    clusters = cluster_queries(queries, args.cluster_centroids, args.seed, device)
     clusters.save(Path(args.output_dir, f"clusters_{number}"))
     return clusters
 
@@ -178,8 +177,8 @@ def write_triplets(
     short = int(((negatives >= 0).sum(1) < args.negative_sample).sum())
     if short:
         say(f"episode {number}: {short:,} queries have fewer than {args.negative_sample} candidates")
-    rows, positives, of_row = np.arange(len(negatives)), train_qrels.positives, clusters and clusters.assignment
-    passes = deal_passes(rows, negatives, positives, of_row, args.ann_chunk_factor, seed=args.seed, episode=number)
+    rows, of_row = np.arange(len(negatives)), clusters and clusters.assignment
+    passes = deal_passes(rows, negatives, train_qrels, of_row, args.ann_chunk_factor, seed=args.seed, episode=number)
     return write_mined_file(mined_file(args.output_dir, number), passes)
 
 
@@ -192,11 +191,11 @@ def mine(args: Arguments, number: int, checkpoint: str, device: torch.device) ->
 
     def write() -> None:
         dev = evaluate_run(dev_ranking, dev_qrels)
-        clusters = cluster(args, number, embeddings["train-query"]) if args.cluster_query else None
+        clusters = cluster(args, number, embeddings["train-query"], device) if args.cluster_query else None
         result = {"checkpoint": checkpoint, "step": checkpoint_step(checkpoint, args.training_dir), "episode": number}
         result |= {"ndcg": dev.means["ndcg@10"], **dev.means}
         if clusters:
-            result |= evaluate_clusters(clusters, embeddings["dev-query"].all(), dev.values["mrr@10"])
+            result |= evaluate_clusters(clusters, embeddings["dev-query"], dev.values["mrr@10"], device)
         result["triplets"] = write_triplets(args, number, negatives, train_qrels, clusters)
         write_result(args.result_dir, number, result)
         metrics = f"dev MRR@10 {result['mrr@10']:.4f}, nDCG@10 {result['ndcg']:.4f}"

@@ -3,20 +3,30 @@
 FOLDER/centroids.npy     float32 (K, dimensions)
 FOLDER/sizes.npy         int64 (K,), training queries a cluster
 FOLDER/assignment.npy    int64 (queries,), each training query's cluster
+
+Centroids are found on a sample, whose size depends on their number alone; then the embeddings stream by in blocks
+and every query goes to its nearest centroid. So memory grows with the queries by 8 bytes each, their assignment.
+One process does all of it, on its GPU where the installed faiss has GPUs: the clusters are the same for any number of
+processes. A GPU's may differ from a CPU's by rounding.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import faiss
 import numpy as np
+import torch
 
+from utils.embedding_store import EmbeddingMatrix
 from utils.errors import InputError
 from utils.files import atomic_folder
 from utils.metrics import mean_by_cluster
 
 ITERATIONS = 25
 RESTARTS = 5
+POINTS_A_CENTROID = 256  # of a sample: as many as faiss would take of all the points by itself
+BLOCK_ROWS = 16_384
 
 
 @dataclass(frozen=True)
@@ -34,11 +44,11 @@ class Clusters:
                 np.save(partial / f"{name}.npy", array)
 
 
-def cluster_queries(embeddings: np.ndarray, n_clusters: int, seed: int) -> Clusters:
+def cluster_queries(embeddings: EmbeddingMatrix, n_clusters: int, seed: int, device: torch.device) -> Clusters:
     """The best (least inertia) of several seeded k-means runs; every query then goes to its nearest centroid.
 
-    `embeddings` float32 (queries, dimensions). Raises `InputError` for more clusters than queries. faiss trains on
-    at most 256 points a centroid, a seeded sample.
+    `embeddings` (queries, dimensions). faiss trains on at most `POINTS_A_CENTROID` queries a cluster, a seeded sample
+    that is drawn here, so that it never holds the others. Raises `InputError` for more clusters than queries.
     """
     queries, dimensions = embeddings.shape
     if n_clusters > queries:
@@ -46,28 +56,65 @@ def cluster_queries(embeddings: np.ndarray, n_clusters: int, seed: int) -> Clust
     if n_clusters < 1:
         raise InputError(f"--cluster_centroids is {n_clusters}; at least 1 is needed")
     kmeans = faiss.Kmeans(
-        dimensions, n_clusters, niter=ITERATIONS, nredo=RESTARTS, seed=seed, min_points_per_centroid=1
+        dimensions,
+        n_clusters,
+        niter=ITERATIONS,
+        nredo=RESTARTS,
+        seed=seed,
+        min_points_per_centroid=1,
+        max_points_per_centroid=POINTS_A_CENTROID,
     )
-    kmeans.train(np.ascontiguousarray(embeddings))
-    assignment = nearest_centroid(embeddings, kmeans.centroids)
+    kmeans.index = _euclidean_index(dimensions, device)
+    kmeans.train(_sample(embeddings, min(queries, POINTS_A_CENTROID * n_clusters), seed))
+    assignment = nearest_centroid(embeddings, kmeans.centroids, device)
     return Clusters(kmeans.centroids, np.bincount(assignment, minlength=n_clusters), assignment)
 
 
-def nearest_centroid(embeddings: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+def nearest_centroid(embeddings: EmbeddingMatrix, centroids: np.ndarray, device: torch.device) -> np.ndarray:
     """The centroid of least Euclidean distance to each row of `embeddings`: int64 (rows,)."""
-    index = faiss.IndexFlatL2(centroids.shape[1])
-    index.add(np.ascontiguousarray(centroids))
-    return index.search(np.ascontiguousarray(embeddings), 1)[1][:, 0]
+    index = _euclidean_index(centroids.shape[1], device)
+    index.add(centroids)
+    nearest = np.empty(len(embeddings), dtype=np.int64)
+    for start, stop in _blocks(embeddings):
+        rows = np.ascontiguousarray(embeddings.rows(start, stop), dtype=np.float32)
+        nearest[start:stop] = index.search(rows, 1)[1][:, 0]
+    return nearest
 
 
-def evaluate_clusters(clusters: Clusters, dev_embeddings: np.ndarray, dev_mrr: np.ndarray) -> dict:
+def _sample(embeddings: EmbeddingMatrix, size: int, seed: int) -> np.ndarray:
+    """`size` of the rows, a seeded choice without replacement, in their order: float32 (size, dimensions)."""
+    chosen = np.sort(np.random.default_rng(seed).choice(len(embeddings), size, replace=False, shuffle=False))
+    sample = np.empty((size, embeddings.shape[1]), dtype=np.float32)
+    for start, stop in _blocks(embeddings):
+        first, last = np.searchsorted(chosen, (start, stop))
+        sample[first:last] = embeddings.rows(start, stop)[chosen[first:last] - start]
+    return sample
+
+
+def _blocks(embeddings: EmbeddingMatrix) -> Iterator[tuple[int, int]]:
+    """The rows start … stop - 1 of each block."""
+    for start in range(0, len(embeddings), BLOCK_ROWS):
+        yield start, min(start + BLOCK_ROWS, len(embeddings))
+
+
+def _euclidean_index(dimensions: int, device: torch.device) -> faiss.Index:
+    """An exact index, on the device where that is a GPU and the installed faiss has GPUs, else on the CPU."""
+    index = faiss.IndexFlatL2(dimensions)
+    if device.type == "cuda" and faiss.get_num_gpus():
+        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index, index)
+    return index
+
+
+def evaluate_clusters(
+    clusters: Clusters, dev_embeddings: EmbeddingMatrix, dev_mrr: np.ndarray, device: torch.device
+) -> dict:
     """What a mined episode says of its clusters, as plain lists: their number and sizes, and how dev queries fare.
 
-    A dev query counts for the cluster of its nearest centroid. `dev_embeddings` float32 (D, dimensions); `dev_mrr`
-    float (D,), NaN where not judged. A cluster without a judged dev query has None as its mean.
+    A dev query counts for the cluster of its nearest centroid. `dev_embeddings` (D, dimensions); `dev_mrr` float
+    (D,), NaN where not judged. A cluster without a judged dev query has None as its mean.
     """
     count = len(clusters.sizes)
-    nearest = nearest_centroid(dev_embeddings, clusters.centroids)
+    nearest = nearest_centroid(dev_embeddings, clusters.centroids, device)
     return {
         "clusters": count,
         "cluster_sizes": clusters.sizes.tolist(),

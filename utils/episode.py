@@ -20,6 +20,7 @@ from utils.errors import InputError
 from utils.files import atomic_file, open_binary, read_json, write_json
 
 BLOCK_BYTES = 32 * 2**20
+BLOCK_LINES = 8_192
 
 
 def mined_file(output_dir: str | Path, number: int) -> Path:
@@ -67,17 +68,57 @@ class MinedLines:
 
 
 def write_mined_file(path: str | Path, passes: Iterator[MinedLines]) -> int:
-    """Writes the passes one after another, atomically, and returns the number of triplets. Weights are 1."""
+    """Writes the passes one after another, atomically, and returns the number of triplets. Weights are 1.
+
+    A query without negatives in a pass has no line there. Lines are written in blocks, from arrays and not one by
+    one: MS MARCO's mined file has 2.5 million.
+    """
     triplets = 0
-    with atomic_file(path) as handle:
+    with atomic_file(path, "wb") as handle:
         for lines in passes:
-            for i, (query, positive) in enumerate(zip(lines.query_rows, lines.positive_rows, strict=True)):
-                negatives = [str(row) for row in lines.negatives[i].tolist() if row >= 0]
-                if negatives:
-                    end = "" if lines.clusters is None else f"\t1\t{lines.clusters[i]}"
-                    handle.write(f"{query}\t{positive}\t{','.join(negatives)}{end}\n")
-                    triplets += len(negatives)
+            for start in range(0, len(lines.query_rows), BLOCK_LINES):
+                block = slice(start, start + BLOCK_LINES)
+                clusters = None if lines.clusters is None else lines.clusters[block]
+                part = MinedLines(
+                    lines.query_rows[block], lines.positive_rows[block], lines.negatives[block], clusters
+                )
+                handle.write(_text_of(part))
+                triplets += int((part.negatives >= 0).sum())
     return triplets
+
+
+def _text_of(lines: MinedLines) -> bytes:
+    """The lines as they stand in the file."""
+    kept = (lines.negatives >= 0).any(axis=1)
+    columns = [lines.query_rows[:, None], lines.positive_rows[:, None], lines.negatives]
+    if lines.clusters is not None:
+        columns += [np.ones((len(kept), 1), np.int64), lines.clusters[:, None]]
+    table = np.concatenate(columns, axis=1)[kept]
+    numbers = table[table >= 0]
+    counts = (table >= 0).sum(axis=1)
+    ends = np.cumsum(counts)
+    starts = ends - counts
+    separators = np.full(len(numbers), ord(","), np.uint8)
+    separators[ends - 1] = ord("\n")
+    for places in (starts, starts + 1) if lines.clusters is None else (starts, starts + 1, ends - 3, ends - 2):
+        separators[places] = ord("\t")
+    return _decimal(numbers, separators)
+
+
+def _decimal(numbers: np.ndarray, separators: np.ndarray) -> bytes:
+    """Each number in decimal digits with its separator behind it.
+
+    `numbers` int64 (n,), none negative; `separators` uint8 (n,). The digits of all numbers are found together, the
+    ones, then the tens …, in a matrix as wide as the largest number, where zero bytes stand before the shorter ones.
+    """
+    width = len(str(numbers.max(initial=0)))
+    text = np.zeros((len(numbers), width + 1), np.uint8)
+    text[:, width] = separators
+    for place in range(width - 1, -1, -1):
+        rest = numbers // 10
+        text[:, place] = np.where((numbers > 0) | (place == width - 1), numbers - 10 * rest + ord("0"), 0)
+        numbers = rest
+    return text.tobytes().translate(None, b"\0")
 
 
 @dataclass(frozen=True)

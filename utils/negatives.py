@@ -13,9 +13,11 @@ import numpy as np
 
 from utils.episode import MinedLines
 from utils.errors import InputError
+from utils.qrels import Qrels
 
 LAST = np.uint64(2**64 - 1)
 SHUFFLE = 0x5B0FF1E  # stands in the place of a passage when queries are shuffled
+BLOCK_CANDIDATES = 2**18  # looked at together: some ten arrays of 2 MiB
 
 
 def random_keys(*numbers: np.ndarray | int) -> np.ndarray:
@@ -30,10 +32,11 @@ def random_keys(*numbers: np.ndarray | int) -> np.ndarray:
     return keys
 
 
-def check_positives(positives: dict[int, np.ndarray], query_count: int, path: str | Path) -> None:
-    """`InputError` where a query row below `query_count` has no relevant passage in the qrels, read from `path`."""
-    without = [query for query in range(query_count) if query not in positives]
-    if without:
+def check_positives(qrels: Qrels, query_count: int, path: str | Path) -> None:
+    """`InputError` where a query row below `query_count` has no relevant passage in `qrels`, read from `path`."""
+    counts = np.bincount(qrels.query_rows[qrels.relevance > 0], minlength=query_count)[:query_count]
+    without = np.flatnonzero(counts == 0)
+    if len(without):
         raise InputError(
             f"{len(without)} of {query_count} training queries have no relevant passage, query row {without[0]} the "
             "first; the file belongs to other token stores: tokenize again",
@@ -54,7 +57,7 @@ def check_candidates(negatives: np.ndarray, topk: int) -> None:
 def draw_negatives(
     query_rows: np.ndarray,
     ranked_rows: np.ndarray,
-    positives: dict[int, np.ndarray],
+    qrels: Qrels,
     passage_hashes: np.ndarray,
     count: int,
     *,
@@ -63,26 +66,43 @@ def draw_negatives(
 ) -> np.ndarray:
     """Up to `count` negatives a query from its ranking: int64 (Q, count), padded with -1 on the right.
 
-    `query_rows` int64 (Q,); `ranked_rows` int64 (Q, k), -1 where a ranking is shorter; `positives` as
-    `Qrels.positives`; `passage_hashes` uint64 (passages,) as `TokenStore.row_hashes`. Every relevant passage of the
-    query is excluded, and every passage whose tokens equal a relevant one's.
+    `query_rows` int64 (Q,); `ranked_rows` int64 (Q, k), -1 where a ranking is shorter; `passage_hashes` uint64
+    (passages,) as `TokenStore.row_hashes`. Every relevant passage of the query is excluded, and every passage whose
+    tokens equal a relevant one's. Queries are taken in blocks: beside its arguments and its result it needs the same
+    memory for any number of them.
     """
-    excluded = ranked_rows < 0
-    for i, query in enumerate(query_rows.tolist()):
-        relevant = positives.get(query)
-        if relevant is not None:
-            excluded[i] |= np.isin(passage_hashes[ranked_rows[i]], passage_hashes[relevant])
-    keys = random_keys(seed, episode, query_rows[:, None], ranked_rows)
-    keys[excluded] = LAST
-    order = np.argsort(keys, axis=1, kind="stable")[:, :count]
-    drawn = np.where(np.take_along_axis(excluded, order, axis=1), -1, np.take_along_axis(ranked_rows, order, axis=1))
-    return np.pad(drawn, ((0, 0), (0, count - drawn.shape[1])), constant_values=-1)
+    negatives = np.full((len(query_rows), count), -1, dtype=np.int64)
+    relevant_rows, first, counts = _find_relevant(qrels, query_rows)
+    block_queries = max(1, BLOCK_CANDIDATES // max(1, ranked_rows.shape[1]))
+    for start in range(0, len(query_rows), block_queries):
+        block = slice(start, start + block_queries)
+        ranked = ranked_rows[block]
+        excluded = ranked < 0
+        texts = passage_hashes[ranked]
+        for turn in range(counts[block].max()):
+            lines = np.flatnonzero(counts[block] > turn)
+            relevant = relevant_rows[first[block][lines] + turn]
+            excluded[lines] |= texts[lines] == passage_hashes[relevant, None]
+        keys = random_keys(seed, episode, query_rows[block, None], ranked)
+        keys[excluded] = LAST
+        order = np.argsort(keys, axis=1, kind="stable")[:, :count]
+        drawn = np.take_along_axis(np.where(excluded, -1, ranked), order, axis=1)
+        negatives[block, : drawn.shape[1]] = drawn
+    return negatives
+
+
+def _find_relevant(qrels: Qrels, query_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All relevant passage rows, and of each query the place of its first one there and their number, int64 (Q,)."""
+    relevant = qrels.relevance > 0
+    queries = qrels.query_rows[relevant]
+    first = np.searchsorted(queries, query_rows)
+    return qrels.passage_rows[relevant], first, np.searchsorted(queries, query_rows, side="right") - first
 
 
 def deal_passes(
     query_rows: np.ndarray,
     negatives: np.ndarray,
-    positives: dict[int, np.ndarray],
+    qrels: Qrels,
     clusters: np.ndarray | None,
     passes: int,
     *,
@@ -96,13 +116,14 @@ def deal_passes(
     with several positives takes them in turn from pass to pass and from episode to episode. Every query must have
     one (`check_positives`).
     """
+    relevant_rows, first, counts = _find_relevant(qrels, query_rows)
+    assert counts.all(), "a query without a relevant passage"
     for number in range(passes):
         order = np.argsort(random_keys(seed, episode, query_rows, SHUFFLE + number), kind="stable")
         turn = episode * passes + number
-        chosen = [positives[query] for query in query_rows[order].tolist()]
         yield MinedLines(
             query_rows=query_rows[order],
-            positive_rows=np.array([rows[turn % len(rows)] for rows in chosen], dtype=np.int64),
+            positive_rows=relevant_rows[first + turn % counts][order],
             negatives=negatives[order, number::passes],
             clusters=None if clusters is None else clusters[order],
         )

@@ -211,16 +211,20 @@ class TokenStore:
             )
         return ids
 
-    def row_hashes(self, block_rows: int = 65_536) -> np.ndarray:
+    def row_hashes(self, block_tokens: int = 2**17) -> np.ndarray:
         """A 64-bit hash of each row's tokens, uint64: equal rows have equal hashes.
 
         h = Σ_j (t_j + 1) · m_j (mod 2^64) with fixed odd random multipliers m_j a position, mixed with the length.
+        Tokens are read in blocks of whole rows, of a bounded number of tokens however long the rows are, which the
+        processor's caches hold.
         """
         generator = np.random.default_rng(0x5EED)
         multipliers = generator.integers(0, 2**63, size=self.meta.max_length, dtype=np.uint64) * 2 + 1
         hashes = np.empty(len(self), dtype=np.uint64)
-        for start in range(0, len(self), block_rows):
-            stop = min(start + block_rows, len(self))
+        start = 0
+        while start < len(self):
+            whole = int(np.searchsorted(self.offsets, self.offsets[start] + block_tokens, side="right")) - 1
+            stop = max(whole, start + 1)
             offsets = self.offsets[start : stop + 1] - self.offsets[start]
             lengths = np.diff(offsets)
             positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
@@ -228,6 +232,7 @@ class TokenStore:
             running = np.concatenate([np.zeros(1, np.uint64), np.cumsum(values * multipliers[positions])])
             hashes[start:stop] = (running[offsets[1:]] - running[offsets[:-1]]) * np.uint64(0x9E3779B97F4A7C15)
             hashes[start:stop] ^= lengths.astype(np.uint64)
+            start = stop
         return hashes
 
     def expect(self, tokenizer, max_length: int) -> "TokenStore":

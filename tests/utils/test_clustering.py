@@ -1,10 +1,34 @@
 """Query clusters."""
 
+import faiss
 import numpy as np
 import pytest
+import torch
 
-from utils.clustering import cluster_queries, evaluate_clusters, nearest_centroid
+from utils import clustering
+from utils.clustering import POINTS_A_CENTROID, cluster_queries, evaluate_clusters, nearest_centroid
 from utils.errors import InputError
+
+CPU = torch.device("cpu")
+
+
+class Matrix:
+    """Rows as an `EmbeddingMatrix` gives them out, a block at a time; `most` is the largest block asked for."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self._rows, self.shape, self.most = rows, rows.shape, 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        self.most = max(self.most, stop - start)
+        return self._rows[start:stop]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(clustering, "BLOCK_ROWS", 33)
 
 
 def blobs(per_blob=40, seed=0):
@@ -16,30 +40,68 @@ def blobs(per_blob=40, seed=0):
 
 def test_separate_groups_become_the_clusters():
     points, group = blobs()
-    clusters = cluster_queries(points, 4, seed=1)
+    clusters = cluster_queries(Matrix(points), 4, 1, CPU)
     assert clusters.sizes.tolist() == [40] * 4
     assert len({tuple(pair) for pair in np.stack([clusters.assignment, group], axis=1)}) == 4
 
 
 def test_every_query_goes_to_its_nearest_centroid():
     points, _ = blobs(seed=3)
-    clusters = cluster_queries(points, 9, seed=1)
+    clusters = cluster_queries(Matrix(points), 9, 1, CPU)
     distances = np.linalg.norm(points[:, None] - clusters.centroids, axis=2)
     assert np.array_equal(clusters.assignment, distances.argmin(1))
     assert np.array_equal(clusters.sizes, np.bincount(clusters.assignment, minlength=9))
-    assert np.array_equal(nearest_centroid(clusters.centroids, clusters.centroids), np.arange(9))
+    assert np.array_equal(nearest_centroid(Matrix(clusters.centroids), clusters.centroids, CPU), np.arange(9))
 
 
 def test_the_seed_fixes_the_clusters():
     points, _ = blobs()
-    one, same, other = (cluster_queries(points, 7, seed=seed) for seed in (5, 5, 6))
+    one, same, other = (cluster_queries(Matrix(points), 7, seed, CPU) for seed in (5, 5, 6))
     assert np.array_equal(one.centroids, same.centroids)
     assert not np.array_equal(one.centroids, other.centroids)
 
 
+def test_blocks_and_threads_make_no_difference(monkeypatch):
+    points, _ = blobs(per_blob=400)
+    one = cluster_queries(Matrix(points), 5, 1, CPU)
+    monkeypatch.setattr(clustering, "BLOCK_ROWS", 10**6)
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(threads % 2 + 1)
+    other = cluster_queries(Matrix(points), 5, 1, CPU)
+    faiss.omp_set_num_threads(threads)
+    assert all(np.array_equal(array, getattr(other, name)) for name, array in vars(one).items())
+
+
+def test_all_queries_are_trained_on_while_they_are_few():
+    points, _ = blobs()
+    kmeans = faiss.Kmeans(3, 5, niter=25, nredo=5, seed=1, min_points_per_centroid=1)
+    kmeans.train(points)
+    assert np.array_equal(cluster_queries(Matrix(points), 5, 1, CPU).centroids, kmeans.centroids)
+
+
+def test_of_many_queries_a_sample_is_trained_on_that_has_each_with_the_same_chance():
+    points = np.arange(50 * POINTS_A_CENTROID, dtype=np.float32)[:, None]
+    samples = [clustering._sample(Matrix(points), POINTS_A_CENTROID, seed)[:, 0] for seed in range(40)]
+    assert all((np.diff(sample) > 0).all() for sample in samples)
+    assert not np.array_equal(samples[0], samples[1])
+    drawn = np.concatenate(samples)
+    # A mean of 10,240 even draws has a standard deviation of 0.3 % of the width; 5 are a chance of 1 in a million.
+    assert abs(drawn.mean() / len(points) - 0.5) < 0.015
+
+
+def test_no_more_than_a_block_of_half_precision_queries_is_ever_asked_for():
+    points, group = blobs(per_blob=40 * POINTS_A_CENTROID)
+    matrix = Matrix(points.astype(np.float16))
+    clusters = cluster_queries(matrix, 4, 1, CPU)
+    assert matrix.most == 33
+    assert (np.diff(clusters.assignment.reshape(4, -1)) == 0).all()
+    assert (clusters.centroids.dtype, clusters.assignment.dtype) == (np.float32, np.int64)
+    assert len(set(clusters.assignment[:: len(group) // 4])) == 4
+
+
 def test_clusters_are_kept_on_disk(tmp_path):
     points, _ = blobs()
-    clusters = cluster_queries(points, 4, seed=1)
+    clusters = cluster_queries(Matrix(points), 4, 1, CPU)
     clusters.save(tmp_path / "clusters_0")
     for name, array in vars(clusters).items():
         assert np.array_equal(np.load(tmp_path / "clusters_0" / f"{name}.npy"), array)
@@ -47,18 +109,18 @@ def test_clusters_are_kept_on_disk(tmp_path):
 
 def test_more_clusters_than_queries_is_an_error():
     with pytest.raises(InputError, match="161 clusters of 160 training queries"):
-        cluster_queries(blobs()[0], 161, seed=1)
+        cluster_queries(Matrix(blobs()[0]), 161, 1, CPU)
     with pytest.raises(InputError, match="at least 1"):
-        cluster_queries(blobs()[0], 0, seed=1)
-    assert cluster_queries(blobs()[0], 160, seed=1).sizes.sum() == 160
+        cluster_queries(Matrix(blobs()[0]), 0, 1, CPU)
+    assert cluster_queries(Matrix(blobs()[0]), 160, 1, CPU).sizes.sum() == 160
 
 
 def test_dev_queries_count_for_the_cluster_of_their_nearest_centroid():
     points, _ = blobs()
-    clusters = cluster_queries(points, 4, seed=1)
+    clusters = cluster_queries(Matrix(points), 4, 1, CPU)
     label = clusters.assignment[[0, 40, 80, 120]]  # of each group
     dev = points[[0, 1, 40, 80]]
-    found = evaluate_clusters(clusters, dev, np.array([1.0, 0.5, 0.25, np.nan]))
+    found = evaluate_clusters(clusters, Matrix(dev), np.array([1.0, 0.5, 0.25, np.nan]), CPU)
     mrr = [found["cluster_mrr"][cluster] for cluster in label]
     assert mrr == [0.75, 0.25, None, None]
     assert [found["cluster_dev_queries"][cluster] for cluster in label] == [2, 1, 1, 0]

@@ -18,18 +18,25 @@ def read(folder, content, queries=10, passages=10, n_groups=3):
     return read_episode(path, queries, passages, n_groups)
 
 
+def random_lines(data, lines: int, most: int = 2**40) -> MinedLines:
+    """Lines of up to 5 negatives, with clusters or without; numbers of any length, 0 among them."""
+    generator = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+
+    def rows(*shape: int) -> np.ndarray:
+        return generator.integers(0, most, size=shape) >> generator.integers(0, most.bit_length(), size=shape)
+
+    negatives = rows(lines, 5)
+    for row in negatives:
+        row[generator.integers(0, 6) :] = -1
+    clusters = generator.integers(0, 4, size=lines) if data.draw(st.booleans()) else None
+    return MinedLines(rows(lines), rows(lines), negatives, clusters)
+
+
 @settings(deadline=None, max_examples=50)
 @given(data=st.data())
 def test_a_mined_file_gives_back_what_was_written(tmp_path_factory, data):
-    lines = data.draw(st.integers(1, 30))
-    generator = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
-    clusters = generator.integers(0, 4, size=lines) if data.draw(st.booleans()) else None
-    negatives = generator.integers(0, 2**40, size=(lines, 5))
-    for row in negatives:
-        row[generator.integers(0, 6) :] = -1
-    written = MinedLines(
-        generator.integers(0, 2**40, size=lines), generator.integers(0, 2**40, size=lines), negatives, clusters
-    )
+    written = random_lines(data, data.draw(st.integers(1, 30)))
+    negatives, clusters = written.negatives, written.clusters
     path = tmp_path_factory.mktemp("mined") / "ann_training_data_0"
     triplets = write_mined_file(path, iter([written]))
     kept = (negatives >= 0).any(axis=1)
@@ -45,6 +52,29 @@ def test_a_mined_file_gives_back_what_was_written(tmp_path_factory, data):
     assert np.array_equal(np.diff(got.starts), (negatives[kept] >= 0).sum(1))
     assert np.array_equal(got.clusters, np.zeros(kept.sum()) if clusters is None else clusters[kept])
     assert got.line_of(np.arange(triplets)).tolist() == np.repeat(np.arange(kept.sum()), np.diff(got.starts)).tolist()
+
+
+def text_of(lines: MinedLines) -> str:
+    """What a mined file holds, line by line, in Python's own words."""
+    clusters = [""] * len(lines.query_rows) if lines.clusters is None else [f"\t1\t{c}" for c in lines.clusters]
+    columns = zip(lines.query_rows, lines.positive_rows, lines.negatives.tolist(), clusters, strict=True)
+    return "".join(
+        f"{query}\t{positive}\t{','.join(str(row) for row in negatives if row >= 0)}{end}\n"
+        for query, positive, negatives, end in columns
+        if max(negatives, default=-1) >= 0
+    )
+
+
+@settings(deadline=None, max_examples=50)
+@given(data=st.data())
+def test_every_byte_of_a_mined_file_is_as_python_writes_it(tmp_path_factory, data):
+    passes = [random_lines(data, data.draw(st.integers(0, 9)), 2**62) for _ in range(3)]
+    passes.append(MinedLines(np.arange(3), np.arange(3), np.empty((3, 0), np.int64)))  # a pass without any negative
+    path = tmp_path_factory.mktemp("mined") / "ann_training_data_0"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(episode_module, "BLOCK_LINES", 4)
+        write_mined_file(path, iter(passes))
+    assert path.read_bytes().decode() == "".join(map(text_of, passes))
 
 
 def test_blocks_of_a_large_file_join_without_a_seam(tmp_path, monkeypatch):
