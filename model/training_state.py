@@ -29,15 +29,26 @@ def save(
     return save_checkpoint(training_dir, encoder, tokenizer, max_length, step.optimizer, step.scaler, state)
 
 
-def restore(
-    checkpoint: str | Path, saved: TrainerState, step: TrainingStep, *, round: int, optimizer: str, objective: str
+def resume(
+    checkpoint: str | Path,
+    saved: TrainerState | None,
+    step: TrainingStep,
+    *,
+    round: int,
+    optimizer: str,
+    objective: str,
 ) -> TrainerState:
     """Loads a checkpoint's state into `step`, and returns where training of episode `round` stands.
 
-    Inside the episode it goes on; of an earlier one, the optimizer's moments stay and the rest begins anew. Random
-    states count for the same number of processes only. `InputError` where the checkpoint was trained with another
-    optimizer, or inside the episode with another objective.
+    `saved` is the checkpoint's own state, None for an initial model, from which the first episode begins. Inside the
+    episode training goes on; of an earlier one, the optimizer's moments stay and the rest begins anew. Random states
+    count for the same number of processes only. `InputError` where a later episode has no checkpoint to go on from,
+    and where the checkpoint was trained with another optimizer, or inside the episode with another objective.
     """
+    if saved is None:
+        if round > 0:
+            raise InputError(f"no checkpoint of this run, and round {round} goes on from one: train round 0 first")
+        return TrainerState(round, optimizer=optimizer, objective=objective)
     inside = saved.round == round
     for flag, asked, found in (
         ("optimizer", optimizer, saved.optimizer),
@@ -49,7 +60,9 @@ def restore(
             )
     random_states = inside and saved.processes == distributed.world_size()
     load_training_state(checkpoint, step.optimizer, step.scaler, random_states)
-    if not inside:
-        return TrainerState(round, saved.global_step, optimizer=optimizer, objective=objective)
-    step.objective.load_state_dict({name: torch.tensor(value) for name, value in saved.dro.items()})
+    if inside:
+        step.objective.load_state_dict({name: torch.tensor(value) for name, value in saved.dro.items()})
+    else:
+        saved.begin(round)
+        saved.objective = objective
     return saved

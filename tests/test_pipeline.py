@@ -11,151 +11,18 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
-from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors, trainers
-from tokenizers.models import WordPiece
-from transformers import PreTrainedTokenizerFast
 
-from data.demo_data import build, find_library
-from tests.processes import free_port
-from tests.tiny_models import tiny_bert
+from tests.workplace import CLUSTERED, CLUSTERS, IDRO, ROOT, STEPS
 from utils.checkpoint import read_trainer_state
 from utils.episode import read_episode
 from utils.qrels import read_qrels, write_qrels
 from utils.token_store import TokenStore
 
-ROOT = Path(__file__).resolve().parents[1]
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-CLUSTERS, STEPS = 5, 6
-
 pytestmark = pytest.mark.pipeline
-
-
-@dataclass
-class Workplace:
-    """A folder with a collection, its token stores and an initial checkpoint; runs scripts on it."""
-
-    folder: Path
-
-    def start(self, script: str, *flags, processes: int = 1, launcher: str = "launch", cwd: Path = ROOT):
-        command = [sys.executable]
-        if launcher == "launch":
-            command += ["-m", "torch.distributed.launch", "--nproc_per_node", processes, "--master_port", free_port()]
-        elif launcher == "torchrun":
-            command = [Path(sys.executable).parent / "torchrun", "--standalone", "--nproc_per_node", processes]
-        command += [os.path.relpath(ROOT / script, cwd), *flags]
-        return subprocess.Popen(
-            list(map(str, command)),
-            cwd=cwd,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
-        )
-
-    def run(self, script: str, *flags, fails: bool = False, **settings) -> subprocess.CompletedProcess:
-        process = self.start(script, *flags, **settings)
-        stdout, stderr = process.communicate()
-        assert (process.returncode != 0) == fails, stdout + stderr
-        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
-
-    def mine(self, number: int, *flags, **settings):
-        return self.run(
-            "drivers/run_ann_data_gen.py",
-            *("--model_type", "rdot_nll_condenser", "--init_model_dir", self.folder / "initial"),
-            *("--training_dir", self.folder / "models", "--data_dir", self.folder / "preprocessed"),
-            *("--output_dir", self.folder / "ann_data", "--result_dir", self.folder / "results"),
-            *("--max_seq_length", 48, "--max_query_length", 16, "--topk_training", 40, "--negative_sample", 7),
-            *("--end_output_num", number, "--no_cuda", *flags),
-            **settings,
-        )
-
-    def train(self, number: int, *flags, background: bool = False, **settings):
-        return (self.start if background else self.run)(
-            "drivers/run_ann.py",
-            *("--model_type", "rdot_nll_condenser", "--init_model_dir", self.folder / "initial"),
-            *("--output_dir", self.folder / "models", "--data_dir", self.folder / "preprocessed"),
-            *("--ann_dir", self.folder / "ann_data", "--result_dir", self.folder / "results", "--round", number),
-            *("--max_seq_length", 48, "--max_query_length", 16, "--per_gpu_train_batch_size", 8),
-            *("--optimizer", "adamW", "--learning_rate", 1e-3, "--logging_steps", 2, "--no_cuda", *flags),
-            **settings,
-        )
-
-    def evaluate(self, checkpoint: str, collection: str, *flags, **settings) -> dict:
-        """What evaluate_beir.py writes, which must be what it prints."""
-        out = self.folder / "evaluated" / checkpoint / collection
-        finished = self.run(
-            "evaluate/evaluate_beir.py",
-            *("--model_type", "rdot_nll_condenser", "--model_name_or_path", self.folder / checkpoint),
-            *("--data_dir", self.folder / collection, "--out_dir", out, "--no_cuda", *flags),
-            **settings,
-        )
-        content = json.loads((out / "metrics.json").read_text())
-        assert f"ndcg@10 {content['metrics']['ndcg@10']:.4f}" in finished.stdout
-        return content
-
-    def weights(self, step: int) -> dict[str, np.ndarray]:
-        return load_file(self.folder / "models" / f"checkpoint-{step}" / "model.safetensors")
-
-    def result(self, number: int) -> dict:
-        return json.loads((self.folder / "results" / f"ann_ndcg_{number}").read_text())
-
-
-CLUSTERED = ("--cluster_query", "--cluster_centroids", CLUSTERS)
-IDRO = ("--group", 1, "--n_groups", CLUSTERS, "--dro_type", "iDRO", "--max_steps", STEPS)
-
-
-def train_tokenizer(texts: list[str], folder: Path) -> int:
-    """Saves a WordPiece tokenizer trained on the texts, and returns the size of its vocabulary."""
-    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=1500, special_tokens=SPECIAL))
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
-    return tokenizer.get_vocab_size()
-
-
-@pytest.fixture(scope="module")
-def mined(tmp_path_factory) -> Workplace:
-    """A collection that is tokenized, and its first episode mined by two processes."""
-    folder = tmp_path_factory.mktemp("pipeline")
-    raw = folder / "msmarco"
-    build(
-        {"numpy": find_library("numpy") / "lib"},
-        {"scipy": find_library("scipy") / "stats"},
-        raw,
-        folder / "scipy-docs",
-        max_passages=250,
-        max_zero_shot_passages=60,
-    )
-    texts = [line.split("\t")[1] for line in (raw / "collection.tsv").read_text().splitlines()]
-    vocabulary = train_tokenizer(texts, folder / "initial")
-    tiny_bert(hidden=32, vocabulary=vocabulary).save_pretrained(folder / "initial")
-    place = Workplace(folder)
-    place.run(
-        "data/msmarco_data.py",
-        *("--data_dir", raw, "--out_data_dir", folder / "preprocessed", "--data_type", 1),
-        *("--model_type", "rdot_nll_condenser", "--model_name_or_path", folder / "initial"),
-        *("--max_seq_length", 48, "--max_query_length", 16),
-        launcher="none",
-        cwd=folder,
-    )
-    place.mine(0, *CLUSTERED, "--group", 1, processes=2)
-    return place
-
-
-@pytest.fixture
-def place(mined, tmp_path) -> Workplace:
-    """A copy of the mined workplace that a test may change."""
-    shutil.copytree(mined.folder, tmp_path / "work")
-    return Workplace(tmp_path / "work")
 
 
 def test_two_episodes_run_through_and_improve_on_the_initial_model(place):

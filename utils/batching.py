@@ -127,6 +127,9 @@ def _move(value: Tensor | PackedTokens, device: torch.device) -> Tensor | Packed
     return value.to(device)
 
 
+StepBatches = Generator[tuple[list[TripletBatch], int], None, None]
+
+
 class Sequences:
     """The sequences of a token store: its rows, or their chunks of `chunk_length` tokens.
 
@@ -269,7 +272,7 @@ def step_batches(
     queries: Sequences,
     passages: Sequences,
     device: torch.device,
-) -> Generator[tuple[list[TripletBatch], int], None, None]:
+) -> StepBatches:
     """This process's batches, on the device, of each step from `position` on, and the next step's position.
 
     They are made one step ahead, in the background (`prefetch`), and go over the mined file again and again.

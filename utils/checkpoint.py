@@ -12,6 +12,7 @@ The folder appears by a rename once it is whole. STEP counts optimizer steps ove
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,23 @@ class TrainerState:
     dro: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
+    def advance(self, position: int) -> None:
+        """Counts a step, after which the next one begins at triplet `position`."""
+        self.global_step += 1
+        self.episode_step += 1
+        self.position = position
+
+    def begin(self, round: int) -> None:
+        """Goes to the front of another episode."""
+        self.round, self.episode_step, self.position = round, 0, 0
+
     def has_finished(self, round: int, max_steps: int) -> bool:
-        """Whether this is the end of that episode, or beyond it; `max_steps` 0 is one pass over the mined file."""
+        """Whether this is the end of that episode, or beyond it; `max_steps` 0 is one pass over the mined file.
+
+        Round -1 is whatever episode: whether it is the end of a run of `max_steps`.
+        """
+        if round == -1:
+            return self.global_step >= max_steps
         if self.round != round:
             return self.round > round
         return self.episode_step >= max_steps if max_steps else self.position == 0
@@ -77,6 +93,23 @@ def newest_checkpoint(training_dir: str | Path) -> Path | None:
         else:
             return folder
     return None
+
+
+def newest_or_initial(training_dirs: Sequence[str | Path], init_model_dir: str) -> tuple[str, TrainerState | None]:
+    """The newest valid checkpoint in these folders and its state; without any, the initial model and None.
+
+    The same in every process, all of which must call it. `InputError` where no initial model is given either.
+    """
+
+    def find() -> list[str]:
+        return [str(folder) for folder in map(newest_checkpoint, dict.fromkeys(training_dirs)) if folder]
+
+    states = {folder: read_trainer_state(folder) for folder in distributed.on_main(find)}
+    if states:
+        return max(states.items(), key=lambda found: found[1].global_step)
+    if not init_model_dir:
+        raise InputError("no checkpoint there; give --init_model_dir to begin with", training_dirs[0])
+    return init_model_dir, None
 
 
 def _check_header(path: Path) -> None:

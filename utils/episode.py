@@ -16,8 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from utils import distributed
 from utils.errors import InputError
 from utils.files import atomic_file, open_binary, read_json, write_json
+from utils.logs import say
 
 BLOCK_BYTES = 32 * 2**20
 BLOCK_LINES = 8_192
@@ -35,6 +37,14 @@ def newest_episode(result_dir: str | Path) -> int:
     """The number of the newest episode that is ready, -1 where there is none."""
     names = (re.fullmatch(r"ann_ndcg_(\d+)", path.name) for path in Path(result_dir).glob("ann_ndcg_*"))
     return max((int(name[1]) for name in names if name), default=-1)
+
+
+def newest_ready(result_dir: str | Path) -> int:
+    """The number of the newest episode that is ready, the same in every process; waits for the first."""
+    if newest_episode(result_dir) < 0:
+        say(f"waiting for the first mined episode in {result_dir}")
+        distributed.wait_until(lambda: newest_episode(result_dir) >= 0)
+    return distributed.on_main(lambda: newest_episode(result_dir))
 
 
 def read_result(result_dir: str | Path, number: int) -> dict:

@@ -9,8 +9,10 @@ from typing import NamedTuple
 COMMANDS = Path(__file__).resolve().parents[2] / "commands"
 
 # Plays Python for install.sh, and each script of the project by making the files that tell the next stage that it is
-# done. Every call of a script is noted in $STUB/calls: the arguments with \x1f between, the launcher's own first. A
-# file $STUB/fails-SCRIPT makes that script fail.
+# done. The endless miner makes one episode and is busy until it is stopped, and the trainer beside it waits for that
+# episode. Every call of a script is noted in $STUB/calls: the arguments with \x1f between, the launcher's own first;
+# in $STUB/process-SCRIPT, its last one's process and GPUs. A file $STUB/fails-SCRIPT makes that script fail,
+# $STUB/hangs-SCRIPT makes it hang.
 PYTHON = r"""#!/usr/bin/env bash
 set -euo pipefail
 case "$*" in
@@ -23,7 +25,9 @@ esac
 (IFS=$'\x1f'; printf '%s\n' "$*" >> "$STUB/calls")
 while [[ "$1" != *.py ]]; do shift; done
 script="$(basename "$1" .py)"
+echo "$$ ${CUDA_VISIBLE_DEVICES-all}" > "$STUB/process-$script"
 [[ ! -e "$STUB/fails-$script" ]] || { echo "error: told to fail" >&2; exit 2; }
+[[ ! -e "$STUB/hangs-$script" ]] || exec sleep 60
 declare -A flag
 for ((i = 2; i <= $#; i++)); do
     next=$((i + 1))
@@ -34,8 +38,16 @@ case "$script" in
     demo_data) make "${flag[msmarco_dir]}/qrels.dev.small.tsv"; make "${flag[beir_dir]}/qrels/test.tsv" ;;
     msmarco_data) make "${flag[out_data_dir]}/dev-qrel.tsv" ;;
     beir_data) make "${flag[out_data_dir]}/${flag[split]:-test}-qrel.tsv" ;;
-    run_ann_data_gen) make "${flag[result_dir]}/ann_ndcg_${flag[end_output_num]}" ;;
-    run_ann) make "${flag[output_dir]}/checkpoint-$(((flag[round] + 1) * flag[max_steps]))/model.safetensors" ;;
+    run_ann_data_gen)
+        make "${flag[result_dir]}/ann_ndcg_${flag[end_output_num]/-1/0}"
+        ((flag[end_output_num] >= 0)) || exec sleep 60 ;;
+    run_ann)
+        step=$(((flag[round] + 1) * ${flag[max_steps]:-0}))
+        if ((flag[round] < 0)); then
+            until [[ -e "${flag[result_dir]}/ann_ndcg_0" ]]; do sleep 0.01; done
+            step="${flag[total_training_steps]}"
+        fi
+        make "${flag[output_dir]}/checkpoint-$step/model.safetensors" ;;
     bm25 | evaluate_beir) make "${flag[out_dir]}/metrics.json" ;;
     results_table | table) echo "the table" ;;
     training | group_gradients | sketch_error) make "${flag[out_dir]}/$script.json" ;;
@@ -45,12 +57,13 @@ esac
 
 
 class Call(NamedTuple):
-    """A call of one of the project's scripts; `processes` is 0 where it had no launcher."""
+    """A call of one of the project's scripts and of its launcher; without one, `processes` is 0."""
 
     script: str
     flags: dict[str, str]
     values: list[str]
     processes: int
+    launcher: list[str]
 
     @classmethod
     def of(cls, arguments: list[str]) -> "Call":
@@ -62,7 +75,7 @@ class Call(NamedTuple):
                 following = values[i + 1 : i + 2]
                 flags[value[2:]] = "" if not following or following[0].startswith("--") else following[0]
         processes = int(launcher[launcher.index("--nproc_per_node") + 1]) if launcher else 0
-        return cls(Path(arguments[at]).stem, flags, values, processes)
+        return cls(Path(arguments[at]).stem, flags, values, processes, launcher)
 
 
 class Checkout:
@@ -74,11 +87,12 @@ class Checkout:
         for made in (self.stub, self.work, programs):
             made.mkdir(parents=True)
         shutil.copytree(COMMANDS, self.root / "commands")
-        for name in ("requirements", "requirements-demo", "requirements-dev"):
+        for name in ("requirements", "requirements-gpu", "requirements-demo", "requirements-dev"):
             (self.root / f"{name}.txt").touch()
-        for path, content in ((self.stub / "python", PYTHON), (programs / "nvidia-smi", "#!/bin/sh\nexit 9\n")):
-            path.write_text(content)
-            path.chmod(0o755)
+        self.programs = programs
+        self.add_program("nvidia-smi", "exit 9")
+        (self.stub / "python").write_text(PYTHON)
+        (self.stub / "python").chmod(0o755)
         own = {"PATH", "HOME", "TMPDIR", "LANG"}
         self.environment = {name: value for name, value in os.environ.items() if name in own} | {
             "PATH": f"{programs}:{os.environ['PATH']}",
@@ -87,16 +101,32 @@ class Checkout:
             "ANCE_VENV": str(folder / "an environment"),
         }
 
-    def run(self, script: str, *arguments: object, **environment: object) -> subprocess.CompletedProcess:
-        return subprocess.run(
+    def start(self, script: str, *arguments: object, **environment: object) -> subprocess.Popen:
+        return subprocess.Popen(
             ["bash", str(self.root / "commands" / script), *map(str, arguments)],
             cwd=self.work,
             env=self.environment | {name: str(value) for name, value in environment.items()},
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
-            timeout=60,
         )
+
+    def run(self, script: str, *arguments: object, **environment: object) -> subprocess.CompletedProcess:
+        process = self.start(script, *arguments, **environment)
+        stdout, stderr = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+    def add_program(self, name: str, content: str) -> None:
+        """Puts a shell script in front of the machine's own programs."""
+        path = self.programs / name
+        path.write_text(f"#!/usr/bin/env bash\n{content}\n")
+        path.chmod(0o755)
+
+    def process_of(self, script: str) -> tuple[str, str]:
+        """The process that ran a script last, and the GPUs that it was given (all: it was not told); none: "", ""."""
+        note = self.stub / f"process-{script}"
+        pid, _, gpus = (note.read_text() if note.exists() else "").strip("\n").partition(" ")
+        return pid, gpus
 
     def calls(self) -> list[Call]:
         """The scripts that were called since the last time."""
@@ -108,3 +138,6 @@ class Checkout:
     def let_fail(self, script: str, fails: bool = True) -> None:
         marker = self.stub / f"fails-{script}"
         marker.touch() if fails else marker.unlink()
+
+    def let_hang(self, script: str) -> None:
+        (self.stub / f"hangs-{script}").touch()

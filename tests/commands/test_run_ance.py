@@ -4,6 +4,8 @@ refused."""
 import re
 import shutil
 import subprocess
+import time
+from pathlib import Path
 
 import pytest
 
@@ -22,15 +24,17 @@ class Run:
         for name in ("raw", "other raw", "beir/sci fact", "initial"):
             (checkout.work / name).mkdir(parents=True)
 
-    def __call__(self, *flags: object, **settings: object) -> subprocess.CompletedProcess:
-        settings = {
+        self.script = "run_ance.sh"
+        self.settings = {
             "DATA_DIR": "raw",
             "OUT_DIR": "out of all",
             "CHECKPOINT": "initial",
             "EPISODES": 2,
             "ZERO_SHOT_DIRS": "beir/sci fact",
-        } | settings
-        return self.checkout.run("run_ance.sh", *flags, **settings)
+        }
+
+    def __call__(self, *flags: object, **settings: object) -> subprocess.CompletedProcess:
+        return self.checkout.run(self.script, *flags, **self.settings | settings)
 
     def calls(self) -> list[Call]:
         return self.checkout.calls()
@@ -79,6 +83,9 @@ def test_help_lists_every_setting_with_its_defaults(checkout):
         (["--episodes", "none"], "EPISODES is 'none'"),
         (["--model_size", "huge"], "MODEL_SIZE is 'huge'; it can be: base large"),
         (["--objective", "vrex"], "OBJECTIVE is 'vrex'; it can be: idro dro-greedy erm"),
+        (["--async", "yes"], "ASYNC is 'yes'; it can be: 0 1"),
+        (["--async", "1", "--launcher", "mpirun"], "LAUNCHER is set, and ASYNC has two of its own"),
+        (["--gradient_checkpointing", "2"], "GRADIENT_CHECKPOINTING is '2'; it can be: 0 1"),
         (["--data_dir", "nowhere"], "DATA_DIR is 'nowhere', which is no folder"),
         (["--zero_shot_dirs", "raw:nowhere"], "names 'nowhere', which is no folder"),
         (["--zero_shot_dirs", "raw:beir/../raw"], "two folders 'raw'"),
@@ -130,6 +137,7 @@ def test_the_published_hyperparameters_reach_the_drivers(run, size, steps, batch
         assert flags | {"dro_type": "idro", "group": "1", "n_groups": "50"} == flags
         assert flags | {"alpha": "0.25", "ema": "0.1", "rho": "0.05", "eps": "0.01"} == flags
         assert flags | {"idro_layers": "0", "idro_sketch_dim": "0", "gradient_accumulation_steps": "1"} == flags
+        assert not {"single_warmup", "gradient_checkpointing"} & set(flags)
     assert {call.processes for call in calls if "run_ann" in call.script} == {1}, "no GPU: one process"
 
 
@@ -137,6 +145,7 @@ def test_flags_and_variables_reach_the_drivers_and_a_flag_wins(run):
     finished = run(
         *("--objective", "erm", "--idro_layers", 5, "--idro_sketch_dim", 256, "--rho", "0.2", "--processes", 3),
         *("--mixed_precision", 0, "--steps", 7, "--public_ann_data_dir", "shared embeddings"),
+        *("--gradient_checkpointing", 1),
         RHO="0.3",
         CLUSTERS=4,
     )
@@ -146,6 +155,7 @@ def test_flags_and_variables_reach_the_drivers_and_a_flag_wins(run):
     assert mined | {"public_ann_data_dir": "shared embeddings", "cluster_centroids": "4", "group": "0"} == mined
     assert trained | {"group": "0", "rho": "0.2", "idro_layers": "5", "idro_sketch_dim": "256"} == trained
     assert trained | {"max_steps": "7", "total_training_steps": "14", "n_groups": "4"} == trained
+    assert "gradient_checkpointing" in trained
     assert not any("fp16" in call.flags for call in calls)
     assert {call.processes for call in calls} == {0, 3}
     initial = only(calls, "evaluate_beir")[0]
@@ -195,6 +205,7 @@ def test_the_evaluation_finds_the_miners_embeddings(run):
         ("DATA_DIR", "other raw", "some where/raw"),
         ("MODEL_TYPE", "rdot_nll", "rdot_nll_condenser"),
         ("IDRO_SKETCH_DIM", "64", "0"),
+        ("ASYNC", "1", "0"),
     ],
 )
 def test_other_settings_in_the_same_folder_are_refused_and_named(run, setting, value, was):
@@ -213,7 +224,7 @@ def test_other_settings_in_the_same_folder_are_refused_and_named(run, setting, v
     [
         {"EPISODES": 3},
         {"PROCESSES": 2},
-        {"EVAL_BATCH_SIZE": 8, "SAVE_STEPS": 10, "BM25": 1},
+        {"EVAL_BATCH_SIZE": 8, "SAVE_STEPS": 10, "BM25": 1, "GRADIENT_CHECKPOINTING": 1},
         {"ZERO_SHOT_DIRS": "raw"},
         {"DATA_DIR": "./raw/../raw/", "OUT_DIR": "./out of all"},
         {"PUBLIC_ANN_DATA_DIR": "shared"},
@@ -284,3 +295,118 @@ def test_a_demo_collection_that_was_cut_short_is_built_again(checkout, last):
     (checkout.work / "a demo" / "collection" / last).unlink()
     assert checkout.run("run_ance.sh", OUT_DIR="a demo").returncode == 0
     assert names(checkout.calls()) == ["demo_data", "results_table"]
+
+
+def test_the_launcher_starts_every_script_that_runs_in_many_processes(run):
+    run.checkout.add_program("on-all-nodes", 'exec "$ANCE_VENV/bin/python" agent --nproc_per_node 4 "${@:2}"')
+    assert run(LAUNCHER="on-all-nodes --quietly", BM25=1).returncode == 0
+    alone = {"msmarco_data", "beir_data", "bm25", "results_table"}
+    for call in run.calls():
+        assert call.processes == (0 if call.script in alone else 4), call
+
+
+def test_a_slurm_job_starts_an_agent_a_machine_that_meet_at_the_first(run):
+    run.checkout.work = run.checkout.root
+    run.checkout.add_program("scontrol", "[[ \"$*\" == 'show hostnames node[7-9]' ]] && printf 'node%d\\n' 7 8 9")
+    run.checkout.add_program("srun", 'while [[ "$1" == -* ]]; do shift; done; exec "$@"')
+    job = {"JOB_NODELIST": "node[7-9]", "JOB_NUM_NODES": 3, "GPUS_ON_NODE": 4, "JOB_ID": 17}
+    folders = {name: run.out.parent / value for name, value in run.settings.items() if isinstance(value, str)}
+    settings = run.settings | folders | {f"SLURM_{name}": value for name, value in job.items()}
+    finished = run.checkout.run("slurm_ance.sbatch", "--seed", 5, **settings)
+    assert finished.returncode == 0, finished.stderr
+    calls = [call for call in run.calls() if call.launcher]
+    assert names(calls)[:4] == EPISODES
+    for call in calls:
+        options = dict(zip(call.launcher[2::2], call.launcher[3::2], strict=True))
+        assert options == {
+            "--nnodes": "3",
+            "--nproc_per_node": "4",
+            "--rdzv_backend": "c10d",
+            "--rdzv_endpoint": "node7:29500",
+            "--rdzv_id": "17",
+        }
+    assert [flags["seed"] for flags in only(calls, "run_ann_data_gen")] == ["5", "5"]
+
+
+@pytest.fixture
+def side_by_side(run) -> Run:
+    run.script = "run_ance_async.sh"
+    return run
+
+
+def is_gone(run: Run, script: str) -> bool:
+    pid, _ = run.checkout.process_of(script)
+    return not pid or not Path("/proc", pid).exists()
+
+
+def test_side_by_side_the_miner_is_stopped_when_training_ends(side_by_side):
+    finished = side_by_side(STEPS=9)
+    assert finished.returncode == 0, finished.stderr
+    calls = side_by_side.calls()
+    assert sorted(names(calls[1:3])) == ["run_ann", "run_ann_data_gen"]
+    (mined,), (trained,) = only(calls, "run_ann_data_gen"), only(calls, "run_ann")
+    assert mined["end_output_num"] == trained["round"] == "-1"
+    assert trained | {"total_training_steps": "18", "single_warmup": ""} == trained
+    assert not {"max_steps", "num_training_steps"} & set(trained)
+    assert is_gone(side_by_side, "run_ann_data_gen")
+    table = calls[-1].values
+    rows = table[table.index("--rows") + 1 :]
+    assert [row.split("=")[0] for row in rows] == ["initial checkpoint", "after 18 steps"]
+    assert side_by_side(STEPS=9).returncode == 0
+    assert names(side_by_side.calls()) == ["results_table"]
+
+
+@pytest.mark.parametrize(
+    ("fails", "other", "reason"),
+    [
+        ("run_ann_data_gen", "run_ann", "the miner has ended"),
+        ("run_ann", "run_ann_data_gen", "training has ended too early"),
+    ],
+)
+def test_side_by_side_one_that_fails_stops_the_other_and_the_same_command_goes_on(side_by_side, fails, other, reason):
+    side_by_side.checkout.let_fail(fails)
+    failed = side_by_side()
+    assert (failed.returncode, reason in failed.stderr) == (2, True), failed.stderr
+    assert is_gone(side_by_side, other)
+    assert ("told to fail" in (side_by_side.out / "miner.log").read_text()) == (fails == "run_ann_data_gen")
+    side_by_side.checkout.let_fail(fails, False)
+    side_by_side.calls()
+    again = side_by_side()
+    assert again.returncode == 0, again.stderr
+    assert sorted(names(side_by_side.calls())[:2]) == ["run_ann", "run_ann_data_gen"]
+
+
+def test_side_by_side_a_script_that_is_stopped_leaves_nobody_behind(side_by_side):
+    side_by_side.checkout.let_hang("run_ann_data_gen")
+    process = side_by_side.checkout.start(side_by_side.script, **side_by_side.settings)
+    both = "run_ann_data_gen", "run_ann"
+    patience = time.monotonic() + 60
+    while any(is_gone(side_by_side, script) for script in both):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < patience
+        time.sleep(0.02)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert all(is_gone(side_by_side, script) for script in both)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "training", "mining"),
+    [(0, (1, ""), (1, "")), (2, (1, "0"), (1, "1")), (5, (2, "0,1"), (3, "2,3,4"))],
+)
+def test_side_by_side_each_has_its_half_of_the_gpus(side_by_side, gpus, training, mining):
+    side_by_side.checkout.add_program("nvidia-smi", f"seq {gpus}")
+    finished = side_by_side(EPISODES=1)
+    assert finished.returncode == 0, finished.stderr
+    processes = {call.script: call.processes for call in side_by_side.calls()}
+    for script, expected in (("run_ann", training), ("run_ann_data_gen", mining)):
+        assert (processes[script], side_by_side.checkout.process_of(script)[1]) == expected
+    assert (processes["evaluate_beir"], side_by_side.checkout.process_of("evaluate_beir")[1]) == (max(1, gpus), "all")
+
+
+def test_side_by_side_on_one_gpu_must_be_asked_for(side_by_side):
+    side_by_side.checkout.add_program("nvidia-smi", "seq 1")
+    assert "ASYNC wants two GPUs, and there is one" in side_by_side().stderr
+    assert side_by_side.calls() == []
+    assert side_by_side("--training_gpus", 0, "--mining_gpus", 0).returncode == 0
