@@ -27,6 +27,7 @@ from transformers.models.roberta.modeling_roberta import RobertaLayer, RobertaPr
 from transformers.utils import logging as transformers_logging
 
 from model.attention import packed_attention
+from model.dropout import replace_dropout
 from utils.batching import PackedTokens
 from utils.errors import InputError
 from utils.logs import say
@@ -72,6 +73,7 @@ class RobertaDot(RobertaPreTrainedModel):
         self.roberta = RobertaModel(config, add_pooling_layer=False)
         self.embeddingHead = nn.Linear(config.hidden_size, EMBEDDING_DIM)
         self.norm = nn.LayerNorm(EMBEDDING_DIM)
+        replace_dropout(self)
         self.post_init()
 
     @property
@@ -95,6 +97,7 @@ class BertDot(BertPreTrainedModel):
     def __init__(self, config) -> None:
         super().__init__(config)
         self.bert = BertModel(config, add_pooling_layer=False)
+        replace_dropout(self)
         self.post_init()
 
     @property

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from model.dropout import replace_dropout
 from model.encoders import BertDot
 from model.group_gradients import GroupGradients
 from model.triplets import pairwise_nll
@@ -65,12 +66,16 @@ def _pad(source: Sequences, rows: np.ndarray, length: int) -> tuple[Tensor, Tens
 
 
 class PaddedTripletModel(nn.Module):
-    """An encoder and the loss on its vectors: a `PaddedBatch` of B triplets → losses (B,). Nothing is watched."""
+    """An encoder and the loss on its vectors: a `PaddedBatch` of B triplets → losses (B,).
+
+    Nothing is watched, and dropout is torch's.
+    """
 
     def __init__(self, encoder: BertDot, watch: GroupGradients | None = None) -> None:
         super().__init__()
         assert watch is None, "padded batches do not say which cluster their rows belong to"
         self.encoder = encoder
+        replace_dropout(encoder, nn.Dropout)
 
     def forward(self, batch: PaddedBatch) -> Tensor:
         query, positive, negative = (

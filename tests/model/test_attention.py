@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from model import attention
 from model.attention import packed_attention
 from tests.tiny_models import padded_vectors, random_store, tiny_bert, tiny_roberta
 from utils.batching import AttentionBlocks, PackedTokens, Sequences, pack
@@ -77,6 +78,15 @@ def test_dropout_falls_on_the_attention_and_keeps_its_mean():
     value = torch.ones(200, 2, 4)
     for blocks in (None, AttentionBlocks.of(lengths, CPU)):
         tokens = PackedTokens(*[torch.zeros(0)] * 3, lengths, blocks)
-        dropped = packed_attention(query, key, value, tokens, dropout=0.3)
+        dropped = packed_attention(query, key, value, tokens, p=0.3)
         assert dropped.std() > 0.05
         assert abs(dropped.mean() - 1) < 0.05
+
+
+def test_attention_with_dropout_that_drops_nothing_is_plain_attention(monkeypatch):
+    torch.manual_seed(0)
+    tokens = PackedTokens(*[torch.zeros(0)] * 3, [3, 5, 5])
+    query, key, value = torch.randn(3, 13, 2, 4)
+    plain = packed_attention(query, key, value, tokens)
+    monkeypatch.setattr(attention, "dropout", lambda weights, p: weights)
+    torch.testing.assert_close(packed_attention(query, key, value, tokens, p=0.3), plain)
