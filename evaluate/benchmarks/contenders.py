@@ -1,14 +1,15 @@
-"""What the benchmarks share: encoders by shape, training steps by name, the clock, and the memory of a process.
+"""What the benchmarks share: encoders by shape, training steps by name, turns, the clock, a process's memory.
 
-A contender is a way to take a training step. Contenders are measured in turn in one process, so that whatever else
-the machine does meets them all alike, and their memory in a process of their own each.
+A contender is a way to do a piece of work, such as a training step. Contenders are measured in turn in one process,
+so that whatever else the machine does meets them all alike, and their memory in a process of their own each.
 """
 
 import re
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,44 @@ def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def take_turns(
+    work: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    device: torch.device,
+    between: Callable[[int, dict[str, Any]], None],
+) -> dict[str, list[float]]:
+    """The seconds that each contender's work took, in turn, over `rounds` rounds after one that does not count.
+
+    `between` is called with the number of each round that is over, from 0, and what each contender gave in it.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for number in range(rounds + 1):
+        first, given = number % len(work), {}
+        for name in [*work][first:] + [*work][:first]:
+            start = now(device)
+            given[name] = work[name]()
+            seconds[name].append(now(device) - start)
+        between(number, given)
+    return {name: of_one[1:] for name, of_one in seconds.items()}
+
+
+def summarize(seconds: Mapping[str, list[float]], reference: str, amounts: Mapping[str, int]) -> dict[str, dict]:
+    """Of each contender its seconds, the `amounts` of its work a second, and how many times as fast it is.
+
+    That is the ratio of the medians of `reference`'s seconds and its own.
+    """
+    median = {name: statistics.median(of_one) for name, of_one in seconds.items()}
+    return {
+        name: {
+            "median_seconds": median[name],
+            **{f"{unit}_per_second": amount / median[name] for unit, amount in amounts.items()},
+            "times_as_fast": median[reference] / median[name],
+            "seconds": of_one,
+        }
+        for name, of_one in seconds.items()
+    }
 
 
 def name_of(device: torch.device) -> str:
