@@ -10,7 +10,7 @@
 #   OUT_DIR            results, collection and token stores                                 runs/benchmarks
 #   SHAPE              minilm | mid | base | tiny: the encoder's layers and width           minilm
 #   TRIPLETS           a step and process                                                   64
-#   ROUNDS             steps of each contender that count                                   7
+#   ROUNDS             turns of each contender that count                                   7
 #   MAX_SEQ_LENGTH     tokens of a passage                                                  128
 #   MAX_QUERY_LENGTH   tokens of a query                                                    64
 #   CONTENDERS         of the training benchmark     sentence-transformers erm dro-greedy idro published
@@ -54,8 +54,21 @@ stores="$OUT_DIR/preprocessed-$MAX_SEQ_LENGTH-$MAX_QUERY_LENGTH"
         --model_type rdot_nll_condenser --model_name_or_path "$checkpoint" \
         --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH"
 
+# 2. Texts to tokens: ours and the library datasets': minutes.
+stage "tokenizing"
+"$python" "$root/evaluate/benchmarks/tokenizing.py" --out_dir "$OUT_DIR" \
+    --collection_dir "$OUT_DIR/collection/msmarco" --checkpoint "$checkpoint" \
+    --rounds "$ROUNDS" --max_seq_length "$MAX_SEQ_LENGTH"
+
 for mixed in "${precisions[@]}"; do
-    # 2. Training steps of ours, of sentence-transformers and as published: minutes.
+    # 3. A collection's vectors: ours and sentence-transformers': minutes.
+    stage "encoding, mixed precision: $mixed"
+    CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}" OMP_NUM_THREADS="$(threads 1)" \
+        "$python" "$root/evaluate/benchmarks/encoding.py" --out_dir "$OUT_DIR" --fp16 "$mixed" \
+        --collection_dir "$OUT_DIR/collection/msmarco" --checkpoint "$checkpoint" \
+        --rounds "$ROUNDS" --max_seq_length "$MAX_SEQ_LENGTH"
+
+    # 4. Training steps of ours, of sentence-transformers and as published: minutes.
     stage "training, mixed precision: $mixed"
     CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}" OMP_NUM_THREADS="$(threads 1)" \
         "$python" "$root/evaluate/benchmarks/training.py" --out_dir "$OUT_DIR" --fp16 "$mixed" \
@@ -63,7 +76,7 @@ for mixed in "${precisions[@]}"; do
         --shape "$SHAPE" --triplets "$TRIPLETS" --rounds "$ROUNDS" --contenders "${contenders[@]}" \
         --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH"
 
-    # 3. What the clusters' gradients cost, in one process and in two (where each has a GPU, or none): minutes.
+    # 5. What the clusters' gradients cost, in one process and in two (where each has a GPU, or none): minutes.
     for processes in 1 2; do
         ((gpus == 0 || processes <= gpus)) || continue
         stage "group gradients, mixed precision: $mixed, processes: $processes"
@@ -75,11 +88,11 @@ for mixed in "${precisions[@]}"; do
     done
 done
 
-# 4. How far sketched gradients are from exact ones: a minute.
+# 6. How far sketched gradients are from exact ones: a minute.
 stage "sketch errors"
 "$python" "$root/evaluate/benchmarks/sketch_error.py" --out_dir "$OUT_DIR" --shape "$SHAPE"
 
-# 5. The tables: a second.
+# 7. The tables: a second.
 stage "results"
 "$python" "$root/evaluate/benchmarks/table.py" --out_dir "$OUT_DIR"
 printf '\n%s\n' "$OUT_DIR/benchmarks.md"

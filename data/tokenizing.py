@@ -2,17 +2,23 @@
 
 The fast tokenizers' own threads take every core, a block at a time; meanwhile Python writes the block before and
 reads the next. A block is bounded in characters, not only in texts, so that memory stays the same for passages of 300
-characters and documents of 10,000. Of the ids only those that somebody asks for are kept, with 8 bytes of each other
-one to tell whether it comes again.
+characters and documents of 10,000. A tokenizer reads a text to its end and only then truncates: where the tokens stay
+the same, it is given just the beginning of a long one. Of the ids only those that somebody asks for are kept, with 8
+bytes of each other one to tell whether it comes again.
 """
 
 import gzip
+import re
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Encoding, Tokenizer
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from utils.errors import InputError
@@ -26,6 +32,7 @@ Block = tuple[list[int], list[str], list[str]]  # lines, ids, texts
 MODEL_TYPES = ("rdot_nll", "rdot_nll_multi_chunk", "rdot_nll_condenser")
 BLOCK_TEXTS = 10_000
 BLOCK_CHARACTERS = 4_000_000
+CHARACTERS_A_TOKEN = 6  # of a text's beginning; English has 4 to 5, and a text with more is read again to its end
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
@@ -77,13 +84,14 @@ def write_token_store(
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.enable_truncation(max_length)
+    encode = partial(encode_beginnings, backend, max_length) if reads_words(backend) else backend.encode_batch_fast
     seen = SeenIds()
     rows: dict[str, int] = {}
     with (
         create_token_store(folder, TokenizerInfo.of(tokenizer), max_length, source) as writer,
         progress(total=total, unit="texts", label=label) as bar,
     ):
-        for lines, ids, encodings in _encode_ahead(_blocks(texts), backend.encode_batch_fast):
+        for lines, ids, encodings in _encode_ahead(_blocks(texts), encode):
             repeated = seen.add(ids)
             if repeated is not None:
                 raise InputError(
@@ -93,6 +101,35 @@ def write_token_store(
             writer.append(ids, (encoding.ids for encoding in encodings))
             bar.update(len(ids))
     return rows
+
+
+def reads_words(backend: Tokenizer) -> bool:
+    """Whether a text's tokens up to a blank after a word follow from that part alone, as with BERT and RoBERTa."""
+    splitter = backend.pre_tokenizer
+    by_words = isinstance(splitter, BertPreTokenizer) or (isinstance(splitter, ByteLevel) and splitter.use_regex)
+    by_characters = backend.normalizer is None or isinstance(backend.normalizer, BertNormalizer)
+    added = (token.content for token in backend.get_added_tokens_decoder().values())
+    return by_words and by_characters and not any(" " in content for content in added)
+
+
+def encode_beginnings(backend: Tokenizer, max_length: int, texts: list[str]) -> list[Encoding]:
+    """What `backend`, which `reads_words`, pads nothing and truncates to `max_length`, gives for each of `texts`."""
+    beginnings = [_beginning(text, CHARACTERS_A_TOKEN * max_length) for text in texts]
+    encodings = backend.encode_batch_fast(beginnings)
+    again = [
+        i for i, encoding in enumerate(encodings) if len(encoding) < max_length and len(beginnings[i]) < len(texts[i])
+    ]
+    for i, encoding in zip(again, backend.encode_batch_fast([texts[i] for i in again]), strict=True):
+        encodings[i] = encoding
+    return encodings
+
+
+def _beginning(text: str, most: int) -> str:
+    """At most `most` characters of a text, up to a blank after a word; all of one that has no such place."""
+    if len(text) <= most:
+        return text
+    found = re.match(rf".{{1,{most}}}(?<=\w)(?= )", text, re.DOTALL)
+    return found[0] if found else text
 
 
 def _encode_ahead(blocks: Iterator[Block], encode: Callable[[list[str]], list]) -> Iterator[tuple]:

@@ -34,7 +34,7 @@ from utils.token_store import TokenStore
 
 WINDOW = 32_768  # sequences sorted together; their vectors' place in the shard is 100 MB at 768 dimensions
 # Tokens of a batch. A CPU wants what its caches hold; a GPU, whose launches cost as much for few tokens as for many,
-# what its memory holds beside the weights: 2 GB at a width of 768.
+# what its memory holds beside the weights: 3 GB at a width of 768.
 BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}
 
 

@@ -1,7 +1,7 @@
-"""What the benchmarks share: encoders by shape, training steps by name, the clock, and the memory of a process.
+"""What the benchmarks share: encoders by shape, training steps by name, turns, the clock, a process's memory.
 
-A contender is a way to take a training step. Contenders are measured in turn in one process, so that whatever else
-the machine does meets them all alike, and their memory in a process of their own each.
+A contender is a way to do a piece of work, such as a training step. Contenders are measured in turn in one process,
+so that whatever else the machine does meets them all alike, and their memory in a process of their own each.
 """
 
 import re
@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from model.training_step import TrainingStep
 from model.triplets import TripletModel
 from utils import distributed
 from utils.errors import InputError
+from utils.logs import say
 from utils.precision import choose_precision
 
 SHAPES = {  # layers, width, heads
@@ -37,6 +38,7 @@ SHAPES = {  # layers, width, heads
 VOCABULARY = 30_522
 DRO_SETTINGS = {"alpha": 0.25, "ema": 0.1, "rho": 0.05, "eps": 0.01}
 SKETCH_DIM = 1024
+BUSY = 0.8  # a product rate under this part of the median one says that the machine was not left alone
 PRODUCTS = 5  # timed each time that the machine's peak is measured
 LEARNING_RATE, ADAM_EPSILON, MAX_GRAD_NORM = 1e-5, 1e-8, 1.0
 
@@ -147,6 +149,50 @@ def product_rate(size: int, dtype: torch.dtype, device: torch.device) -> float:
         torch.mm(left, right, out=product)
         rates.append(2 * size**3 / (now(device) - start))
     return statistics.median(rates)
+
+
+def warn_if_busy(rates: Sequence[float]) -> None:
+    """Says so where one of a run's product rates is far below the median one."""
+    if min(rates) < BUSY * statistics.median(rates):
+        say("warning: the machine's own peak moved from round to round: something else ran on it; measure again")
+
+
+def take_turns(
+    work: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    device: torch.device,
+    between: Callable[[int, dict[str, Any]], None],
+) -> dict[str, list[float]]:
+    """The seconds that each contender's work took, in turn, over `rounds` rounds after one that does not count.
+
+    `between` is called with the number of each round that is over, from 0, and what each contender gave in it.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for number in range(rounds + 1):
+        first, given = number % len(work), {}
+        for name in [*work][first:] + [*work][:first]:
+            start = now(device)
+            given[name] = work[name]()
+            seconds[name].append(now(device) - start)
+        between(number, given)
+    return {name: of_one[1:] for name, of_one in seconds.items()}
+
+
+def summarize(seconds: Mapping[str, list[float]], reference: str, amounts: Mapping[str, int]) -> dict[str, dict]:
+    """Of each contender its seconds, the `amounts` of its work a second, and how many times as fast it is.
+
+    That is the ratio of the medians of `reference`'s seconds and its own.
+    """
+    median = {name: statistics.median(of_one) for name, of_one in seconds.items()}
+    return {
+        name: {
+            "median_seconds": median[name],
+            **{f"{unit}_per_second": amount / median[name] for unit, amount in amounts.items()},
+            "times_as_fast": median[reference] / median[name],
+            "seconds": of_one,
+        }
+        for name, of_one in seconds.items()
+    }
 
 
 def name_of(device: torch.device) -> str:

@@ -18,6 +18,7 @@ that ours multiplies in. Memory is that of a process of its own, and the file th
 import statistics
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,7 +29,7 @@ import numpy as np
 import torch
 
 from evaluate.benchmarks import contenders
-from evaluate.benchmarks.contenders import now, product_rate
+from evaluate.benchmarks.contenders import product_rate
 from utils import distributed
 from utils.arguments import option, parse, required
 from utils.embedding_store import EmbeddingMatrix, EmbeddingSource, ShardWriter, find_embeddings, record_embeddings
@@ -50,7 +51,7 @@ class Arguments:
     queries: int = option(10_000, "queries")
     dimensions: int = option(384, "dimensions of a vector")
     k: int = option(200, "passages found a query")
-    rounds: int = option(3, "searches of each contender")
+    rounds: int = option(3, "searches of each contender that count, after one that does not")
     product_size: int = option(0, "rows of the square matrices of the machine's rate; 0: 2048, on CUDA 8192")
     seed: int = option(42, "seed of the vectors")
     peak_of: str = option("", "only print the peak memory, in GiB, of one search of this contender")
@@ -71,6 +72,7 @@ def make_vectors(args: Arguments, name: str, rows: int) -> EmbeddingMatrix:
         max_length=0,
         chunk_length=0,
         precision="float32",
+        dtype="float32",
         rows=rows,
         dimensions=args.dimensions,
     )
@@ -78,14 +80,14 @@ def make_vectors(args: Arguments, name: str, rows: int) -> EmbeddingMatrix:
     if found:
         return found
     centres = 2 + np.random.default_rng(args.seed).standard_normal((CENTRES, args.dimensions), dtype=np.float32)
-    generator = np.random.default_rng([args.seed, rows])
-    writer = ShardWriter(folder, name, 0, 1, rows, source)
+    writer = ShardWriter(folder, name, 0, 1, np.arange(rows), source)
+    generator = np.random.default_rng([args.seed, rows, writer.done])
     with progress(total=rows, initial=writer.done, unit="vectors", label=f"draw {name}") as bar:
-        for start in range(0, rows, BLOCK):
-            own = np.arange(start, min(start + BLOCK, rows))
-            noise = generator.standard_normal((len(own), args.dimensions), dtype=np.float32)
-            writer.write(own, centres[generator.integers(0, CENTRES, len(own))] + noise)
-            bar.update(len(own))
+        for start in range(writer.done, rows, BLOCK):
+            count = min(BLOCK, rows - start)
+            noise = generator.standard_normal((count, args.dimensions), dtype=np.float32)
+            writer.write(centres[generator.integers(0, CENTRES, count)] + noise)
+            bar.update(count)
     writer.close()
     return record_embeddings(folder, name, source, 1)
 
@@ -117,17 +119,20 @@ def measure(args: Arguments, device: torch.device) -> dict:
     own = queries.rows(0, len(queries))
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     size = args.product_size or (8192 if device.type == "cuda" else 2048)
-    rates, seconds = [product_rate(size, dtype, device)], {name: [] for name in CONTENDERS}
-    for number in range(args.rounds):
-        scores = {}
-        for name in CONTENDERS if number % 2 else reversed(CONTENDERS):
-            start = now(device)
-            scores[name] = search_with(name, own, passages, args.k, device)[0]
-            seconds[name].append(now(device) - start)
-            rates.append(product_rate(size, dtype, device))
-        check_agreement(scores)
-        say(f"round {number + 1} of {args.rounds}: " + ", ".join(f"{n} {t[-1]:.1f} s" for n, t in seconds.items()))
+    rates = [product_rate(size, dtype, device)]
+
+    def between(number: int, found: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+        check_agreement({name: scores for name, (scores, _) in found.items()})
+        say(f"round {number} of {args.rounds} is over")
+        rates.append(product_rate(size, dtype, device))
+
+    work = {name: partial(search_with, name, own, passages, args.k, device) for name in CONTENDERS}
+    seconds = contenders.take_turns(work, args.rounds, device, between)
+    contenders.warn_if_busy(rates)
     operations, rate = 2 * args.queries * args.passages * args.dimensions, statistics.median(rates)
+    results = contenders.summarize(seconds, "faiss", {"queries": args.queries})
+    for one in results.values():
+        one["share_of_products"] = operations / rate / one["median_seconds"]
     return {
         "device": contenders.name_of(device),
         "threads": torch.get_num_threads(),
@@ -136,16 +141,7 @@ def measure(args: Arguments, device: torch.device) -> dict:
         "settings": {k: v for k, v in asdict(args).items() if k not in ("out_dir", "peak_of", "no_cuda")},
         "file_gib": args.passages * args.dimensions * 4 / 2**30,
         "peak_operations_a_second": {"size": size, "median": rate, "lowest": min(rates), "highest": max(rates)},
-        "contenders": {
-            name: {
-                "median_seconds": statistics.median(own),
-                "queries_per_second": args.queries / statistics.median(own),
-                "share_of_products": operations / rate / statistics.median(own),
-                "time_to_faiss": statistics.median(a / b for a, b in zip(own, seconds["faiss"], strict=True)),
-                "seconds": own,
-            }
-            for name, own in seconds.items()
-        },
+        "contenders": results,
     }
 
 

@@ -24,6 +24,24 @@ class Arguments:
     out_dir: str = required("folder with the benchmarks' results, which gets benchmarks.json and benchmarks.md")
 
 
+def tokenizing_section(result: dict) -> str:
+    """A table of evaluate/benchmarks/tokenizing.py: a contender a line."""
+    return (
+        f"## Tokenizing\n\n{_machine(result)}, {result['settings']['rounds']} rounds of {result['texts']:,} texts, "
+        f"{result['tokens']:,} tokens.\n\n{markdown(_speeds(result))}"
+    )
+
+
+def encoding_section(result: dict) -> str:
+    """A table of evaluate/benchmarks/encoding.py: a contender a line."""
+    return (
+        f"## Encoding: {result['layers']} layers, {result['width']} wide, {result['dtype']}\n\n"
+        f"{_machine(result)}, {result['settings']['rounds']} rounds of {result['texts']:,} texts, "
+        f"{result['tokens']:,} tokens. Least cosine of the contenders' vectors of a text: "
+        f"{result['least_cosine']:.6f}.\n\n{markdown(_speeds(result, useful_share='useful share of peak'))}"
+    )
+
+
 def training_section(result: dict) -> str:
     """A table of evaluate/benchmarks/training.py: a contender a line."""
     settings, batch, peak = (result[part] for part in ("settings", "batch", "peak_operations_a_second"))
@@ -94,13 +112,13 @@ def sketch_error_section(result: dict) -> str:
 def search_section(result: dict) -> str:
     """A table of evaluate/benchmarks/search.py: a contender a line."""
     settings, peak = result["settings"], result["peak_operations_a_second"]
-    heading = ["", "seconds", "queries a second", "time to faiss", "share of the product rate", "peak GiB"]
+    heading = ["", "seconds", "queries a second", "times as fast as faiss", "share of the product rate", "peak GiB"]
     lines = [
         [
             name,
             f"{one['median_seconds']:.2f}",
             f"{one['queries_per_second']:,.0f}",
-            f"{one['time_to_faiss']:.2f}",
+            f"{one['times_as_fast']:.2f}",
             f"{one['share_of_products']:.1%}",
             f"{one['peak_gib']:.2f}",
         ]
@@ -116,11 +134,31 @@ def search_section(result: dict) -> str:
 
 
 SECTIONS: dict[str, Callable[[dict], str]] = {
+    "tokenizing": tokenizing_section,
+    "encoding": encoding_section,
     "training": training_section,
     "group_gradients": group_gradients_section,
     "sketch_error": sketch_error_section,
     "search": search_section,
 }
+
+
+def _speeds(result: dict, **shares: str) -> list[list[str]]:
+    """What `contenders.summarize` gave of each contender, and `shares` of it, under a heading."""
+    heading = ["", "seconds", "texts a second", "tokens a second", "times as fast", "peak GiB", *shares.values()]
+    lines = [
+        [
+            name,
+            f"{one['median_seconds']:.3f}",
+            f"{one['texts_per_second']:,.1f}",
+            f"{one['tokens_per_second']:,.0f}",
+            f"{one['times_as_fast']:.2f}",
+            f"{one['peak_gib']:.2f}",
+            *(f"{one[share]:.1%}" for share in shares),
+        ]
+        for name, one in result["contenders"].items()
+    ]
+    return [heading, *lines]
 
 
 def _machine(result: dict) -> str:

@@ -66,7 +66,6 @@ CONTENDERS = (LIBRARY, *OURS, PUBLISHED)
 REFERENCES = (LIBRARY, "erm")
 MODEL_TYPE = "rdot_nll_condenser"
 NEGATIVES_A_LINE = 6
-BUSY = 0.8  # a round's peak under this part of the median one says that the machine was not left alone
 
 
 @dataclass
@@ -313,8 +312,7 @@ def measure(args: Arguments, folder: Path, device: torch.device) -> dict:
         rates.append(product_rate(size, precision.dtype, device))
 
     taken = take_turns(args.contenders, args, lines, folder, device, between)
-    if min(rates) < BUSY * statistics.median(rates):
-        say("warning: the machine's own peak moved from round to round: something else ran on it; measure again")
+    contenders.warn_if_busy(rates)
     lengths = [lines.distinct_lengths(number) for number in range(1, args.rounds + 1)]
     distinct_tokens = [int(of_batch.sum()) for of_batch in lengths]
     useful = [useful_operations(of_batch, layers, width) for of_batch in lengths]

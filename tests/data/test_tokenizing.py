@@ -6,10 +6,23 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import BPE
+from tokenizers.normalizers import Replace
+from tokenizers.pre_tokenizers import ByteLevel, Metaspace
+from tokenizers.processors import RobertaProcessing
+from tokenizers.trainers import BpeTrainer
 
 from data import tokenizing
 from data.judgments import read_judgments
-from data.tokenizing import SeenIds, count_lines, load_tokenizer, write_token_store
+from data.tokenizing import (
+    SeenIds,
+    count_lines,
+    encode_beginnings,
+    load_tokenizer,
+    reads_words,
+    write_token_store,
+)
 from model.encoders import MODEL_TYPES
 from utils.token_store import TokenStore
 
@@ -61,6 +74,64 @@ def test_a_block_ends_with_the_text_that_fills_it(monkeypatch):
     monkeypatch.setattr(tokenizing, "BLOCK_CHARACTERS", 10)
     texts = [(i, str(i), "x" * length) for i, length in enumerate((4, 6, 1, 1, 1, 30, 0))]
     assert [lines for lines, _, _ in tokenizing._blocks(iter(texts))] == [[0, 1], [2, 3, 4], [5], [6]]
+
+
+def byte_level_tokenizer() -> Tokenizer:
+    """RoBERTa's kind, with some merges."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    trainer = BpeTrainer(vocab_size=290, initial_alphabet=ByteLevel.alphabet(), show_progress=False)
+    tokenizer.train_from_iterator(["the cat  isn't   in\t the tree", "the the  in  in it's 12 12"] * 9, trainer)
+    tokenizer.add_special_tokens(["<s>", "</s>", AddedToken("<mask>", lstrip=True)])
+    tokenizer.post_processor = RobertaProcessing(("</s>", 1), ("<s>", 0))
+    return tokenizer
+
+
+PIECES = [*"aé 1.'_Σ猫\t\n\x1c\xa0\u0301", "  ", "the", "cat", "isn't ", "[SEP]", "</s>", "<mask>", " [MASK]"]
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@given(st.lists(st.lists(st.sampled_from(PIECES), max_size=30).map("".join), max_size=3), st.integers(4, 9))
+def test_a_texts_beginning_gives_the_tokens_of_the_text(tokenizer_folder, kind, texts, max_length):
+    backend = load_tokenizer(tokenizer_folder).backend_tokenizer if kind == "bert" else byte_level_tokenizer()
+    backend.no_padding()
+    backend.enable_truncation(max_length)
+    assert reads_words(backend)
+    for characters in (1, 2, 3):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tokenizing, "CHARACTERS_A_TOKEN", characters)
+            encodings = encode_beginnings(backend, max_length, texts)
+        assert [encoding.ids for encoding in encodings] == [backend.encode(text).ids for text in texts]
+
+
+def test_of_a_long_text_the_beginning_is_read_and_of_one_with_long_words_all(tokenizer_folder):
+    backend = load_tokenizer(tokenizer_folder).backend_tokenizer
+    backend.no_padding()
+    backend.enable_truncation(10)
+    read = []
+
+    class Noting:
+        def encode_batch_fast(self, texts):
+            read.append([len(text) for text in texts])
+            return backend.encode_batch_fast(texts)
+
+    texts = ["the cat is blue " * 100, f"{'x' * 200} " * 3, "猫" * 50 + " the" * 50, "the cat"]
+    encode_beginnings(Noting(), 10, texts)
+    assert read == [[58, 603, 58, 7], []]
+    encode_beginnings(Noting(), 10, ["the " + "\t" * 90])
+    assert read[2:] == [[3], [94]]
+
+
+def test_tokenizers_that_look_across_blanks_read_every_text_to_its_end(tokenizer_folder):
+    backend = load_tokenizer(tokenizer_folder).backend_tokenizer
+    for part, other in (("pre_tokenizer", Metaspace()), ("normalizer", Replace("a", "b"))):
+        own = getattr(backend, part)
+        setattr(backend, part, other)
+        assert not reads_words(backend)
+        setattr(backend, part, own)
+    assert reads_words(backend)
+    backend.add_tokens(["blue sky"])
+    assert not reads_words(backend)
 
 
 @pytest.mark.parametrize(("content", "lines"), [(b"", 0), (b"a\n", 1), (b"a\nb", 2), (b"\n\n", 2)])

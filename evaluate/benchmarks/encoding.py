@@ -1,0 +1,194 @@
+"""How fast a collection is encoded: ours, as the miner does it, and sentence-transformers, on the same texts.
+
+    python data/demo_data.py --msmarco_dir OUT/msmarco --beir_dir OUT/python-docs
+    python evaluate/benchmarks/encoding.py --collection_dir OUT/msmarco --checkpoint CHECKPOINT --out_dir OUT
+
+The contenders take turns on the same passages with the same checkpoint; a text's vector is that of its first token:
+
+    ours                     from a token store to a matrix on the disk (utils/encoding.py)
+    sentence-transformers    SentenceTransformer.encode, from the texts to vectors in memory; in mixed precision its
+                             weights are of that type, where ours are cast to it as they are used
+
+A collection is tokenized once for all episodes, so our turn has no tokenizing in it; what that costs is measured by
+evaluate/benchmarks/tokenizing.py. Each round's vectors must agree. Speed is also put as the share of the machine's
+peak in matrix products that does useful work, as in evaluate/benchmarks/training.py. Memory is that of a process of
+its own.
+"""
+
+import platform
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+import torch
+
+from data.msmarco_data import read_numbered
+from data.tokenizing import text_normalizer, write_token_store
+from evaluate.benchmarks import contenders
+from evaluate.benchmarks.contenders import product_rate
+from evaluate.benchmarks.library_trainer import load_model
+from evaluate.benchmarks.training import MODEL_TYPE, useful_operations
+from model.encoders import load_encoder
+from utils import distributed
+from utils.arguments import option, parse, required
+from utils.batching import Sequences
+from utils.encoding import encode_store, open_sequences
+from utils.errors import InputError, run
+from utils.files import find_file, write_json
+from utils.logs import say
+from utils.precision import Precision, choose_precision
+
+OURS, LIBRARY = "ours", "sentence-transformers"
+LEAST_COSINE = {torch.float32: 0.99999, torch.bfloat16: 0.99, torch.float16: 0.999}
+
+
+@dataclass
+class Arguments:
+    out_dir: str = required("where encoding-….json goes")
+    collection_dir: str = required("folder with the texts, collection.tsv")
+    checkpoint: str = required("the BERT checkpoint (folder or hub name)")
+    texts: int = option(0, "texts of a turn; 0: 1,000, on CUDA 5,000")
+    rounds: int = option(7, "turns of each contender that count, after one that does not")
+    batch_size: int = option(128, "texts at once, at most; the miner's default")
+    library_batch_size: int = option(32, "texts at once of sentence-transformers; its default")
+    max_seq_length: int = option(128, "tokens of a text, at most")
+    fp16: bool = option(False, "mixed precision: bfloat16 where the hardware has it, float16 on an older GPU")
+    product_size: int = option(0, "rows of the square matrices of the peak; 0: 2048, on CUDA 8192")
+    seed: int = option(42, "seed of the choice of texts")
+    peak_of: str = option("", "only print the peak memory, in GiB, of two turns of this contender")
+    no_cuda: bool = option(False, "stay on the CPU")
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "batch_size", "library_batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} is {getattr(self, name)}; at least 1 is needed")
+
+
+@dataclass
+class Work:
+    """What the contenders do: each gives the vectors of all texts, float32 (n, dimensions)."""
+
+    contenders: dict[str, Callable[[], np.ndarray]]
+    sequences: Sequences
+    layers: int
+    width: int
+
+
+def make_work(args: Arguments, folder: Path, device: torch.device, precision: Precision) -> Work:
+    """Chooses the texts, tokenizes them, and loads the checkpoint in both ways."""
+    collection = find_file(args.collection_dir, "collection.tsv")
+    texts = list(read_numbered(collection, text_normalizer(MODEL_TYPE)))
+    count = args.texts or (5_000 if device.type == "cuda" else 1_000)
+    if count > len(texts):
+        raise InputError(f"holds {len(texts):,} texts, and --texts asks for {count:,}", collection)
+    texts = [texts[i] for i in np.random.default_rng(args.seed).permutation(len(texts))[:count]]
+    encoder, tokenizer = load_encoder(MODEL_TYPE, args.checkpoint)
+    store, length = folder / "passages", args.max_seq_length
+    write_token_store(store, texts, tokenizer, length, collection, wanted=(), label="texts", total=count)
+    sequences = open_sequences(store, tokenizer, encoder.config, length)
+    library = load_model(folder / "library", encoder, tokenizer, length, device).to(precision.dtype)
+    encoder = encoder.to(device).eval()
+
+    def ours() -> np.ndarray:
+        with tempfile.TemporaryDirectory(dir=folder) as out:
+            size = args.batch_size
+            return np.array(
+                encode_store(
+                    encoder, sequences, "passages", out, "", batch_size=size, device=device, precision=precision
+                ).all()
+            )
+
+    def theirs() -> np.ndarray:
+        vectors = library.encode(
+            [text for _, _, text in texts],
+            batch_size=args.library_batch_size,
+            show_progress_bar=False,
+            convert_to_tensor=True,
+        )
+        return vectors.float().cpu().numpy()
+
+    return Work(
+        {OURS: ours, LIBRARY: theirs}, sequences, encoder.config.num_hidden_layers, encoder.config.hidden_size
+    )
+
+
+def least_cosine(one: np.ndarray, other: np.ndarray) -> float:
+    """The least cosine of two vectors of the same row; each (n, dimensions)."""
+    products = (one * other).sum(axis=1)
+    return float((products / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)).min())
+
+
+def measure(args: Arguments, folder: Path, device: torch.device) -> dict:
+    """The content of encoding-….json but for the contenders' memory."""
+    precision = choose_precision(args.fp16, device)
+    work = make_work(args, folder, device, precision)
+    size = args.product_size or (8192 if device.type == "cuda" else 2048)
+    rates, cosines = [product_rate(size, precision.dtype, device)], []
+
+    def between(number: int, vectors: dict[str, np.ndarray]) -> None:
+        cosines.append(least_cosine(*vectors.values()))
+        if cosines[-1] < LEAST_COSINE[precision.dtype]:
+            raise RuntimeError(f"the contenders' vectors of a text have a cosine of {cosines[-1]} only")
+        say(f"{precision.dtype}: round {number} of {args.rounds} is over")
+        rates.append(product_rate(size, precision.dtype, device))
+
+    seconds = contenders.take_turns(work.contenders, args.rounds, device, between)
+    contenders.warn_if_busy(rates)
+    lengths, peak = np.diff(work.sequences.offsets), statistics.median(rates)
+    useful = useful_operations(lengths, work.layers, work.width) / 3  # no backward pass
+    results = contenders.summarize(seconds, LIBRARY, {"texts": len(lengths), "tokens": int(lengths.sum())})
+    for one in results.values():
+        one["useful_share"] = useful / peak / one["median_seconds"]
+    return {
+        "device": contenders.name_of(device),
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("torch", "transformers", LIBRARY)}
+        | {"python": platform.python_version()},
+        "dtype": str(precision.dtype).removeprefix("torch."),
+        "settings": {
+            name: value
+            for name, value in asdict(args).items()
+            if name not in ("out_dir", "collection_dir", "checkpoint", "peak_of", "no_cuda")
+        },
+        "layers": work.layers,
+        "width": work.width,
+        "texts": len(lengths),
+        "tokens": int(lengths.sum()),
+        "least_cosine": min(cosines),
+        "peak_operations_a_second": {"size": size, "median": peak, "lowest": min(rates), "highest": max(rates)},
+        "contenders": results,
+    }
+
+
+def print_peak(args: Arguments, folder: Path, device: torch.device) -> None:
+    contender = make_work(args, folder, device, choose_precision(args.fp16, device)).contenders[args.peak_of]
+    contender(), contender()
+    print(contenders.peak_gib(device))
+
+
+def main() -> None:
+    args = parse(Arguments, __doc__)
+    device = distributed.set_up(args.no_cuda)
+    if distributed.world_size() > 1 or (device.type == "cuda" and torch.cuda.device_count() > 1):
+        raise InputError("this benchmark is of one process and at most one GPU; name it: CUDA_VISIBLE_DEVICES=0")
+    with tempfile.TemporaryDirectory() as folder:
+        if args.peak_of:
+            print_peak(args, Path(folder), device)
+            return
+        result = measure(args, Path(folder), device)
+    for name, of_contender in result["contenders"].items():
+        of_contender["peak_gib"] = contenders.peak_of_fresh_process(__file__, args, name)
+    path = Path(args.out_dir, f"encoding-{result['dtype']}.json")
+    write_json(path, result)
+    say(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    run(main)
