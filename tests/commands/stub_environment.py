@@ -38,7 +38,7 @@ case "$script" in
     run_ann) make "${flag[output_dir]}/checkpoint-$(((flag[round] + 1) * flag[max_steps]))/model.safetensors" ;;
     bm25 | evaluate_beir) make "${flag[out_dir]}/metrics.json" ;;
     results_table | table) echo "the table" ;;
-    training | group_gradients | sketch_error) make "${flag[out_dir]}/$script.json" ;;
+    training | group_gradients | mining | growth | sketch_error) make "${flag[out_dir]}/$script.json" ;;
     *) echo "the stub does not know $script" >&2; exit 99 ;;
 esac
 """

@@ -43,25 +43,34 @@ def test_misuse_is_told_before_anything_runs(checkout, arguments, reason):
 
 def test_all_benchmarks_run_with_the_settings_and_the_table_comes_last(checkout):
     finished = checkout.run(
-        "run_benchmarks.sh", "--out_dir", "the results", "--rounds", 3, SHAPE="tiny", CONTENDERS="erm idro"
+        "run_benchmarks.sh",
+        *("--out_dir", "the results", "--rounds", 3, "--mining_rounds", 2),
+        SHAPE="tiny",
+        CONTENDERS="erm idro",
+        GROWTH_PASSAGES="20 30",
     )
     assert finished.returncode == 0, finished.stderr
     calls = checkout.calls()
-    once = ["training", "group_gradients", "group_gradients"]
+    once = ["training", "group_gradients", "group_gradients", "mining"]
     scripts = [call.script for call in calls]
     # With mixed precision too, where this machine's processor has it.
-    assert scripts[:5] == ["demo_data", "msmarco_data", *once]
-    assert scripts[5:] in (["sketch_error", "table"], [*once, "sketch_error", "table"])
+    assert scripts[:6] == ["demo_data", "msmarco_data", *once]
+    assert scripts[6:] in (["growth", "sketch_error", "table"], [*once, "growth", "sketch_error", "table"])
     assert [call.processes for call in calls if call.script == "group_gradients"][:2] == [0, 2]
     assert {call.flags["out_dir"] for call in calls[2:]} == {"the results"}
-    for call in calls[2:-2]:
-        assert call.flags | {"shape": "tiny", "triplets": "64"} == call.flags
-        assert call.flags["fp16"] == ("false" if call in calls[2:5] else "true")
-        assert call.flags["rounds" if call.script == "training" else "steps"] == "3"
+    for call in calls[2:-3]:
+        assert call.flags["fp16"] == ("false" if call in calls[2:6] else "true")
+        if call.script != "mining":
+            assert call.flags | {"shape": "tiny", "triplets": "64"} == call.flags
+            assert call.flags["rounds" if call.script == "training" else "steps"] == "3"
+    for mining in (calls[5], calls[-3]):
+        assert mining.flags["rounds"] == "2"
+    assert calls[-3].values[-2:] == ["20", "30"]
+    for call in (calls[2], calls[5]):
+        assert call.flags["data_dir"] == calls[1].flags["out_data_dir"]
+        assert call.flags["collection_dir"] == calls[0].flags["msmarco_dir"] == calls[1].flags["data_dir"]
     training = calls[2]
     assert training.values[training.values.index("--contenders") + 1 :][:3] == ["erm", "idro", "--max_seq_length"]
-    assert training.flags["data_dir"] == calls[1].flags["out_data_dir"]
-    assert training.flags["collection_dir"] == calls[0].flags["msmarco_dir"] == calls[1].flags["data_dir"]
 
 
 def test_the_collection_is_kept_and_all_is_measured_anew(checkout):
