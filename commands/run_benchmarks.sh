@@ -86,7 +86,7 @@ for mixed in "${precisions[@]}"; do
         --rounds "$MINING_ROUNDS" --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH"
 done
 
-# 5. How mining grows with the collection: minutes; a million passages take a quarter of an hour a round on 2 cores.
+# 5. How mining grows with the collection: minutes.
 stage "growth of mining"
 CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}" OMP_NUM_THREADS="$(threads 1)" \
     "$python" "$root/evaluate/benchmarks/growth.py" --out_dir "$OUT_DIR" --checkpoint "$checkpoint" \

@@ -1,7 +1,8 @@
 """Measures a whole process from outside, stage by stage: seconds, and the memory that it held.
 
 What a process says tells where it stands: a stage ends with a line of its standard output. Its memory is looked at
-50 times a second, so that what lasts less may be missed. Only Linux tells it (/proc).
+50 times a second, so that what lasts less may be missed. It is the host's memory, not a GPU's, and only Linux tells
+it (/proc).
 """
 
 import re
