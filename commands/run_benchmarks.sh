@@ -11,12 +11,16 @@
 #   SHAPE              minilm | mid | base | tiny: the encoder's layers and width           minilm
 #   TRIPLETS           a step and process                                                   64
 #   ROUNDS             turns of each contender that count                                   7
+#   MINING_ROUNDS      the same of mining, its growth and search, which take longer         3
+#   GROWTH_PASSAGES    passages of the collections that show how mining grows               10000 100000
+#   SEARCH_PASSAGES    passages of the search benchmark                                     1000000
 #   MAX_SEQ_LENGTH     tokens of a passage                                                  128
 #   MAX_QUERY_LENGTH   tokens of a query                                                    64
 #   CONTENDERS         of the training benchmark     sentence-transformers erm dro-greedy idro published
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-settings=(OUT_DIR SHAPE TRIPLETS ROUNDS MAX_SEQ_LENGTH MAX_QUERY_LENGTH CONTENDERS)
+settings=(OUT_DIR SHAPE TRIPLETS ROUNDS MINING_ROUNDS GROWTH_PASSAGES SEARCH_PASSAGES MAX_SEQ_LENGTH
+    MAX_QUERY_LENGTH CONTENDERS)
 
 fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
 while (($#)); do
@@ -28,9 +32,11 @@ while (($#)); do
     shift 2
 done
 : "${OUT_DIR:=$root/runs/benchmarks}" "${SHAPE:=minilm}" "${TRIPLETS:=64}" "${ROUNDS:=7}"
+: "${MINING_ROUNDS:=3}" "${GROWTH_PASSAGES:=10000 100000}" "${SEARCH_PASSAGES:=1000000}"
 : "${MAX_SEQ_LENGTH:=128}" "${MAX_QUERY_LENGTH:=64}"
 : "${CONTENDERS:=sentence-transformers erm dro-greedy idro published}"
 read -ra contenders <<< "$CONTENDERS"
+read -ra growth_passages <<< "$GROWTH_PASSAGES"
 
 # 0. The environment: minutes the first time, then nothing.
 bash "$root/commands/install.sh" dev demo
@@ -86,13 +92,32 @@ for mixed in "${precisions[@]}"; do
             "$root/evaluate/benchmarks/group_gradients.py" --out_dir "$OUT_DIR" --fp16 "$mixed" \
             --shape "$SHAPE" --triplets "$TRIPLETS" --steps "$ROUNDS"
     done
+
+    # 6. An episode mined by ours and by sentence-transformers, each as a process of its own: minutes.
+    stage "mining, mixed precision: $mixed"
+    CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}" OMP_NUM_THREADS="$(threads 1)" \
+        "$python" "$root/evaluate/benchmarks/mining.py" --out_dir "$OUT_DIR" --fp16 "$mixed" \
+        --collection_dir "$OUT_DIR/collection/msmarco" --data_dir "$stores" --checkpoint "$checkpoint" \
+        --rounds "$MINING_ROUNDS" --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH"
 done
 
-# 6. How far sketched gradients are from exact ones: a minute.
+# 7. Exact search, ours and faiss's: ten minutes.
+stage "search"
+CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}" OMP_NUM_THREADS="$(threads 1)" \
+    "$python" "$root/evaluate/benchmarks/search.py" --out_dir "$OUT_DIR" --passages "$SEARCH_PASSAGES" \
+    --rounds "$MINING_ROUNDS"
+
+# 8. How mining grows with the collection: minutes.
+stage "growth of mining"
+CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}" OMP_NUM_THREADS="$(threads 1)" \
+    "$python" "$root/evaluate/benchmarks/growth.py" --out_dir "$OUT_DIR" --checkpoint "$checkpoint" \
+    --rounds "$MINING_ROUNDS" --passages "${growth_passages[@]}"
+
+# 9. How far sketched gradients are from exact ones: a minute.
 stage "sketch errors"
 "$python" "$root/evaluate/benchmarks/sketch_error.py" --out_dir "$OUT_DIR" --shape "$SHAPE"
 
-# 7. The tables: a second.
+# 10. The tables: a second.
 stage "results"
 "$python" "$root/evaluate/benchmarks/table.py" --out_dir "$OUT_DIR"
 printf '\n%s\n' "$OUT_DIR/benchmarks.md"

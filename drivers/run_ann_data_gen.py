@@ -201,6 +201,7 @@ def mine(args: Arguments, number: int, checkpoint: str, device: torch.device) ->
     train_qrels, dev_qrels = read_judgments(args)
     embeddings = encode_all(args, checkpoint, device)
     dev_ranking, negatives = search(args, number, embeddings, train_qrels, device)
+    say(f"episode {number}: {len(dev_ranking) + len(negatives):,} queries searched, and negatives drawn")
 
     def write() -> None:
         dev = evaluate_run(dev_ranking, dev_qrels)

@@ -133,6 +133,61 @@ def search_section(result: dict) -> str:
     )
 
 
+def mining_section(result: dict) -> str:
+    """A table of evaluate/benchmarks/mining.py: a contender a line."""
+    settings, contenders = result["settings"], result["contenders"]
+    heading = [
+        "",
+        "seconds",
+        *(f"time to {name}" for name in contenders),
+        "triplets",
+        "GiB of its own",
+        "GiB resident",
+    ]
+    lines = [
+        [
+            name,
+            f"{one['median_seconds']:.1f}",
+            *(f"{one['time_to'][other]['median_ratio']:.2f}" for other in contenders),
+            f"{one['triplets']:,}",
+            f"{one['own_gib']:.2f}",
+            f"{one['resident_gib']:.2f}",
+        ]
+        for name, one in contenders.items()
+    ]
+    stores = ", ".join(f"{name} {one['texts']:,}" for name, one in result["collection"].items())
+    return (
+        f"## Mining: {result['dtype']}\n\n"
+        f"{_machine(result)}, {settings['rounds']} rounds. Texts: {stores}. Top {settings['topk']}, "
+        f"{settings['negatives']} negatives a query.\n\n{markdown([heading, *lines])}"
+    )
+
+
+def growth_section(result: dict) -> str:
+    """A table of evaluate/benchmarks/growth.py: a collection a line; seconds and then memory of each stage."""
+    settings, stages = result["settings"], list(result["rows"][0]["stages"])
+    heading = [
+        *("passages", *(f"{name}, seconds" for name in stages), "encoded a second", "searched a second"),
+        *(f"{name}, GiB of its own" for name in stages),
+        "GiB resident",
+    ]
+    lines = [
+        [
+            f"{row['passages']:,}",
+            *(f"{row['stages'][name]['median_seconds']:.1f}" for name in stages),
+            *(f"{row[rate]:,.0f}" for rate in ("encoded_a_second", "searched_a_second")),
+            *(f"{row['stages'][name]['own_gib']:.2f}" for name in stages),
+            f"{max(stage['resident_gib'] for stage in row['stages'].values()):.2f}",
+        ]
+        for row in result["rows"]
+    ]
+    return (
+        f"## Growth of mining: {settings['shape']}\n\n"
+        f"{_machine(result)}, {settings['rounds']} rounds, {settings['queries']:,} training queries.\n\n"
+        f"{markdown([heading, *lines])}"
+    )
+
+
 SECTIONS: dict[str, Callable[[dict], str]] = {
     "tokenizing": tokenizing_section,
     "encoding": encoding_section,
@@ -140,6 +195,8 @@ SECTIONS: dict[str, Callable[[dict], str]] = {
     "group_gradients": group_gradients_section,
     "sketch_error": sketch_error_section,
     "search": search_section,
+    "mining": mining_section,
+    "growth": growth_section,
 }
 
 

@@ -50,7 +50,8 @@ case "$script" in
         make "${flag[output_dir]}/checkpoint-$step/model.safetensors" ;;
     bm25 | evaluate_beir) make "${flag[out_dir]}/metrics.json" ;;
     results_table | table) echo "the table" ;;
-    tokenizing | encoding | training | group_gradients | sketch_error) make "${flag[out_dir]}/$script.json" ;;
+    tokenizing | encoding | training | group_gradients | mining | search | growth | sketch_error)
+        make "${flag[out_dir]}/$script.json" ;;
     *) echo "the stub does not know $script" >&2; exit 99 ;;
 esac
 """

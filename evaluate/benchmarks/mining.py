@@ -1,0 +1,167 @@
+"""How fast an episode is mined: ours and sentence-transformers' own miner, on the same texts and checkpoint.
+
+    python data/demo_data.py --msmarco_dir OUT/msmarco --beir_dir OUT/python-docs
+    python data/msmarco_data.py --data_dir OUT/msmarco --out_data_dir OUT/preprocessed \\
+        --model_type rdot_nll_condenser --model_name_or_path CHECKPOINT
+    python evaluate/benchmarks/mining.py --collection_dir OUT/msmarco --data_dir OUT/preprocessed \\
+        --checkpoint CHECKPOINT --out_dir OUT
+
+commands/run_benchmarks.sh does all of this. The contenders take turns. Each is a process of its own from its start to
+its end, which also loads its libraries, the model and the data:
+
+    ours                     drivers/run_ann_data_gen.py: encodes passages, training and dev queries from token
+                             stores, searches for both sets of queries, evaluates the dev queries, clusters the
+                             training queries, draws negatives and writes the mined file
+    sentence-transformers    evaluate/benchmarks/library_miner.py: tokenizes and encodes passages and training
+                             queries, searches with faiss, draws negatives and writes them as texts
+    tokenizing               data/msmarco_data.py: makes the token stores; it is run once a collection, and the other
+                             two once an episode
+
+Both miners rank as many passages a query, take out all of its relevant ones and draw as many negatives at random from
+the rest.
+"""
+
+import platform
+import statistics
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from datasets import load_from_disk
+
+from evaluate.benchmarks import contenders, processes
+from evaluate.benchmarks.processes import Stage
+from utils import distributed
+from utils.arguments import option, parse, required
+from utils.episode import read_result
+from utils.errors import InputError, run
+from utils.files import write_json
+from utils.logs import say
+from utils.precision import choose_precision
+from utils.token_store import TokenStore
+
+ROOT = Path(__file__).resolve().parents[2]
+OURS, LIBRARY, TOKENIZING = "ours", "sentence-transformers", "tokenizing"
+MODEL_TYPE = "rdot_nll_condenser"
+
+
+@dataclass
+class Arguments:
+    out_dir: str = required("where mining-….json goes")
+    collection_dir: str = required("the texts, in MS MARCO's files")
+    data_dir: str = required("token stores of the same texts, as data/msmarco_data.py writes them")
+    checkpoint: str = required("the checkpoint that mines: a folder or a hub name")
+    rounds: int = option(3, "runs of each contender that count, after one that does not")
+    topk: int = option(200, "passages ranked a query, from which negatives are drawn")
+    negatives: int = option(30, "negatives drawn a query")
+    clusters: int = option(50, "clusters of the training queries, which only ours makes")
+    batch_size: int = option(128, "texts encoded at once")
+    max_seq_length: int = option(128, "tokens of a passage, as in the token store")
+    max_query_length: int = option(64, "tokens of a query, likewise; sentence-transformers has one length")
+    fp16: bool = option(False, "mixed precision: bfloat16 where the hardware has it, float16 on an older GPU")
+    seed: int = option(42, "seed of clusters and negatives")
+    no_cuda: bool = option(False, "stay on the CPU")
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise InputError(f"--rounds is {self.rounds}; at least 1 is needed")
+
+
+def make_command(name: str, args: Arguments, folder: Path) -> tuple[Path, list[object]]:
+    """The script of a contender and its flags, with which it writes into `folder`."""
+    lengths = ["--max_seq_length", args.max_seq_length, "--max_query_length", args.max_query_length]
+    settings = ["--fp16", args.fp16, "--seed", args.seed, "--no_cuda", args.no_cuda]
+    if name == OURS:
+        return ROOT / "drivers" / "run_ann_data_gen.py", [
+            *("--data_dir", args.data_dir, "--output_dir", folder, "--training_dir", folder / "none"),
+            *("--model_type", MODEL_TYPE, "--init_model_dir", args.checkpoint),
+            *("--topk_training", args.topk, "--negative_sample", args.negatives),
+            *("--cluster_query", "--cluster_centroids", args.clusters),
+            *("--per_gpu_eval_batch_size", args.batch_size, *lengths, *settings),
+        ]
+    if name == LIBRARY:
+        return Path(__file__).with_name("library_miner.py"), [
+            *("--collection_dir", args.collection_dir, "--checkpoint", args.checkpoint, "--out_dir", folder),
+            *("--topk", args.topk, "--negatives", args.negatives),
+            *("--batch_size", args.batch_size, "--max_length", args.max_seq_length, *settings),
+        ]
+    return ROOT / "data" / "msmarco_data.py", [
+        *("--data_dir", args.collection_dir, "--out_data_dir", folder, *lengths),
+        *("--model_type", MODEL_TYPE, "--model_name_or_path", args.checkpoint),
+    ]
+
+
+def count_triplets(name: str, args: Arguments, folder: Path) -> int:
+    """How many triplets a contender has mined into `folder`."""
+    if name == LIBRARY:
+        return len(load_from_disk(str(folder))) * args.negatives
+    return read_result(folder, 0)["triplets"] if name == OURS else 0
+
+
+def take_turns(args: Arguments) -> dict[str, tuple[list[Stage], int]]:
+    """Each contender's runs that count, and the triplets of one: every run has the same."""
+    taken: dict[str, list[Stage]] = {OURS: [], LIBRARY: [], TOKENIZING: []}
+    triplets = {}
+    for number in range(args.rounds + 1):
+        for name, stages in taken.items():
+            with tempfile.TemporaryDirectory() as folder:
+                stage = processes.whole(processes.watch_python(*make_command(name, args, Path(folder))))
+                triplets[name] = count_triplets(name, args, Path(folder))
+            say(f"round {number} of {args.rounds}: {name} took {stage.seconds:.1f} s")
+            stages.append(stage)
+    return {name: (stages[1:], triplets[name]) for name, stages in taken.items()}
+
+
+def summarize(taken: dict[str, tuple[list[Stage], int]]) -> dict[str, dict]:
+    """Of each contender medians over its runs, its triplets, and its time to that of the others."""
+    seconds = {name: [stage.seconds for stage in stages] for name, (stages, _) in taken.items()}
+    return {
+        name: {
+            "median_seconds": statistics.median(seconds[name]),
+            "time_to": {
+                other: {
+                    "ratio_of_medians": statistics.median(seconds[name]) / statistics.median(of_other),
+                    "median_ratio": statistics.median(a / b for a, b in zip(seconds[name], of_other, strict=True)),
+                }
+                for other, of_other in seconds.items()
+            },
+            "triplets": triplets,
+            "own_gib": max(stage.own_gib for stage in stages),
+            "resident_gib": max(stage.resident_gib for stage in stages),
+            "seconds": seconds[name],
+        }
+        for name, (stages, triplets) in taken.items()
+    }
+
+
+def main() -> None:
+    args = parse(Arguments, __doc__)
+    device = distributed.set_up(args.no_cuda)
+    stores = [TokenStore(Path(args.data_dir, name)) for name in ("passages", "train-query", "dev-query")]
+    dtype = str(choose_precision(args.fp16, device).dtype).removeprefix("torch.")
+    result = {
+        "device": contenders.name_of(device),
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("torch", "transformers", LIBRARY)}
+        | {"python": platform.python_version()},
+        "dtype": dtype,
+        "settings": {
+            name: value
+            for name, value in asdict(args).items()
+            if name not in ("out_dir", "collection_dir", "data_dir", "checkpoint", "no_cuda")
+        },
+        "collection": {store.folder.name: {"texts": len(store), "tokens": store.meta.tokens} for store in stores},
+        "contenders": summarize(take_turns(args)),
+    }
+    path = Path(args.out_dir, f"mining-{dtype}.json")
+    write_json(path, result)
+    say(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    run(main)
