@@ -221,14 +221,14 @@ stage "tokenize $DATA_DIR"
     "$python" "$root/data/msmarco_data.py" --data_dir "$DATA_DIR" --out_data_dir "$preprocessed" "${model[@]}" \
         --model_name_or_path "$CHECKPOINT" "${lengths[@]}" --data_type "$DATA_TYPE"
 
-# 3. Encode everything with the newest checkpoint, cluster the queries, mine negatives: a minute (demo), hours.
+# 3. Encode everything with the newest checkpoint, cluster the queries, mine negatives: a minute (demo). For MS MARCO see evaluate/costs.py.
 mine=("$root/drivers/run_ann_data_gen.py" "${model[@]}" "${lengths[@]}" ${precision[@]+"${precision[@]}"}
     --training_dir "$models" --init_model_dir "$CHECKPOINT" --data_dir "$preprocessed"
     --output_dir "$ann_data" --result_dir "$results" --public_ann_data_dir "$PUBLIC_ANN_DATA_DIR"
     --per_gpu_eval_batch_size "$EVAL_BATCH_SIZE" --topk_training "$TOPK" --negative_sample "$NEGATIVES"
     --ann_chunk_factor 5 --group "$group" --cluster_query --cluster_centroids "$CLUSTERS" --seed "$SEED")
 
-# 4. Train on them: minutes (demo), half a day.
+# 4. Train on them: minutes (demo).
 train=("$root/drivers/run_ann.py" "${model[@]}" "${lengths[@]}" ${precision[@]+"${precision[@]}"}
     ${checkpointing[@]+"${checkpointing[@]}"} --model_size "$MODEL_SIZE" --training_dir "$models"
     --output_dir "$models" --init_model_dir "$CHECKPOINT" --data_dir "$preprocessed" --ann_dir "$ann_data"
