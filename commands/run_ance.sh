@@ -200,6 +200,11 @@ for folder in ${folders[@]+"${folders[@]}"}; do
     zero_shot["$name"]="$folder" zero_shot_names+=("$name")
 done
 
+# One at a time: a script that was killed may have left behind what it started, which keeps the lock. (Status 1 is a
+# taken lock; on a disk without locks flock says so, and there is none.)
+exec {lock}> "$OUT_DIR/.lock"
+flock --nonblock "$lock" || (($? != 1)) || fail "another run is at work in $OUT_DIR; wait for it, or end it"
+
 # A folder belongs to one run: with other settings, what is in it would be taken for done. A setting is held to once
 # something is there that follows from it; until then a mistake can be mended.
 trained="$(there "$models"/checkpoint-*)"
