@@ -45,7 +45,7 @@ def test_moving_on_to_a_newer_episode_trains_as_two_rounds_in_turn(place):
         shutil.rmtree(place.checkpoint(step))
     place.train(-1, *schedule, "--logging_steps", 3, "--total_training_steps", 5, launcher="none")
     state = read_trainer_state(place.checkpoint(5))
-    assert (state.round, state.episode_step) == (1, 2)
+    assert (state.round, state.episode_step, state.position) == (1, 2, 2 * 8)
     followed = place.weights(5)
     assert all(np.array_equal(followed[name], value) for name, value in in_turn.items())
 
