@@ -149,7 +149,8 @@ checkpointing=()
 ((GRADIENT_CHECKPOINTING == 0)) || checkpointing=(--gradient_checkpointing)
 group=1
 [[ "$OBJECTIVE" != erm ]] || group=0
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(($(nproc) / PROCESSES > 0 ? $(nproc) / PROCESSES : 1))}"
+at_once=$((PROCESSES > 1 + ASYNC ? PROCESSES : 1 + ASYNC)) # processes
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(($(nproc) / at_once > 0 ? $(nproc) / at_once : 1))}"
 export TOKENIZERS_PARALLELISM=true
 torchrun=("$python" -m torch.distributed.run --standalone --nproc_per_node)
 launcher=("${torchrun[@]}" "$PROCESSES")
@@ -199,6 +200,11 @@ for folder in ${folders[@]+"${folders[@]}"}; do
     zero_shot["$name"]="$folder" zero_shot_names+=("$name")
 done
 
+# One at a time: a script that was killed may have left behind what it started, which keeps the lock. (Status 1 is a
+# taken lock; on a disk without locks flock says so, and there is none.)
+exec {lock}> "$OUT_DIR/.lock"
+flock --nonblock "$lock" || (($? != 1)) || fail "another run is at work in $OUT_DIR; wait for it, or end it"
+
 # A folder belongs to one run: with other settings, what is in it would be taken for done. A setting is held to once
 # something is there that follows from it; until then a mistake can be mended.
 trained="$(there "$models"/checkpoint-*)"
@@ -221,14 +227,15 @@ stage "tokenize $DATA_DIR"
     "$python" "$root/data/msmarco_data.py" --data_dir "$DATA_DIR" --out_data_dir "$preprocessed" "${model[@]}" \
         --model_name_or_path "$CHECKPOINT" "${lengths[@]}" --data_type "$DATA_TYPE"
 
-# 3. Encode everything with the newest checkpoint, cluster the queries, mine negatives: a minute (demo), hours.
+# 3. Encode everything with the newest checkpoint, cluster the queries, mine negatives: a minute (demo). What that and
+# training take on MS MARCO, evaluate/costs.py computes.
 mine=("$root/drivers/run_ann_data_gen.py" "${model[@]}" "${lengths[@]}" ${precision[@]+"${precision[@]}"}
     --training_dir "$models" --init_model_dir "$CHECKPOINT" --data_dir "$preprocessed"
     --output_dir "$ann_data" --result_dir "$results" --public_ann_data_dir "$PUBLIC_ANN_DATA_DIR"
     --per_gpu_eval_batch_size "$EVAL_BATCH_SIZE" --topk_training "$TOPK" --negative_sample "$NEGATIVES"
     --ann_chunk_factor 5 --group "$group" --cluster_query --cluster_centroids "$CLUSTERS" --seed "$SEED")
 
-# 4. Train on them: minutes (demo), half a day.
+# 4. Train on them: minutes (demo).
 train=("$root/drivers/run_ann.py" "${model[@]}" "${lengths[@]}" ${precision[@]+"${precision[@]}"}
     ${checkpointing[@]+"${checkpointing[@]}"} --model_size "$MODEL_SIZE" --training_dir "$models"
     --output_dir "$models" --init_model_dir "$CHECKPOINT" --data_dir "$preprocessed" --ann_dir "$ann_data"
@@ -253,13 +260,15 @@ side_by_side() {
     local miner=$!
     become "$TRAINING_GPUS" "${train[@]}" --round -1 --single_warmup &
     local trainer=$!
-    trap "kill $miner $trainer 2> /dev/null || true; wait" EXIT # the other one too, whichever ends first
+    trap "kill $miner $trainer 2> /dev/null || true; wait" EXIT # none outlives this script
+    local ended=training reason="run this again, and it goes on from the newest checkpoint"
     wait -n "$miner" "$trainer" || true
-    ! kill -0 "$trainer" 2> /dev/null ||
-        fail "the miner has ended, so training is stopped; mend what $OUT_DIR/miner.log says last, and run this again"
-    wait "$trainer" || fail "training has ended too early; run this again, and it goes on from the newest checkpoint"
+    if kill "$trainer" 2> /dev/null; then
+        ended="the miner" reason="training is stopped; mend what $OUT_DIR/miner.log says last, and run this again"
+    fi
     kill "$miner" 2> /dev/null || true
     wait "$miner" || true # whatever it was at
+    wait "$trainer" || fail "$ended has ended too early: $reason"
     trap - EXIT
 }
 if ((ASYNC)); then

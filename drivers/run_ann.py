@@ -96,10 +96,11 @@ class Arguments:
         self.follow = self.round == -1
         if self.round < -1:
             raise InputError(f"--round is {self.round}; an episode counts from 0, and -1 follows the newest")
-        if self.follow and not (self.total_training_steps and self.single_warmup and not self.max_steps):
+        wanted = self.total_training_steps and self.save_steps and self.single_warmup
+        if self.follow and (self.max_steps or not wanted):
             raise InputError(
-                "--round -1 wants --total_training_steps, where it ends, and --single_warmup, and no --max_steps: "
-                "how long each episode lasts is not known beforehand"
+                "--round -1 wants --total_training_steps, where it ends, --save_steps, without which there is "
+                "nothing new to mine with, and --single_warmup, but no --max_steps: an episode has no set length"
             )
         if self.single_warmup and not (self.num_training_steps or self.total_training_steps):
             raise InputError("--single_warmup wants --num_training_steps or --total_training_steps: the run's length")

@@ -81,6 +81,8 @@ class Arguments:
     def __post_init__(self) -> None:
         self.result_dir = self.result_dir or self.output_dir
         self.endless = self.end_output_num == -1
+        if self.end_output_num < -1:
+            raise InputError(f"--end_output_num is {self.end_output_num}; episodes count from 0, and -1 never ends")
         if self.group and not self.cluster_query:
             raise InputError("--group 1 trains on clusters, and --cluster_query is not set")
         for name in ("per_gpu_eval_batch_size", "topk_training", "negative_sample", "ann_chunk_factor"):

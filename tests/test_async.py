@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drivers.run_ann import Arguments
+from drivers import run_ann, run_ann_data_gen
 from tests.workplace import CLUSTERED, CLUSTERS, ROOT, Workplace, wait_for
 from utils.checkpoint import checkpoint_step, newest_checkpoint, read_trainer_state
 from utils.episode import mined_file, newest_episode, read_episode
@@ -45,7 +45,7 @@ def test_moving_on_to_a_newer_episode_trains_as_two_rounds_in_turn(place):
         shutil.rmtree(place.checkpoint(step))
     place.train(-1, *schedule, "--logging_steps", 3, "--total_training_steps", 5, launcher="none")
     state = read_trainer_state(place.checkpoint(5))
-    assert (state.round, state.episode_step) == (1, 2)
+    assert (state.round, state.episode_step, state.position) == (1, 2, 2 * 8)
     followed = place.weights(5)
     assert all(np.array_equal(followed[name], value) for name, value in in_turn.items())
 
@@ -175,7 +175,7 @@ def test_the_script_stops_when_its_miner_is_killed_and_goes_on_by_the_same_comma
         script.terminate()
         script.communicate()
     assert script.returncode == 2
-    assert "the miner has ended" in stderr
+    assert "the miner has ended too early" in stderr.splitlines()[-1]
     assert "SIGKILL" in (place.folder / "miner.log").read_text()
     assert not miners()
 
@@ -193,10 +193,27 @@ def test_the_script_stops_when_its_miner_is_killed_and_goes_on_by_the_same_comma
         ({"round": -2}, "--round is -2"),
         ({"total_training_steps": 0}, "--round -1 wants --total_training_steps"),
         ({"single_warmup": False}, "--round -1 wants"),
+        ({"save_steps": 0}, "nothing new to mine with"),
         ({"max_steps": 5}, "no --max_steps"),
     ],
 )
 def test_training_beside_a_miner_must_know_its_own_length(changes, reason):
-    needed = {"data_dir": "d", "ann_dir": "a", "output_dir": "o", "total_training_steps": 9, "single_warmup": True}
+    folders = {"data_dir": "d", "ann_dir": "a", "output_dir": "o"}
+    needed = {"round": -1, "total_training_steps": 9, "save_steps": 3, "single_warmup": True}
+    assert run_ann.Arguments(**folders, **needed).follow
     with pytest.raises(InputError, match=reason):
-        Arguments(**needed | {"round": -1} | changes)
+        run_ann.Arguments(**folders | needed | changes)
+
+
+def test_earlier_embeddings_make_room_but_the_initial_models_and_public_ones_stay(tmp_path):
+    for name in ("embeddings-0", "embeddings-5", "embeddings-10", "embeddings-15", "embeddings-20", "embeddings-old"):
+        (tmp_path / "ann_data" / name).mkdir(parents=True)
+    args = run_ann_data_gen.Arguments(
+        data_dir="d",
+        output_dir=str(tmp_path / "ann_data"),
+        training_dir=str(tmp_path / "models"),
+        public_ann_data_dir=str(tmp_path / "ann_data" / "embeddings-5"),
+    )
+    run_ann_data_gen.remove_earlier_embeddings(args, str(tmp_path / "models" / "checkpoint-15"))
+    left = {folder.name for folder in (tmp_path / "ann_data").iterdir()}
+    assert left == {"embeddings-0", "embeddings-5", "embeddings-15", "embeddings-20", "embeddings-old"}

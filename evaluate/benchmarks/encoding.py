@@ -34,7 +34,8 @@ from data.tokenizing import text_normalizer, write_token_store
 from evaluate.benchmarks import contenders
 from evaluate.benchmarks.contenders import product_rate
 from evaluate.benchmarks.library_trainer import load_model
-from evaluate.benchmarks.training import MODEL_TYPE, useful_operations
+from evaluate.benchmarks.training import MODEL_TYPE
+from evaluate.operations import encoding_operations
 from model.encoders import load_encoder
 from utils import distributed
 from utils.arguments import option, parse, required
@@ -142,7 +143,7 @@ def measure(args: Arguments, folder: Path, device: torch.device) -> dict:
     seconds = contenders.take_turns(work.contenders, args.rounds, device, between)
     contenders.warn_if_busy(rates)
     lengths, peak = np.diff(work.sequences.offsets), statistics.median(rates)
-    useful = useful_operations(lengths, work.layers, work.width) / 3  # no backward pass
+    useful = encoding_operations(lengths, work.layers, work.width)
     results = contenders.summarize(seconds, LIBRARY, {"texts": len(lengths), "tokens": int(lengths.sum())})
     for one in results.values():
         one["useful_share"] = useful / peak / one["median_seconds"]

@@ -44,6 +44,7 @@ from evaluate.benchmarks import contenders
 from evaluate.benchmarks.contenders import Taken, now, product_rate
 from evaluate.benchmarks.library_trainer import load_model, train_in_turns
 from evaluate.benchmarks.padded import PaddedBatch, PaddedTripletModel, make_padded_batch
+from evaluate.operations import useful_operations
 from model.encoders import BertDot
 from model.optimizers import OPTIMIZERS
 from model.training_step import TrainingStep
@@ -176,22 +177,6 @@ def _texts(collection_dir: str | Path, store: TokenStore, rows: np.ndarray) -> l
     if missing:
         raise InputError(f"has no text {missing[0]}, which is in {store.folder}; tokenize the collection again", path)
     return [wanted[text_id] for text_id in ids]
-
-
-def useful_operations(lengths: np.ndarray, layers: int, width: int) -> float:
-    """Floating point operations that a training step cannot do without, over distinct texts of these lengths.
-
-    A product of matrices takes 2 operations an entry and multiplication, and a step takes 3 forward passes' worth,
-    as the backward pass multiplies twice for each product of the forward one. A BERT layer multiplies every token
-    with 12 width² weights (4 width² in attention, 8 width² after it); the last one needs keys and values (2 width²)
-    of every token and the other 10 width² of each text's first one, whose vector is all that the loss sees.
-    Attention takes two products of length · length · width, in the last layer of length · width. Padding, second
-    encodings of a text, embeddings, norms and the optimizer count for nothing.
-    """
-    tokens, squares = lengths.sum(), (lengths**2).sum()
-    weights = 12 * width**2 * tokens * (layers - 1) + 2 * width**2 * tokens + 10 * width**2 * len(lengths)
-    attention = 2 * width * (squares * (layers - 1) + tokens)
-    return float(3 * 2 * (weights + attention))
 
 
 class Turn:

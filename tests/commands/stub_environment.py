@@ -140,5 +140,6 @@ class Checkout:
         marker = self.stub / f"fails-{script}"
         marker.touch() if fails else marker.unlink()
 
-    def let_hang(self, script: str) -> None:
-        (self.stub / f"hangs-{script}").touch()
+    def let_hang(self, script: str, hangs: bool = True) -> None:
+        marker = self.stub / f"hangs-{script}"
+        marker.touch() if hangs else marker.unlink()

@@ -15,6 +15,7 @@ from utils.checkpoint import (
     fingerprint_of_weights,
     load_training_state,
     newest_checkpoint,
+    newest_or_initial,
     read_trainer_state,
     save_checkpoint,
 )
@@ -41,6 +42,18 @@ def test_the_newest_checkpoint_is_that_of_the_highest_step(tmp_path, save):
     for step in (5, 100, 20):
         save(step)
     assert newest_checkpoint(tmp_path / "models").name == "checkpoint-100"
+
+
+def test_a_run_goes_on_from_the_newest_of_its_folders_or_begins_with_the_initial_model(tmp_path, save):
+    folders = [tmp_path / "models", tmp_path / "elsewhere"]
+    with pytest.raises(InputError, match="models: no checkpoint there"):
+        newest_or_initial(folders, "")
+    assert newest_or_initial(folders, "a hub name") == ("a hub name", None)
+    save(9)
+    folders[1].mkdir()
+    save(30, round=2).rename(folders[1] / "checkpoint-30")
+    found, state = newest_or_initial(folders, "a hub name")
+    assert (found, state.global_step, state.round) == (str(folders[1] / "checkpoint-30"), 30, 2)
 
 
 @pytest.mark.parametrize("damage", ["trainer_state.json", "model.safetensors", "config.json"])
