@@ -30,8 +30,8 @@ Text = tuple[int, str, str]  # line of the source file, the collection's own id,
 Block = tuple[list[int], list[str], list[str]]  # lines, ids, texts
 
 MODEL_TYPES = ("rdot_nll", "rdot_nll_multi_chunk", "rdot_nll_condenser")
-BLOCK_TEXTS = 10_000
-BLOCK_CHARACTERS = 4_000_000
+BLOCK_TEXTS = 4_000
+BLOCK_CHARACTERS = 2_000_000
 CHARACTERS_A_TOKEN = 6  # of a text's beginning; English has 4 to 5, and a text with more is read again to its end
 
 
