@@ -4,7 +4,9 @@ Every function works without a process group as well (rank 0 of 1), so that noth
 whether it runs distributed. On CUDA the backend is nccl, else gloo.
 """
 
+import ctypes
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +24,8 @@ T = TypeVar("T")
 # Time for all processes to find each other, and the longest that one may wait for another inside a collective.
 RENDEZVOUS_TIMEOUT = timedelta(seconds=90)
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 def set_up(no_cuda: bool = False, local_rank: int = -1) -> torch.device:
@@ -41,8 +45,15 @@ def set_up(no_cuda: bool = False, local_rank: int = -1) -> torch.device:
             )
         torch.cuda.set_device(device)
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        _end_with_launcher()
         _join(use_cuda, device)
     return device
+
+
+def _end_with_launcher() -> None:
+    """Has Linux end this process when the one that started it dies, be it by SIGKILL: nobody else would."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _join(use_cuda: bool, device: torch.device) -> None:
