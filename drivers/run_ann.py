@@ -151,7 +151,7 @@ def main() -> None:
     passages = open_sequences(stores[1], tokenizer, encoder.config, args.max_seq_length, chunk_length)
     step = make_step(args, encoder, device)
     number = args.round if not args.follow else saved.round if saved else newest_ready(args.result_dir)
-    torch.manual_seed(args.seed + 1_000_000 * number + distributed.rank())
+    torch.manual_seed(args.seed + 1_000_000 * (saved.global_step if saved else 0) + distributed.rank())
     state = resume(checkpoint, saved, step, round=number, optimizer=args.optimizer, objective=args.objective)
     log = TrainingLog(args.log_dir, first_step=state.global_step)
 

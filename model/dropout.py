@@ -15,9 +15,9 @@ STEPS = 2**16  # probabilities are rounded to multiples of 1 / STEPS
 
 def dropout(values: Tensor, p: float) -> Tensor:
     """`values` with a share p of them 0, drawn at random, and the others divided by 1 - p; p in [0, 1]."""
-    if values.device.type != "cpu" or not 0 < p < 1:
-        return functional.dropout(values, p)
     dropped = round(p * STEPS)
+    if values.device.type != "cpu" or dropped in (0, STEPS):
+        return functional.dropout(values, p)
     generator = np.random.Generator(np.random.SFC64(int(torch.randint(2**63 - 1, ()))))
     words = generator.integers(0, 2**64, size=-(-values.numel() // 4), dtype=np.uint64)
     draws = torch.from_numpy(words.view(np.int16)[: values.numel()]).view(values.shape)  # -STEPS / 2 … STEPS / 2 - 1
@@ -37,4 +37,4 @@ def replace_dropout(model: nn.Module, kind: type[nn.Dropout] = Dropout) -> None:
     for module in model.modules():
         for name, child in module.named_children():
             if isinstance(child, nn.Dropout):
-                setattr(module, name, kind(child.p))
+                setattr(module, name, kind(child.p).train(child.training))

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from utils import distributed
 from utils.errors import InputError
 from utils.files import atomic_folder, read_json, sha256_of_file, write_json
-from utils.logs import say
+from utils.logs import say_once
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
@@ -89,7 +89,7 @@ def newest_checkpoint(training_dir: str | Path) -> Path | None:
                 raise InputError("weights or configuration are missing", folder)
             _check_header(folder / WEIGHTS)
         except InputError as error:
-            say(f"warning: not a valid checkpoint, passed over: {error}")
+            say_once(f"warning: not a valid checkpoint, passed over: {error}")
         else:
             return folder
     return None

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -32,6 +33,12 @@ def say(message: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - _started), 60)
         tqdm.write(f"[{minutes:3d}:{seconds:02d}] {message}", file=sys.stdout)
         sys.stdout.flush()
+
+
+@cache
+def say_once(message: str) -> None:
+    """As `say`, for what would be said again and again: each message once a process."""
+    say(message)
 
 
 def progress(

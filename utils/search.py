@@ -1,10 +1,11 @@
 """Exact search: the k passages of the largest inner product, for every query.
 
-A score is the inner product of two float32 vectors as one fixed routine sums it, pair by pair. Products of matrices
-are faster and not quite that: their sums run in another order, or in half precision. So they only propose. Each
-proposal comes with a bound on how far it can be off, and every passage that could be among the k best within that
-bound is scored by the fixed routine. Equal scores are ordered by row, the lower one first, and also at the cut. What
-is found therefore depends on nothing but the vectors: not on blocks, processes or the type of the products.
+A score is the inner product of two float32 vectors, summed in float32 in one order that is the same for every pair on
+one kind of device. Products of matrices are faster and not quite that: their sums run in another order, or in half
+precision. So they only propose. Each proposal comes with a bound on how far it can be off, and every passage that
+could be among the k best within that bound is scored by itself. Equal scores are ordered by row, the lower one first,
+and also at the cut. What is found therefore depends on nothing but the vectors and the kind of device: not on blocks,
+processes or the type of the products.
 
 Passages stream by in blocks and queries in windows, so that memory grows with neither. On a CPU faiss multiplies,
 straight from the memory map; on a GPU torch does, in half precision.
@@ -12,6 +13,7 @@ straight from the memory map; on a GPU torch does, in half precision.
 An approximate index of faiss can propose instead, for those who want one; then nothing bounds what it misses.
 """
 
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -28,12 +30,13 @@ from utils import distributed
 from utils.batching import Sequences
 from utils.embedding_store import EmbeddingMatrix
 from utils.errors import InputError
-from utils.logs import progress, say
+from utils.logs import progress, say, say_once
 
 BLOCK_BYTES = 2**29  # of passages, in float32
-QUERY_WINDOW = 2**17  # whose best k are held at once
+WINDOW_CANDIDATES = 2**25  # best passages of a window of queries, held at once: 400 MB
 LINES = 2**14  # queries that a block is searched for at once
 SPARE = 56  # proposals beyond k: near-ties at the cut seldom need more
+MANY = 0.1  # of the queries: near-ties at the cut are out of the ordinary
 MOST_PROPOSALS = 2**25  # held at once where they need more
 TILE_COLUMNS, TILE_SCORES = 2**18, 2**29  # of a product on a GPU: 1 GiB
 SEGMENT = 32  # columns of a tile that stand or fall by their best
@@ -98,17 +101,18 @@ class HalfBlock:
         self._vectors = torch.from_numpy(np.array(vectors, dtype=np.float32)).to(device)
         self._mean = self._vectors.mean(0)
         centered = self._vectors - self._mean
-        self._longest, self._longest_centered = (float(part.norm(dim=1).max()) for part in (self._vectors, centered))
+        self._longest, self._longest_centered = (part.norm(dim=1).max() for part in (self._vectors, centered))
         self._scale = _power_of_two_above(self._longest_centered)
         self._half = (centered / self._scale).to(dtype)  # n, D
         rounding = (self._half.float() * self._scale - centered).norm(dim=1).max()
-        self._rounding = float(rounding) + 2**-23 * self._longest  # what taking off the mean costs is in the second
+        self._rounding = rounding + 2**-23 * self._longest  # what taking off the mean costs is in the second
 
     def __len__(self) -> int:
         return len(self._vectors)
 
     def propose(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        scale = _power_of_two_above(float(queries.norm(dim=1).max()))
+        length = queries.norm(dim=1, keepdim=True)
+        scale = _power_of_two_above(length)
         half = (queries / scale).to(self._half.dtype)
         parts = []
         for start in range(0, len(self), TILE_COLUMNS):
@@ -123,12 +127,13 @@ class HalfBlock:
 
         # |q·p - q'·p'| <= |q - q'| |p| + |q'| |p - p'|; then sums, and the product's own type; then the mean again.
         rounded = half.float() * scale
-        length = queries.norm(dim=1)
-        errors = (rounded - queries).norm(dim=1) * self._longest_centered + rounded.norm(dim=1) * self._rounding
+        errors = (rounded - queries).norm(dim=1, keepdim=True) * self._longest_centered
+        errors = errors + rounded.norm(dim=1, keepdim=True) * self._rounding
         sums = 8 * summing_error(queries.shape[1])  # generous: how a GPU's matrix units round is not documented
         errors = errors + sums * length * (self._longest_centered + self._longest)
-        scores = scores.float() * (scale * self._scale)
-        errors = MARGIN * errors[:, None] + 2 * torch.finfo(half.dtype).eps * scores.abs()
+        own, scale = torch.finfo(half.dtype), scale * self._scale
+        scores = scores.float() * scale
+        errors = MARGIN * (errors + own.tiny * own.eps * scale) + 2 * own.eps * scores.abs()
         shift = (queries.double() @ self._mean.double()).float()
         return scores + shift[:, None], errors, columns
 
@@ -136,12 +141,20 @@ class HalfBlock:
         scores = torch.full(columns.shape, -torch.inf, device=queries.device)
         lines, places = (columns >= 0).nonzero(as_tuple=True)
         for line, place in zip(lines.split(2**18), places.split(2**18), strict=True):
-            scores[line, place] = (queries[line] * self._vectors[columns[line, place]]).sum(1)
+            scores[line, place] = _sum_in_pairs(queries[line] * self._vectors[columns[line, place]])
         return scores
 
 
-def _power_of_two_above(value: float) -> float:
-    return float(2.0 ** np.ceil(np.log2(max(value, 1e-30))))
+def _sum_in_pairs(terms: Tensor) -> Tensor:
+    """The sum of each line of (n, D), in an order that no reduction over several lines chooses: (n,)."""
+    terms = pad(terms, (0, (1 << (terms.shape[1] - 1).bit_length()) - terms.shape[1]))
+    while terms.shape[1] > 1:
+        terms = terms[:, ::2] + terms[:, 1::2]
+    return terms[:, 0]
+
+
+def _power_of_two_above(lengths: Tensor) -> Tensor:
+    return lengths.clamp(min=1e-30).log2().ceil().exp2()
 
 
 def _best_by_segments(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -159,7 +172,7 @@ def _best_by_segments(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def best(scores: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k best of each line by (score descending, row ascending): scores and rows, each (Q, min(k, n)).
 
-    `scores` (Q, n) float32; `rows` int64 (n,) or (Q, n), ascending along each line for equal scores not required.
+    `scores` (Q, n) float32; `rows` int64 (n,) or (Q, n), in any order. Entries of -inf come last, in any order.
     """
     rows = rows.expand_as(scores)
     k = min(k, scores.shape[1])
@@ -168,7 +181,7 @@ def best(scores: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     top, index = scores.topk(k, dim=1)
     top_rows = rows.gather(1, index)
     # topk may keep any of several equal scores at the cut: such lines, seldom any, are sorted in full.
-    crowded = (scores >= top[:, -1:]).sum(1) > k
+    crowded = ((scores >= top[:, -1:]) & (scores > -torch.inf)).sum(1) > k
     if crowded.any():
         top[crowded], top_rows[crowded] = _sorted(scores[crowded], rows[crowded], k)
     return _sorted(top, top_rows, k)
@@ -182,12 +195,15 @@ def _sorted(scores: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return scores.gather(1, by_score), rows.gather(1, by_score)
 
 
-def best_of_block(block: Block, queries: Tensor, k: int, least: Tensor, spare: int = SPARE) -> tuple[Tensor, Tensor]:
+def best_of_block(
+    block: Block, queries: Tensor, k: int, least: Tensor, count: int | None = None
+) -> tuple[Tensor, Tensor]:
     """The k best passages of a block that reach the scores `least` (L,): scores and columns, (L, min(k, n)).
 
-    Best first, and -inf with -1 where fewer reach it.
+    Best first, and -inf with -1 where fewer reach it. Begins with `count` proposals a query, `SPARE` beyond k.
     """
-    k, count = min(k, len(block)), min(k + spare, len(block))
+    k = min(k, len(block))
+    count = min(count or k + SPARE, len(block))
     coarse, error, columns = block.propose(queries, count)
     least = torch.maximum(least, coarse[:, k - 1] - error[:, k - 1])  # the k best of the block reach at least this
     possible = coarse + error >= least[:, None]
@@ -196,8 +212,13 @@ def best_of_block(block: Block, queries: Tensor, k: int, least: Tensor, spare: i
     columns = columns.where(scores > -torch.inf, -1)
     unsettled = possible[:, -1].nonzero()[:, 0]  # what was not proposed could reach it as well
     if count < len(block) and len(unsettled):
+        if len(unsettled) > MANY * len(queries):
+            say_once(
+                "warning: many passages score so much alike that search takes long to rank them; a checkpoint that "
+                "gives all texts about the same vector is broken"
+            )
         for part in unsettled.split(max(1, MOST_PROPOSALS // (4 * count))):
-            scores[part], columns[part] = best_of_block(block, queries[part], k, least[part], 4 * count - k)
+            scores[part], columns[part] = best_of_block(block, queries[part], k, least[part], 4 * count)
     return scores, columns
 
 
@@ -209,7 +230,7 @@ def search(
 
     `queries` float (Q, D).
     """
-    queries = np.array(queries, dtype=np.float32)
+    queries = np.require(queries, dtype=np.float32, requirements=["C", "W"])  # a view of a file is copied
     k = min(k, last - first)
     top = torch.full((len(queries), k), -torch.inf)
     top_rows = torch.full((len(queries), k), -1, dtype=torch.int64)
@@ -252,7 +273,7 @@ class ApproximateIndex:
                 f"--index_factory {factory!r} is not a description that faiss knows for {dimensions} dimensions; "
                 "Flat is exact search, and IVF4096,Flat or HNSW32 are examples of others"
             ) from None
-        if not self._index.is_trained:
+        if not self._index.is_trained and last > first:
             chosen = np.random.default_rng(seed).random(last - first) < TRAINING_SAMPLE / max(1, last - first)
             sample = [
                 passages.rows(start, stop)[chosen[start - first : stop - first]]
@@ -278,8 +299,10 @@ class ApproximateIndex:
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """As `search`; a query with fewer than k proposals has -inf and -1 at the end."""
-        queries = np.ascontiguousarray(queries, dtype=np.float32)
-        columns = torch.from_numpy(self._index.search(queries, min(k, self._last - self._first))[1])  # Q, k
+        queries, k = np.array(queries, dtype=np.float32), min(k, self._last - self._first)
+        if k == 0:
+            return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+        columns = torch.from_numpy(self._index.search(queries, k)[1])  # Q, k
         scores = torch.full(columns.shape, -torch.inf)
         for start, stop in _blocks(self._passages, self._first, self._last):
             block = FloatBlock(self._passages.rows(start, stop))
@@ -300,54 +323,85 @@ def search_together(
     index_factory: str = "Flat",
     index_parameters: str = "",
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Searches all queries with all processes, and yields to each its own share of them, a window at a time.
+    """Searches all queries with all processes, and yields to each its own share of them, piece by piece.
 
-    Every process searches its share of the passages and leaves its k best of each window in the folder `exchange`,
-    one that all processes see; each window is merged by the process whose it is, as soon as all have left theirs.
-    Yields the number of the window's first query, and the scores float32 and passage rows int64, (queries of the
-    window, min(k, passages)). All processes must run it to its end; their windows follow one another by rank.
+    Every process searches its share of the passages and leaves its k best in a folder under `exchange`, which all
+    processes see; a piece is merged by the process whose it is, as soon as all have left theirs. Yields the number of
+    the piece's first query, and the scores float32 and passage rows int64, (queries of the piece, min(k, passages)).
+    All processes must run it to its end, and meet before they search by way of the same `exchange` again.
     """
     rank, size = distributed.rank(), distributed.world_size()
-    first, last = np.linspace(0, len(passages), size + 1).astype(np.int64)[rank : rank + 2].tolist()
-    each = max(1, -(-len(queries) // (size * QUERY_WINDOW)))  # windows a process
-    bounds = np.linspace(0, len(queries), size * each + 1).astype(np.int64).tolist()
+    first, last = _share(len(passages), rank, size)
+    window = max(1, WINDOW_CANDIDATES // max(1, min(k, len(passages))))
     index = None
     if index_factory != "Flat":
         index = ApproximateIndex(passages, first, last, index_factory, index_parameters)
-    if size > 1:
-        distributed.on_main(lambda: shutil.rmtree(exchange, ignore_errors=True))
-        exchange.mkdir(parents=True, exist_ok=True)
+    folder = exchange / distributed.on_main(lambda: _new_name(exchange)) if size > 1 else exchange
+    starts = sorted({*range(0, len(queries), window), *(_share(len(queries), r, size)[0] for r in range(size))})
+    pieces = [*zip(starts, [*starts[1:], len(queries)], strict=True)]
 
-    for window in range(size * each):
-        own = queries.rows(*bounds[window : window + 2])
+    for start in range(0, len(queries), window):
+        stop = min(start + window, len(queries))
+        own = queries.rows(start, stop)
         scores, rows = index.search(own, k) if index else search(own, passages, first, last, k, device)
         if size == 1:
-            yield bounds[window], scores, rows
-        else:
-            _leave(exchange, window, rank, rows, scores)
+            yield start, scores, rows
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        for piece, end in pieces:
+            if start <= piece < stop:
+                lines = slice(piece - start, end - start)
+                _leave(_left(folder, piece, rank), rows[lines], scores[lines])
 
-    for window in range(rank * each, (rank + 1) * each) if size > 1 else ():
-        names = [_left(exchange, window, other) for other in range(size)]
-        distributed.wait_until(lambda names=names: all(path.exists() for pair in names for path in pair))
-        rows, scores = (np.concatenate([np.load(path) for path in of], axis=1) for of in zip(*names, strict=True))
-        merged, merged_rows = best(torch.from_numpy(scores), torch.from_numpy(rows), k)
-        for path in (path for pair in names for path in pair):
-            path.unlink()
-        yield bounds[window], merged.numpy(), merged_rows.numpy()
+    own_first, own_last = _share(len(queries), rank, size)
+    if own_first == own_last:
+        yield own_first, *_merge([], 0, min(k, len(passages)))
+    for piece, end in pieces if size > 1 else ():
+        if own_first <= piece < own_last:
+            names = [_left(folder, piece, other) for other in range(size)]
+            distributed.wait_until(lambda names=names: all(path.exists() for pair in names for path in pair))
+            yield piece, *_merge(names, end - piece, min(k, len(passages)))
+            for path in (path for pair in names for path in pair):
+                path.unlink()
     if size > 1:
         with suppress(OSError):  # not empty: another process is not through
+            folder.rmdir()
             exchange.rmdir()
 
 
-def _left(exchange: Path, window: int, rank: int) -> tuple[Path, Path]:
-    return exchange / f"rows-{window}-{rank}.npy", exchange / f"scores-{window}-{rank}.npy"
+def _share(count: int, rank: int, size: int) -> tuple[int, int]:
+    return rank * count // size, (rank + 1) * count // size
 
 
-def _leave(exchange: Path, window: int, rank: int, *arrays: np.ndarray) -> None:
-    for path, array in zip(_left(exchange, window, rank), arrays, strict=True):
+def _new_name(exchange: Path) -> str:
+    """A folder name that no process of an earlier search uses; what those left behind is removed."""
+    for old in exchange.glob("*"):
+        shutil.rmtree(old)
+    return secrets.token_hex(8)
+
+
+def _left(folder: Path, piece: int, rank: int) -> tuple[Path, Path]:
+    return folder / f"rows-{piece}-{rank}.npy", folder / f"scores-{piece}-{rank}.npy"
+
+
+def _leave(paths: tuple[Path, Path], *arrays: np.ndarray) -> None:
+    for path, array in zip(paths, arrays, strict=True):
         partial = path.with_suffix(".partial.npy")
         np.save(partial, array)
         partial.replace(path)
+
+
+def _merge(names: list[tuple[Path, Path]], queries: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of what all processes have left of a piece: scores and rows, (queries, k)."""
+    found = [[np.load(path, mmap_mode="r") for path in pair] for pair in names]
+    top, top_rows = torch.empty(queries, k), torch.empty(queries, k, dtype=torch.int64)
+    for line in range(0, queries, LINES):
+        lines = slice(line, line + LINES)
+        rows, scores = (
+            torch.from_numpy(np.concatenate([a[lines] for a in of], axis=1)) for of in zip(*found, strict=True)
+        )
+        top[lines], top_rows[lines] = best(scores, rows, k)
+    return top.numpy(), top_rows.numpy()
 
 
 def search_rows(
@@ -362,7 +416,7 @@ def search_rows(
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """As `search_together`, with passages that may be several sequences, of which the best one scores.
 
-    Yields rows of the token store rather than of the matrix, (queries of the window, min(k, rows)).
+    Yields rows of the token store rather than of the matrix, (queries of the piece, min(k, rows)).
     """
     counts = np.diff(sequences.row_starts)
     k = min(k, len(counts))
@@ -378,12 +432,13 @@ def best_chunks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """From the best sequences of each query to its best rows, a row scoring as its best sequence (ANCE MaxP).
 
-    `scores` and `sequences` (Q, n), best first; `row_of` int64 (sequences,). Returns (Q, k), where a query with
-    fewer rows is padded with -inf and -1.
+    `scores` and `sequences` (Q, n), best first, -inf and -1 at the end where there are fewer; `row_of` int64
+    (sequences,). Returns (Q, k), where a query with fewer rows is padded with -inf and -1.
     """
     top = np.full((len(scores), k), -np.inf, dtype=np.float32)
     top_rows = np.full((len(scores), k), -1, dtype=np.int64)
-    for i, rows in enumerate(row_of[sequences]):
+    for i, found in enumerate(sequences):
+        rows = row_of[found[found >= 0]]
         chosen = np.sort(np.unique(rows, return_index=True)[1])[:k]
         top[i, : len(chosen)], top_rows[i, : len(chosen)] = scores[i, chosen], rows[chosen]
     return top, top_rows

@@ -77,12 +77,20 @@ def test_search_is_a_full_sort_by_score_then_row_whatever_the_blocks(monkeypatch
 
 @pytest.mark.parametrize("block", [100, 1000])
 def test_near_ties_that_the_products_cannot_tell_apart_are_ranked_as_in_float32(monkeypatch, product_type, block):
-    set_sizes(monkeypatch, BLOCK_BYTES=block * 16, SPARE=1, TILE_COLUMNS=64, SEGMENT=4)
+    set_sizes(monkeypatch, BLOCK_BYTES=block * 16, SPARE=1, TILE_COLUMNS=64, SEGMENT=4, MOST_PROPOSALS=300)
+    counts, best_of_block = [], search.best_of_block
+
+    def counted(block, queries, k, least, count=None):
+        counts.append(count)
+        return best_of_block(block, queries, k, least, count)
+
+    monkeypatch.setattr(search, "best_of_block", counted)
     queries, passages = whole_numbers(30, seed=1, spread=1), near_ties(700)
     scores, rows = search.search(queries, Matrix(passages), 0, 700, 20, CPU)
     want_scores, want_rows = expected(queries, passages, 20)
     assert np.array_equal(rows, want_rows)
     assert np.array_equal(scores, want_scores)
+    assert {None, 84} <= set(counts), "more proposals were asked for"
 
 
 def test_a_result_does_not_depend_on_blocks_for_any_vectors(monkeypatch, product_type):
@@ -100,16 +108,19 @@ def test_a_result_does_not_depend_on_blocks_for_any_vectors(monkeypatch, product
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
 @pytest.mark.parametrize("common", [0.0, 5.0])
-def test_no_proposal_is_off_by_more_than_it_says(product_type, scale, common):
+@pytest.mark.parametrize("dimensions", [2, 96])
+def test_no_proposal_is_off_by_more_than_it_says(product_type, scale, common, dimensions):
     generator = np.random.default_rng(0)
-    queries = torch.from_numpy(generator.normal(size=(20, 96)).astype(np.float32))
-    passages = (scale * (common + generator.normal(size=(500, 96)))).astype(np.float32)
+    queries = torch.from_numpy(generator.normal(size=(30, dimensions)).astype(np.float32))
+    queries *= 2.0 ** -torch.arange(30)[:, None]
+    passages = (scale * (common + generator.normal(size=(500, dimensions)))).astype(np.float32)
     block = search.FloatBlock(passages)
     coarse, error, columns = block.propose(queries, 500)
     scores = block.score(queries, columns)
     exact = queries.double() @ torch.from_numpy(passages).double().T
     assert ((coarse - scores).abs() <= error).all()
-    assert torch.allclose(scores.double(), exact.gather(1, columns), rtol=1e-5, atol=1e-5 * scale)
+    sizes = 1e-5 * scale * queries.double().norm(dim=1, keepdim=True) * dimensions**0.5
+    assert ((scores - exact.gather(1, columns)).abs() < sizes * 6).all()
     assert (columns.sort(dim=1).values == torch.arange(500)).all()
 
 
@@ -121,8 +132,8 @@ def test_half_precision_proposes_closely_enough_to_be_of_use():
     assert (error.amax(1) < 0.02 * coarse.std(1)).all()
 
 
-def search_share(folder, k, window):
-    search.QUERY_WINDOW = window
+def search_share(folder, k, candidates):
+    search.WINDOW_CANDIDATES, search.LINES = candidates, 2
     queries, passages = Matrix(whole_numbers(23, seed=1)), Matrix(whole_numbers(130, seed=2))
     found = [*search_together(queries, passages, k, CPU, Path(folder, "exchange"))]
     _, scores, rows = zip(*found, strict=True)
@@ -130,15 +141,35 @@ def search_share(folder, k, window):
 
 
 @pytest.mark.parametrize(
-    ("k", "window", "starts"), [(10, 1000, [[0], [7], [15]]), (100, 4, [[0, 3], [7, 11], [15, 19]])]
+    ("k", "candidates", "starts"),
+    [(10, 1000, [[0], [7], [15]]), (100, 400, [[0, 4], [7, 8, 12], [15, 16, 20]])],
 )
-def test_three_processes_find_what_one_finds(tmp_path, k, window, starts):
+def test_three_processes_find_what_one_finds_whatever_lay_there(tmp_path, k, candidates, starts):
+    stale = tmp_path / "exchange" / "0123456789abcdef"
+    stale.mkdir(parents=True)
+    for piece in (0, 7, 15):
+        for rank in range(3):
+            for name in ("rows", "scores"):
+                np.save(stale / f"{name}-{piece}-{rank}.npy", np.zeros((8, 10)))
     want_scores, want_rows = expected(whole_numbers(23, seed=1), whole_numbers(130, seed=2), k)
-    parts = run_processes(search_share, 3, str(tmp_path), k, window)
+    parts = run_processes(search_share, 3, str(tmp_path), k, candidates)
     assert [part[0] for part in parts] == starts
     assert np.array_equal(np.concatenate([part[2] for part in parts]), want_rows)
     assert np.array_equal(np.concatenate([part[1] for part in parts]), want_scores)
     assert not (tmp_path / "exchange").exists()
+
+
+def search_few(folder, factory):
+    found = search_together(Matrix(np.eye(2)), Matrix(np.eye(2)), 5, CPU, Path(folder, "exchange"), factory)
+    return [(first, scores.tolist(), rows.tolist()) for first, scores, rows in found]
+
+
+@pytest.mark.parametrize("factory", ["Flat", "HNSW4"])
+def test_there_may_be_more_processes_than_queries_and_passages(tmp_path, factory):
+    first, second, third = run_processes(search_few, 3, str(tmp_path), factory)
+    assert first == [(0, [], [])]
+    assert second == [(0, [[1.0, 0.0]], [[0, 1]])]
+    assert third == [(1, [[1.0, 0.0]], [[1, 0]])]
 
 
 @pytest.mark.parametrize(("factory", "parameters"), [("IVF4,Flat", "nprobe=4"), ("HNSW32", "efSearch=300")])
@@ -180,6 +211,22 @@ def test_a_row_of_several_sequences_scores_as_its_best_one(tmp_path):
     order = np.stack([np.lexsort((np.arange(40), -line)) for line in by_row])[:, :12]
     assert np.array_equal(rows, order)
     assert np.array_equal(scores, np.take_along_axis(by_row, order, axis=1))
+
+
+def test_the_score_of_a_pair_on_a_gpu_does_not_depend_on_the_others():
+    queries, vectors = torch.randn(40, 100), torch.randn(40, 100)
+    block, lines = HalfBlock(vectors.numpy(), CPU), torch.arange(40)
+    together = block.score(queries, lines[:, None])
+    alone = torch.cat([block.score(queries[i : i + 1], lines[i : i + 1, None]) for i in range(40)])
+    assert torch.equal(together, alone)
+    assert torch.allclose(together[:, 0], (queries * vectors).sum(1), atol=1e-4)
+
+
+def test_sequences_that_an_index_did_not_find_are_no_rows():
+    scores, sequences = np.array([[3.0, 2.0, -np.inf, -np.inf]]), np.array([[0, 4, -1, -1]])
+    top, rows = best_chunks(scores, sequences, np.array([0, 0, 1, 1, 2, 2]), 3)
+    assert rows.tolist() == [[0, 2, -1]]
+    assert top.tolist() == [[3.0, 2.0, -np.inf]]
 
 
 def test_a_ranking_with_too_few_rows_is_padded():
