@@ -79,11 +79,12 @@ def test_miner_and_trainer_survive_each_others_death(place):
         trainer.kill()
         trainer.communicate()
         stood = read_trainer_state(newest_checkpoint(place.folder / "models"))
+        wait_for(lambda: newest_episode(results) > stood.round, miner)
         last = stood.global_step + 30
         finished = place.train(-1, *follow, "--total_training_steps", last, launcher="none")
         assert f"steps {stood.global_step} to {last}" in finished.stdout
         assert newest_step(place) == last
-        assert newest_round(place) >= stood.round
+        assert newest_round(place) > stood.round > ready
 
         # The miner comes to the last checkpoint, and keeps the embeddings of no other but the initial one.
         wait_for(lambda: place.result(newest_episode(results))["step"] == last and embedded() == {0, last}, miner)
