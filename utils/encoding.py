@@ -186,7 +186,7 @@ def encode_store(
     )
     if distributed.on_main(lambda: find_embeddings(folder, name, source) is not None):
         say(f"{name}: {len(sequences):,} embeddings reused from {folder}")
-        return find_embeddings(folder, name, source)
+        return _wait_for_embeddings(folder, name, source)
 
     distributed.on_main(lambda: forget_embeddings(folder, name))  # the others go on only after that
     shard, shards = distributed.rank(), distributed.world_size()
@@ -210,5 +210,10 @@ def encode_store(
         distributed.wait_until(lambda: shards_are_whole(folder, name, source, shards))
         record_embeddings(folder, name, source, shards)
         say(f"{name}: {len(sequences):,} texts encoded into {folder}")
+    return _wait_for_embeddings(folder, name, source)
+
+
+def _wait_for_embeddings(folder: str | Path, name: str, source: EmbeddingSource) -> EmbeddingMatrix:
+    """The matrix, once this process sees it too: a shared folder may show it to the main process first."""
     distributed.wait_until(lambda: find_embeddings(folder, name, source) is not None)
     return find_embeddings(folder, name, source)

@@ -88,6 +88,16 @@ def test_a_matrix_of_the_same_source_is_reused_and_of_any_other_made_again(tmp_p
     assert texts(dtype="float32") == 20
 
 
+def test_a_matrix_that_this_process_sees_later_than_the_main_one_is_waited_for(tmp_path, monkeypatch):
+    encoder, store = tiny_bert().eval(), random_store(tmp_path / "passages", 20)
+    encoded(encoder, store, tmp_path / "embeddings")
+    seen = iter([True, False, False, True, True])
+    found = encoding.find_embeddings
+    monkeypatch.setattr(encoding, "find_embeddings", lambda *of: found(*of) if next(seen) else None)
+    monkeypatch.setattr(distributed.time, "sleep", lambda _: None)
+    assert len(encoded(encoder, store, tmp_path / "embeddings")) == 20
+
+
 @pytest.mark.parametrize(("seconds", "marked"), [(0, 6), (10**9, 0)])
 def test_an_interrupted_encoding_goes_on_at_its_last_mark_with_the_same_batches(
     tmp_path, monkeypatch, seconds, marked
