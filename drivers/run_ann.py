@@ -30,7 +30,7 @@ from model.triplets import TripletModel
 from utils import distributed
 from utils.arguments import option, parse, required
 from utils.batching import StepBatches, step_batches
-from utils.checkpoint import newest_or_initial
+from utils.checkpoint import TrainerState, newest_or_initial
 from utils.encoding import open_sequences
 from utils.episode import Episode, newest_ready, open_episode, read_result
 from utils.errors import InputError, run
@@ -113,6 +113,13 @@ class Arguments:
                 raise InputError(f"--{name} is {getattr(self, name)}; at least 1 is needed")
 
 
+def is_trained(args: Arguments, saved: TrainerState) -> bool:
+    """Whether the episode, or with --round -1 the run, had ended when this state was saved."""
+    if args.follow:
+        return saved.global_step >= args.total_training_steps
+    return saved.has_finished(args.round, args.max_steps)
+
+
 def new_objective(args: Arguments) -> ERM:
     """The objective as every episode begins with it."""
     n_groups = args.n_groups if args.group else 1
@@ -134,12 +141,24 @@ def make_step(args: Arguments, encoder: Encoder, device: torch.device) -> Traini
     return TrainingStep(model, objective, optimizer, precision, args.max_grad_norm, device, watch)
 
 
+def make_rate(args: Arguments, first: int, last: int) -> LearningRate:
+    """The learning rate of steps `first` … `last` - 1, which are an episode, or with --round -1 the run."""
+    steps = args.total_training_steps if args.single_warmup else last - first
+    return LearningRate(
+        args.learning_rate,
+        episode_start=first,
+        warmup_steps=args.warmup_steps,
+        num_training_steps=args.num_training_steps or steps,
+        total_training_steps=args.total_training_steps,
+        single_warmup=args.single_warmup,
+    )
+
+
 def main() -> None:
     args = parse(Arguments, __doc__)
     device = distributed.set_up(args.no_cuda, args.local_rank)
     checkpoint, saved = newest_or_initial([args.training_dir, args.output_dir], args.init_model_dir)
-    length = args.total_training_steps if args.follow else args.max_steps
-    if saved and saved.has_finished(args.round, length):
+    if saved and is_trained(args, saved):
         say(f"{args.task_name} round {args.round} is trained already: {checkpoint}")
         distributed.leave()
         return
@@ -150,7 +169,9 @@ def main() -> None:
     queries = open_sequences(stores[0], tokenizer, encoder.config, args.max_query_length)
     passages = open_sequences(stores[1], tokenizer, encoder.config, args.max_seq_length, chunk_length)
     step = make_step(args, encoder, device)
-    number = args.round if not args.follow else saved.round if saved else newest_ready(args.result_dir)
+    number = args.round
+    if args.follow:
+        number = saved.round if saved else newest_ready(args.result_dir)
     torch.manual_seed(args.seed + 1_000_000 * (saved.global_step if saved else 0) + distributed.rank())
     state = resume(checkpoint, saved, step, round=number, optimizer=args.optimizer, objective=args.objective)
     log = TrainingLog(args.log_dir, first_step=state.global_step)
@@ -160,23 +181,17 @@ def main() -> None:
         n_groups = args.n_groups if args.group else None
         counts = queries.row_count, passages.row_count
         episode = open_episode(args.ann_dir, args.result_dir, state.round, *counts, n_groups)
-        log.metrics(state.global_step - state.episode_step, read_result(args.result_dir, state.round))
+        log.metrics(state.episode_start, read_result(args.result_dir, state.round))
         sizes = args.per_gpu_train_batch_size, args.gradient_accumulation_steps
         return episode, step_batches(episode, state.position, *sizes, queries, passages, device)
 
     episode, steps = open_round()
     step_size = args.per_gpu_train_batch_size * args.gradient_accumulation_steps * distributed.world_size()
-    first = 0 if args.follow else state.global_step - state.episode_step
-    last = first + (length or -(-episode.triplets // step_size))
-    rate = LearningRate(
-        args.learning_rate,
-        episode_start=first,
-        warmup_steps=args.warmup_steps,
-        num_training_steps=args.num_training_steps
-        or (args.total_training_steps if args.single_warmup else last - first),
-        total_training_steps=args.total_training_steps,
-        single_warmup=args.single_warmup,
-    )
+    first, last = 0, args.total_training_steps
+    if not args.follow:
+        first = state.episode_start
+        last = first + (args.max_steps or -(-episode.triplets // step_size))
+    rate = make_rate(args, first, last)
     say(
         f"{args.task_name} round {number}: steps {state.global_step - first} to {last - first} of {step_size} "
         f"triplets ({episode.triplets:,} mined) from {checkpoint}, {args.objective}, "

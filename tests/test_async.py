@@ -13,12 +13,14 @@ import pytest
 
 from drivers import run_ann, run_ann_data_gen
 from tests.workplace import CLUSTERED, CLUSTERS, ROOT, Workplace, wait_for
-from utils.checkpoint import checkpoint_step, newest_checkpoint, read_trainer_state
+from utils.checkpoint import TrainerState, checkpoint_step, newest_checkpoint, read_trainer_state
 from utils.episode import mined_file, newest_episode, read_episode
 from utils.errors import InputError
 from utils.token_store import TokenStore
 
 GROUPS = ("--group", 1, "--n_groups", CLUSTERS, "--single_warmup")
+FOLDERS = {"data_dir": "d", "ann_dir": "a", "output_dir": "o"}
+FOLLOWING = FOLDERS | {"round": -1, "total_training_steps": 9, "save_steps": 3, "single_warmup": True}
 
 
 def newest_step(place: Workplace, models: str = "models") -> int:
@@ -199,11 +201,15 @@ def test_the_script_stops_when_its_miners_launcher_is_killed_and_goes_on_by_the_
     ],
 )
 def test_training_beside_a_miner_must_know_its_own_length(changes, reason):
-    folders = {"data_dir": "d", "ann_dir": "a", "output_dir": "o"}
-    needed = {"round": -1, "total_training_steps": 9, "save_steps": 3, "single_warmup": True}
-    assert run_ann.Arguments(**folders, **needed).follow
+    assert run_ann.Arguments(**FOLLOWING).follow
     with pytest.raises(InputError, match=reason):
-        run_ann.Arguments(**folders | needed | changes)
+        run_ann.Arguments(**FOLLOWING | changes)
+
+
+def test_training_beside_a_miner_has_ended_after_its_steps_in_whatever_round():
+    args = run_ann.Arguments(**FOLLOWING)
+    states = [TrainerState(round=4, global_step=step, position=77) for step in (8, 9, 10)]
+    assert [run_ann.is_trained(args, state) for state in states] == [False, True, True]
 
 
 def test_earlier_embeddings_make_room_but_the_initial_models_and_public_ones_stay(tmp_path):

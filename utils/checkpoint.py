@@ -50,6 +50,11 @@ class TrainerState:
     dro: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
+    @property
+    def episode_start(self) -> int:
+        """The steps that were done when the episode began."""
+        return self.global_step - self.episode_step
+
     def advance(self, position: int) -> None:
         """Counts a step, after which the next one begins at triplet `position`."""
         self.global_step += 1
@@ -61,12 +66,7 @@ class TrainerState:
         self.round, self.episode_step, self.position = round, 0, 0
 
     def has_finished(self, round: int, max_steps: int) -> bool:
-        """Whether this is the end of that episode, or beyond it; `max_steps` 0 is one pass over the mined file.
-
-        Round -1 is whatever episode: whether it is the end of a run of `max_steps`.
-        """
-        if round == -1:
-            return self.global_step >= max_steps
+        """Whether this is the end of that episode, or beyond it; `max_steps` 0 is one pass over the mined file."""
         if self.round != round:
             return self.round > round
         return self.episode_step >= max_steps if max_steps else self.position == 0

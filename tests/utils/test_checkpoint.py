@@ -100,6 +100,18 @@ def test_the_trainer_state_is_read_as_it_was_written(save):
     )
 
 
+def test_an_episode_has_finished_at_its_last_step_or_where_a_later_one_stands():
+    state = TrainerState(round=1, global_step=9, episode_step=4, position=77)
+    assert state.episode_start == 5
+    assert [state.has_finished(round, 4) for round in (0, 1, 2)] == [True, True, False]
+    assert not state.has_finished(1, 5)
+    assert not state.has_finished(1, 0)
+    state.advance(0)  # the last triplet of the mined file
+    assert (state.has_finished(1, 0), state.episode_start) == (True, 5)
+    state.begin(2)
+    assert (state.has_finished(2, 4), state.episode_start) == (False, 10)
+
+
 def test_an_altered_trainer_state_is_an_error(save):
     path = save(9) / "trainer_state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"position": "front"}))
