@@ -10,13 +10,10 @@ episode ready. Embeddings stay on disk: what a crash interrupts, and what the ev
 checkpoint, is not encoded twice.
 
 With --end_output_num -1 it mines beside training (drivers/run_ann.py --round -1), an episode whenever there is a
-newer checkpoint, until it is stopped. SIGTERM may do that at any time, and SIGKILL: what is complete has been renamed
-to its place, and the next miner goes on from there. So that they do not fill the disk, the embeddings of a checkpoint
-are then removed once a newer one has mined.
+newer checkpoint, until it is stopped, by SIGKILL too: the next miner goes on from what is complete. So that they do
+not fill the disk, the embeddings of a checkpoint are then removed once a newer one has mined.
 """
 
-import re
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,15 +30,15 @@ from utils.arguments import option, parse, required
 from utils.batching import Sequences
 from utils.checkpoint import checkpoint_step, fingerprint_of_weights, newest_or_initial
 from utils.clustering import Clusters, cluster_queries, evaluate_clusters
-from utils.embedding_store import EmbeddingMatrix, check_dtype
+from utils.embedding_store import EmbeddingMatrix, check_dtype, remove_earlier_embeddings
 from utils.encoding import encode_store, open_sequences
 from utils.episode import mined_file, newest_episode, read_result, write_mined_file, write_result
 from utils.errors import InputError, run
 from utils.logs import say
 from utils.metrics import evaluate_run
-from utils.negatives import check_candidates, check_positives, deal_passes, draw_negatives
+from utils.negatives import check_candidates, deal_passes, draw_negatives
 from utils.precision import choose_precision
-from utils.qrels import Qrels, read_qrels
+from utils.qrels import Qrels, read_train_and_dev_qrels
 from utils.search import search_rows
 from utils.token_store import TokenStore
 
@@ -85,14 +82,16 @@ class Arguments:
             raise InputError(f"--end_output_num is {self.end_output_num}; episodes count from 0, and -1 never ends")
         if self.group and not self.cluster_query:
             raise InputError("--group 1 trains on clusters, and --cluster_query is not set")
+        if self.index_factory == "Flat" and self.index_parameters:
+            raise InputError("--index_parameters are of an approximate index; --index_factory Flat searches exactly")
         for name in ("per_gpu_eval_batch_size", "topk_training", "negative_sample", "ann_chunk_factor"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} is {getattr(self, name)}; at least 1 is needed")
         check_dtype(self.embedding_dtype)
 
 
-def find_checkpoint(args: Arguments, number: int) -> str:
-    """The checkpoint that mines an episode, newer than the one before's; with --end_output_num -1, waits for it."""
+def find_checkpoint(args: Arguments, number: int) -> tuple[str, int]:
+    """The checkpoint that mines an episode, newer than the one before's, and its step; an endless miner waits."""
     mined = read_result(args.result_dir, number - 1) if number else {"step": -1}
     mined_step = mined.get("step", checkpoint_step(mined.get("checkpoint", ""), args.training_dir))
 
@@ -107,16 +106,7 @@ def find_checkpoint(args: Arguments, number: int) -> str:
     if step <= mined_step:
         message = f"no checkpoint is newer than {mined.get('checkpoint')}, which mined episode {number - 1}"
         raise InputError(f"{message}; train it first", args.training_dir)
-    return checkpoint
-
-
-def remove_earlier_embeddings(args: Arguments, checkpoint: str) -> None:
-    """Removes the embeddings of this run's checkpoints before this one; the initial model's and public ones stay."""
-    newest, public = checkpoint_step(checkpoint, args.training_dir), Path(args.public_ann_data_dir).resolve()
-    for folder in Path(args.output_dir).glob("embeddings-*"):
-        step = re.fullmatch(r"embeddings-(\d+)", folder.name)
-        if step and 0 < int(step[1]) < newest and folder.resolve() != public:
-            shutil.rmtree(folder)
+    return checkpoint, step
 
 
 def encode_all(args: Arguments, checkpoint: str, device: torch.device) -> dict[str, EmbeddingMatrix]:
@@ -147,20 +137,10 @@ def encode_all(args: Arguments, checkpoint: str, device: torch.device) -> dict[s
     }
 
 
-def read_judgments(args: Arguments) -> tuple[Qrels, Qrels]:
-    """The judgments of the training queries, each of which has a relevant passage, and of the dev queries."""
-    names = "train-query", "dev-query", "passages"
-    train_rows, dev_rows, passage_rows = (len(TokenStore(Path(args.data_dir, name))) for name in names)
-    train_file = Path(args.data_dir, "train-qrel.tsv")
-    train = read_qrels(train_file, train_rows, passage_rows)
-    check_positives(train, train_rows, train_file)
-    return train, read_qrels(Path(args.data_dir, "dev-qrel.tsv"), dev_rows, passage_rows)
-
-
 def search(
     args: Arguments, number: int, embeddings: dict[str, EmbeddingMatrix], train_qrels: Qrels, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The ranking of each dev query and the negatives of each training query, on the main process."""
+    """Dev queries' rankings, training queries' negatives: of all on the main process, elsewhere of its own share."""
     passages = TokenStore(Path(args.data_dir, "passages"))
     sequences = Sequences(passages, find_model_type(args.model_type).chunk_length)
 
@@ -177,17 +157,8 @@ def search(
     return distributed.gather_rows(np.concatenate(dev_ranking)), distributed.gather_rows(np.concatenate(negatives))
 
 
-def cluster(args: Arguments, number: int, queries: EmbeddingMatrix, device: torch.device) -> Clusters:
-    """Clusters the training queries and saves the clusters."""
-    clusters = cluster_queries(queries, args.cluster_centroids, args.seed, device)
-    clusters.save(Path(args.output_dir, f"clusters_{number}"))
-    return clusters
-
-
-def write_triplets(
-    args: Arguments, number: int, negatives: np.ndarray, train_qrels: Qrels, clusters: Clusters | None
-) -> int:
-    """Writes the mined file and returns the number of its triplets."""
+def deal(args: Arguments, number: int, negatives: np.ndarray, train_qrels: Qrels, clusters: Clusters | None) -> int:
+    """Deals the negatives into the mined file and returns the number of its triplets."""
     check_candidates(negatives, args.topk_training)
     short = int(((negatives >= 0).sum(1) < args.negative_sample).sum())
     if short:
@@ -197,22 +168,23 @@ def write_triplets(
     return write_mined_file(mined_file(args.output_dir, number), passes)
 
 
-def mine(args: Arguments, number: int, checkpoint: str, device: torch.device) -> None:
-    """Mines episode `number` with a checkpoint."""
+def mine(args: Arguments, number: int, checkpoint: str, step: int, device: torch.device) -> None:
+    """Mines episode `number` with the checkpoint of this step."""
     say(f"episode {number}: mining with {checkpoint}, {distributed.world_size()} processes on {device.type}")
-    train_qrels, dev_qrels = read_judgments(args)
+    train_qrels, dev_qrels = read_train_and_dev_qrels(args.data_dir)
     embeddings = encode_all(args, checkpoint, device)
     dev_ranking, negatives = search(args, number, embeddings, train_qrels, device)
     say(f"episode {number}: {len(dev_ranking) + len(negatives):,} queries searched, and negatives drawn")
 
     def write() -> None:
-        dev = evaluate_run(dev_ranking, dev_qrels)
-        clusters = cluster(args, number, embeddings["train-query"], device) if args.cluster_query else None
-        result = {"checkpoint": checkpoint, "step": checkpoint_step(checkpoint, args.training_dir), "episode": number}
+        dev, clusters = evaluate_run(dev_ranking, dev_qrels), None
+        result = {"checkpoint": checkpoint, "step": step, "episode": number}
         result |= {"ndcg": dev.means["ndcg@10"], **dev.means}
-        if clusters:
+        if args.cluster_query:
+            clusters = cluster_queries(embeddings["train-query"], args.cluster_centroids, args.seed, device)
+            clusters.save(Path(args.output_dir, f"clusters_{number}"))
             result |= evaluate_clusters(clusters, embeddings["dev-query"], dev.values["mrr@10"], device)
-        result["triplets"] = write_triplets(args, number, negatives, train_qrels, clusters)
+        result["triplets"] = deal(args, number, negatives, train_qrels, clusters)
         write_result(args.result_dir, number, result)
         metrics = f"dev MRR@10 {result['mrr@10']:.4f}, nDCG@10 {result['ndcg']:.4f}"
         say(f"episode {number}: {result['triplets']:,} triplets; {metrics}")
@@ -226,10 +198,10 @@ def mine_episodes(args: Arguments, device: torch.device) -> None:
     if 0 <= args.end_output_num < number:
         say(f"episode {number - 1} is mined already: {mined_file(args.output_dir, number - 1)}")
     while args.endless or number <= args.end_output_num:
-        checkpoint = find_checkpoint(args, number)
-        mine(args, number, checkpoint, device)
+        checkpoint, step = find_checkpoint(args, number)
+        mine(args, number, checkpoint, step, device)
         if args.endless and distributed.is_main():
-            remove_earlier_embeddings(args, checkpoint)
+            remove_earlier_embeddings(args.output_dir, step, args.public_ann_data_dir)
         number += 1
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drivers import run_ann, run_ann_data_gen
+from drivers import run_ann
 from tests.workplace import CLUSTERED, CLUSTERS, ROOT, Workplace, wait_for
 from utils.checkpoint import TrainerState, checkpoint_step, newest_checkpoint, read_trainer_state
 from utils.episode import mined_file, newest_episode, read_episode
@@ -210,17 +210,3 @@ def test_training_beside_a_miner_has_ended_after_its_steps_in_whatever_round():
     args = run_ann.Arguments(**FOLLOWING)
     states = [TrainerState(round=4, global_step=step, position=77) for step in (8, 9, 10)]
     assert [run_ann.is_trained(args, state) for state in states] == [False, True, True]
-
-
-def test_earlier_embeddings_make_room_but_the_initial_models_and_public_ones_stay(tmp_path):
-    for name in ("embeddings-0", "embeddings-5", "embeddings-10", "embeddings-15", "embeddings-20", "embeddings-old"):
-        (tmp_path / "ann_data" / name).mkdir(parents=True)
-    args = run_ann_data_gen.Arguments(
-        data_dir="d",
-        output_dir=str(tmp_path / "ann_data"),
-        training_dir=str(tmp_path / "models"),
-        public_ann_data_dir=str(tmp_path / "ann_data" / "embeddings-5"),
-    )
-    run_ann_data_gen.remove_earlier_embeddings(args, str(tmp_path / "models" / "checkpoint-15"))
-    left = {folder.name for folder in (tmp_path / "ann_data").iterdir()}
-    assert left == {"embeddings-0", "embeddings-5", "embeddings-15", "embeddings-20", "embeddings-old"}

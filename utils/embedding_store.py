@@ -13,6 +13,8 @@ sequence of the token store: a text, or one chunk of a long one.
 """
 
 import hashlib
+import re
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -111,6 +113,14 @@ def forget_embeddings(folder: str | Path, name: str) -> None:
     matrices = _read_manifest(Path(folder))
     if matrices.pop(name, None) is not None:
         _write_manifest(Path(folder), matrices)
+
+
+def remove_earlier_embeddings(output_dir: str | Path, step: int, public_dir: str | Path) -> None:
+    """Removes embeddings-STEP of every step before `step` but 0, the initial model's; `public_dir` stays too."""
+    for folder in Path(output_dir).glob("embeddings-*"):
+        earlier = re.fullmatch(r"embeddings-(\d+)", folder.name)
+        if earlier and 0 < int(earlier[1]) < step and folder.resolve() != Path(public_dir).resolve():
+            shutil.rmtree(folder)
 
 
 class ShardWriter:

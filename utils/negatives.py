@@ -7,7 +7,6 @@ replacement (counter-based random numbers; Salmon et al. 2011, mixing function S
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -30,18 +29,6 @@ def random_keys(*numbers: np.ndarray | int) -> np.ndarray:
             keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
             keys = keys ^ (keys >> np.uint64(31))
     return keys
-
-
-def check_positives(qrels: Qrels, query_count: int, path: str | Path) -> None:
-    """`InputError` where a query row below `query_count` has no relevant passage in `qrels`, read from `path`."""
-    counts = np.bincount(qrels.query_rows[qrels.relevance > 0], minlength=query_count)[:query_count]
-    without = np.flatnonzero(counts == 0)
-    if len(without):
-        raise InputError(
-            f"{len(without)} of {query_count} training queries have no relevant passage, query row {without[0]} the "
-            "first; the file belongs to other token stores: tokenize again",
-            path,
-        )
 
 
 def check_candidates(negatives: np.ndarray, topk: int) -> None:
@@ -114,7 +101,7 @@ def deal_passes(
     `negatives` as `draw_negatives` gives them; `clusters` int64 (Q,) or None. Pass j gets the negatives j,
     j + passes, j + 2 passes … of every query: all are dealt, and a query's passes differ by one at most. A query
     with several positives takes them in turn from pass to pass and from episode to episode. Every query must have
-    one (`check_positives`).
+    one (`utils.qrels.check_positives`).
     """
     relevant_rows, first, counts = _find_relevant(qrels, query_rows)
     assert counts.all(), "a query without a relevant passage"

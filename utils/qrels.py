@@ -9,6 +9,7 @@ import numpy as np
 
 from utils.errors import InputError
 from utils.files import atomic_file, read_lines, split_fields
+from utils.token_store import TokenStore
 
 
 @dataclass(frozen=True)
@@ -60,3 +61,26 @@ def read_qrels(path: str | Path, query_count: int, passage_count: int) -> Qrels:
     if len(table) > 1 and (np.diff(table[:, :2], axis=0) == 0).all(axis=1).any():
         raise InputError("judges a query and passage twice; tokenize again", path)
     return Qrels(table[:, 0], table[:, 1], table[:, 2])
+
+
+def check_positives(qrels: Qrels, query_count: int, path: str | Path) -> None:
+    """`InputError` where a query row below `query_count` has no relevant passage in `qrels`, read from `path`."""
+    counts = np.bincount(qrels.query_rows[qrels.relevance > 0], minlength=query_count)[:query_count]
+    without = np.flatnonzero(counts == 0)
+    if len(without):
+        raise InputError(
+            f"{len(without)} of {query_count} training queries have no relevant passage, query row {without[0]} the "
+            "first; the file belongs to other token stores: tokenize again",
+            path,
+        )
+
+
+def read_train_and_dev_qrels(data_dir: str | Path) -> tuple[Qrels, Qrels]:
+    """The judgments beside the token stores in `data_dir`; every training query must have a relevant passage."""
+    folder = Path(data_dir)
+    train_rows, dev_rows, passage_rows = (
+        len(TokenStore(folder / name)) for name in ("train-query", "dev-query", "passages")
+    )
+    train = read_qrels(folder / "train-qrel.tsv", train_rows, passage_rows)
+    check_positives(train, train_rows, folder / "train-qrel.tsv")
+    return train, read_qrels(folder / "dev-qrel.tsv", dev_rows, passage_rows)

@@ -17,7 +17,14 @@ from tests.tiny_models import padded_vectors, random_store, tiny_bert, tiny_robe
 from utils import distributed, embedding_store, encoding
 from utils.batching import PackedTokens, Sequences
 from utils.checkpoint import fingerprint_of_weights
-from utils.embedding_store import EmbeddingSource, ShardWriter, find_embeddings, record_embeddings, shards_are_whole
+from utils.embedding_store import (
+    EmbeddingSource,
+    ShardWriter,
+    find_embeddings,
+    record_embeddings,
+    remove_earlier_embeddings,
+    shards_are_whole,
+)
 from utils.encoding import check_length, cut_batches, encode_store, open_sequences, order_by_length, share_of_rows
 from utils.errors import InputError
 from utils.precision import Precision
@@ -340,6 +347,14 @@ def test_more_processes_than_rows_leave_some_with_nothing(tmp_path):
     source = EmbeddingSource("w", "t", 24, 0, "float32", "float32", rows=0, dimensions=3)
     ShardWriter(tmp_path, "passages", 0, 1, np.arange(0), source).close()
     assert record_embeddings(tmp_path, "passages", source, 1).rows(0, 0).shape == (0, 3)
+
+
+def test_earlier_embeddings_make_room_but_the_initial_models_and_public_ones_stay(tmp_path):
+    for name in ("embeddings-0", "embeddings-5", "embeddings-10", "embeddings-15", "embeddings-20", "embeddings-old"):
+        (tmp_path / name).mkdir()
+    remove_earlier_embeddings(tmp_path, 15, tmp_path / "embeddings-5")
+    left = {folder.name for folder in tmp_path.iterdir()}
+    assert left == {"embeddings-0", "embeddings-5", "embeddings-15", "embeddings-20", "embeddings-old"}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from utils import negatives as negatives_module
 from utils.errors import InputError
-from utils.negatives import SHUFFLE, check_candidates, check_positives, deal_passes, draw_negatives, random_keys
+from utils.negatives import SHUFFLE, check_candidates, deal_passes, draw_negatives, random_keys
 from utils.qrels import Qrels
 
 QUERIES, PASSAGES, DEPTH = 12, 40, 15
@@ -162,16 +162,6 @@ def test_random_keys_of_neighbours_share_no_bits_by_rule():
     bits = np.unpackbits(keys.view(np.uint8)).mean()
     assert abs(bits - 0.5) < 0.005
     assert len(np.unique(keys)) == keys.size
-
-
-def test_a_query_without_a_relevant_passage_is_named():
-    positives = {0: np.array([3]), 2: np.array([5])}
-    with pytest.raises(InputError, match=r"train-qrel\.tsv: 2 of 4 .* query row 1 the first"):
-        check_positives(judge(positives), 4, "train-qrel.tsv")
-    not_relevant = Qrels(*np.array([(0, 3, 1), (1, 3, 0), (2, 5, 1)]).T)
-    with pytest.raises(InputError, match=r"1 of 3 .* query row 1 the first"):
-        check_positives(not_relevant, 3, "train-qrel.tsv")
-    check_positives(judge(positives | {1: np.array([3])}), 3, "train-qrel.tsv")
 
 
 def test_no_negative_at_all_is_an_error_and_one_is_enough():

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.tiny_models import random_store
 from utils.errors import InputError
-from utils.qrels import Qrels, read_qrels, write_qrels
+from utils.qrels import Qrels, check_positives, read_qrels, read_train_and_dev_qrels, write_qrels
 
 judgment_lists = st.dictionaries(
     st.tuples(st.integers(0, 9), st.integers(0, 19)), st.integers(-2, 4), min_size=1, max_size=40
@@ -76,3 +77,23 @@ def test_a_missing_and_an_empty_file_are_named(tmp_path):
     for name, message in (("none.tsv", "no such file"), ("empty.tsv", "empty")):
         with pytest.raises(InputError, match=message):
             read_qrels(tmp_path / name, 1, 1)
+
+
+def test_a_query_without_a_relevant_passage_is_named():
+    judged = [(0, 3, 1), (1, 3, 0), (2, 5, 1)]
+    for query_count, message in ((3, "1 of 3 .* query row 1 the first"), (5, "3 of 5 .* query row 1 the first")):
+        with pytest.raises(InputError, match=rf"train-qrel\.tsv: {message}"):
+            check_positives(Qrels(*np.array(judged).T), query_count, "train-qrel.tsv")
+    check_positives(Qrels(*np.array([*judged, (1, 4, 1)]).T), 3, "train-qrel.tsv")
+
+
+def test_every_training_query_must_have_a_relevant_passage_and_a_dev_query_need_not(tmp_path):
+    for name, rows in (("train-query", 2), ("dev-query", 3), ("passages", 4)):
+        random_store(tmp_path / name, rows)
+    write_qrels(tmp_path / "train-qrel.tsv", [(0, 3, 1), (1, 0, 1)])
+    write_qrels(tmp_path / "dev-qrel.tsv", [(2, 1, 1)])
+    train, dev = read_train_and_dev_qrels(tmp_path)
+    assert (train.query_rows.tolist(), dev.query_rows.tolist()) == ([0, 1], [2])
+    write_qrels(tmp_path / "train-qrel.tsv", [(0, 3, 1)])
+    with pytest.raises(InputError, match=r"train-qrel\.tsv: 1 of 2"):
+        read_train_and_dev_qrels(tmp_path)

@@ -1,0 +1,23 @@
+"""The miner's command line: what contradicts itself is refused before anything is encoded."""
+
+import pytest
+
+from drivers.run_ann_data_gen import Arguments
+from utils.errors import InputError
+
+NEEDED = {"data_dir": "d", "output_dir": "o", "training_dir": "t"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"end_output_num": -2}, "--end_output_num is -2"),
+        ({"group": 1}, "--cluster_query is not set"),
+        ({"topk_training": 0}, "--topk_training is 0"),
+        ({"index_parameters": "nprobe=8"}, "--index_parameters are of an approximate index"),
+    ],
+)
+def test_flags_that_contradict_each_other_are_refused(changes, reason):
+    with pytest.raises(InputError, match=reason):
+        Arguments(**NEEDED | changes)
+    assert Arguments(**NEEDED, index_factory="IVF64,Flat", index_parameters="nprobe=8").index_parameters
