@@ -178,6 +178,11 @@ hold() { # FILE PRODUCT NAME…: notes these settings in FILE; where PRODUCT is 
     fi
 }
 
+# One at a time: a script that was killed may have left behind what it started, which keeps the lock. (Status 1 is a
+# taken lock; on a disk without locks flock says so, and there is none.)
+exec {lock}> "$OUT_DIR/.lock"
+flock --nonblock "$lock" || (($? != 1)) || fail "another run is at work in $OUT_DIR; wait for it, or end it"
+
 # 1. The demo's collection: half a minute.
 if ((${#demo[@]})); then
     stage "demo collection: the documentation of installed Python libraries"
@@ -199,11 +204,6 @@ for folder in ${folders[@]+"${folders[@]}"}; do
     [[ -z "${zero_shot[$name]:-}" ]] || fail "ZERO_SHOT_DIRS names two folders '$name'; rename one of them"
     zero_shot["$name"]="$folder" zero_shot_names+=("$name")
 done
-
-# One at a time: a script that was killed may have left behind what it started, which keeps the lock. (Status 1 is a
-# taken lock; on a disk without locks flock says so, and there is none.)
-exec {lock}> "$OUT_DIR/.lock"
-flock --nonblock "$lock" || (($? != 1)) || fail "another run is at work in $OUT_DIR; wait for it, or end it"
 
 # A folder belongs to one run: with other settings, what is in it would be taken for done. A setting is held to once
 # something is there that follows from it; until then a mistake can be mended.
@@ -270,6 +270,7 @@ side_by_side() {
     wait "$miner" || true # whatever it was at
     wait "$trainer" || fail "$ended has ended too early: $reason"
     trap - EXIT
+    rm -rf "$ann_data"/search-* "$ann_data"/embeddings-*/*.unfinished.npy # what the miner was at
 }
 if ((ASYNC)); then
     [[ -d "$models/checkpoint-$((EPISODES * STEPS))" ]] || side_by_side

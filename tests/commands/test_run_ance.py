@@ -347,16 +347,18 @@ def is_gone(run: Run, script: str) -> bool:
     return not pid or not Path("/proc", pid).exists()
 
 
-def test_a_folder_has_one_run_at_a_time_also_where_a_killed_script_left_its_processes(run):
-    process = start_and_hang(run, "run_ann_data_gen")
+@pytest.mark.parametrize(("script", "data_dir"), [("run_ann_data_gen", "raw"), ("demo_data", "")])
+def test_a_folder_has_one_run_at_a_time_also_where_a_killed_script_left_its_processes(run, script, data_dir):
+    run.settings["DATA_DIR"] = data_dir
+    process = start_and_hang(run, script)
     refused = run()
     assert (refused.returncode, "another run is at work" in refused.stderr) == (2, True)
     process.kill()
     process.wait()
     assert "another run is at work" in run().stderr
-    os.kill(int(run.checkout.process_of("run_ann_data_gen")[0]), signal.SIGKILL)
+    os.kill(int(run.checkout.process_of(script)[0]), signal.SIGKILL)
     process.communicate()
-    run.checkout.let_hang("run_ann_data_gen", False)
+    run.checkout.let_hang(script, False)
     assert run().returncode == 0
 
 
@@ -401,6 +403,23 @@ def test_side_by_side_one_that_fails_stops_the_other_and_the_same_command_goes_o
     again = side_by_side()
     assert again.returncode == 0, again.stderr
     assert sorted(names(side_by_side.calls())[:2]) == ["run_ann", "run_ann_data_gen"]
+
+
+def test_side_by_side_what_the_miner_left_unfinished_goes_when_training_has_ended_and_not_before(side_by_side):
+    names = "search-train-query/0a/rows-0-0.npy", "embeddings-9/passages.0-of-2.unfinished.npy"
+    unfinished = [side_by_side.out / "ann_data" / name for name in names]
+    whole = side_by_side.out / "ann_data" / "embeddings-9" / "passages.1-of-2.npy"
+    for path in (*unfinished, whole):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    side_by_side.checkout.let_fail("run_ann")
+    assert side_by_side().returncode == 2
+    assert all(path.exists() for path in unfinished)
+    side_by_side.checkout.let_fail("run_ann", False)
+    assert side_by_side().returncode == 0
+    assert not any(path.exists() for path in unfinished)
+    assert [path.name for path in whole.parents[1].iterdir()] == ["embeddings-9"]
+    assert whole.exists()
 
 
 def test_side_by_side_a_script_that_is_stopped_leaves_nobody_behind(side_by_side):
