@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.judgments import qrel_file, read_split, write_split
 from data.tokenizing import Text, count_lines, load_tokenizer, text_normalizer, write_token_store
-from utils.arguments import option, parse, required
+from utils.arguments import check_at_least_one, option, parse, required
 from utils.errors import InputError, run
 from utils.files import find_file, read_lines, split_fields
 from utils.logs import say
@@ -53,8 +53,7 @@ class Arguments:
     def __post_init__(self) -> None:
         if self.data_type not in FILES:
             raise InputError(f"--data_type {self.data_type}: there are 0 (documents) and 1 (passages)")
-        if self.max_doc_character < 1:
-            raise InputError(f"--max_doc_character is {self.max_doc_character}; at least 1 is needed")
+        check_at_least_one(self, "max_doc_character")
 
 
 def read_numbered(path: Path, normalize: Callable[[str], str]) -> Iterator[Text]:

@@ -28,7 +28,7 @@ from model.training_state import resume, save
 from model.training_step import TrainingStep
 from model.triplets import TripletModel
 from utils import distributed
-from utils.arguments import option, parse, required
+from utils.arguments import check_at_least_one, option, parse, required
 from utils.batching import StepBatches, step_batches
 from utils.checkpoint import TrainerState, newest_or_initial
 from utils.encoding import open_sequences
@@ -108,9 +108,9 @@ class Arguments:
             raise InputError("give --training_dir or --output_dir: where checkpoints are and go")
         if not self.triplet:
             raise InputError("--triplet false: mined files hold triplets only")
-        for name in ("per_gpu_train_batch_size", "gradient_accumulation_steps", "logging_steps", "n_groups"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} is {getattr(self, name)}; at least 1 is needed")
+        check_at_least_one(
+            self, "per_gpu_train_batch_size", "gradient_accumulation_steps", "logging_steps", "n_groups"
+        )
 
 
 def is_trained(args: Arguments, saved: TrainerState) -> bool:

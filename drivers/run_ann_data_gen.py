@@ -26,7 +26,7 @@ import torch
 
 from model.encoders import find_model_type, load_encoder
 from utils import distributed
-from utils.arguments import option, parse, required
+from utils.arguments import check_at_least_one, option, parse, required
 from utils.batching import Sequences
 from utils.checkpoint import checkpoint_step, fingerprint_of_weights, newest_or_initial
 from utils.clustering import Clusters, cluster_queries, evaluate_clusters
@@ -84,9 +84,7 @@ class Arguments:
             raise InputError("--group 1 trains on clusters, and --cluster_query is not set")
         if self.index_factory == "Flat" and self.index_parameters:
             raise InputError("--index_parameters are of an approximate index; --index_factory Flat searches exactly")
-        for name in ("per_gpu_eval_batch_size", "topk_training", "negative_sample", "ann_chunk_factor"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} is {getattr(self, name)}; at least 1 is needed")
+        check_at_least_one(self, "per_gpu_eval_batch_size", "topk_training", "negative_sample", "ann_chunk_factor")
         check_dtype(self.embedding_dtype)
 
 

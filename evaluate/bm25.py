@@ -28,7 +28,7 @@ from data.msmarco_data import DOCUMENTS, FILES, PASSAGES, read_documents, read_n
 from data.tokenizing import Text, count_lines
 from evaluate.metrics_file import RunMetrics, write_metrics
 from evaluate.rankings import cut_at, leave_out_self_matches, queries_may_be_passages
-from utils.arguments import option, parse, required
+from utils.arguments import check_at_least_one, option, parse, required
 from utils.errors import InputError, run
 from utils.files import find_file
 from utils.logs import progress, say
@@ -49,8 +49,7 @@ class Arguments:
 
     def __post_init__(self) -> None:
         self.collection = self.collection or Path(self.data_dir).resolve().name
-        if self.depth < 1:
-            raise InputError(f"--depth is {self.depth}; at least 1 is needed")
+        check_at_least_one(self, "depth")
 
 
 class Index:

@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 from transformers import HfArgumentParser
 
+from utils.errors import InputError
+
 T = TypeVar("T")
 
 
@@ -24,6 +26,13 @@ def option(default: Any, help: str) -> Any:
 def required(help: str) -> Any:
     """A flag that must be given."""
     return field(metadata={"help": help})
+
+
+def check_at_least_one(arguments: Any, *names: str) -> None:
+    """`InputError` where one of these flags, a whole number, is below 1."""
+    for name in names:
+        if getattr(arguments, name) < 1:
+            raise InputError(f"--{name} is {getattr(arguments, name)}; at least 1 is needed")
 
 
 def parse(arguments: type[T], description: str) -> T:

@@ -38,7 +38,7 @@ from evaluate.benchmarks.training import MODEL_TYPE
 from evaluate.operations import encoding_operations
 from model.encoders import load_encoder
 from utils import distributed
-from utils.arguments import option, parse, required
+from utils.arguments import check_at_least_one, option, parse, required
 from utils.batching import Sequences
 from utils.encoding import encode_store, open_sequences
 from utils.errors import InputError, run
@@ -67,9 +67,7 @@ class Arguments:
     no_cuda: bool = option(False, "stay on the CPU")
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "batch_size", "library_batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} is {getattr(self, name)}; at least 1 is needed")
+        check_at_least_one(self, "rounds", "batch_size", "library_batch_size")
 
 
 @dataclass

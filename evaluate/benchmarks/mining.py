@@ -37,9 +37,9 @@ from datasets import load_from_disk
 from evaluate.benchmarks import contenders, processes
 from evaluate.benchmarks.processes import Stage
 from utils import distributed
-from utils.arguments import option, parse, required
+from utils.arguments import check_at_least_one, option, parse, required
 from utils.episode import read_result
-from utils.errors import InputError, run
+from utils.errors import run
 from utils.files import write_json
 from utils.logs import say
 from utils.precision import choose_precision
@@ -68,8 +68,7 @@ class Arguments:
     no_cuda: bool = option(False, "stay on the CPU")
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise InputError(f"--rounds is {self.rounds}; at least 1 is needed")
+        check_at_least_one(self, "rounds")
 
 
 def make_command(name: str, args: Arguments, folder: Path) -> tuple[Path, list[object]]:

@@ -31,9 +31,9 @@ import torch
 from evaluate.benchmarks import contenders
 from evaluate.benchmarks.contenders import product_rate
 from utils import distributed
-from utils.arguments import option, parse, required
+from utils.arguments import check_at_least_one, option, parse, required
 from utils.embedding_store import EmbeddingMatrix, EmbeddingSource, ShardWriter, find_embeddings, record_embeddings
-from utils.errors import InputError, run
+from utils.errors import run
 from utils.files import write_json
 from utils.logs import progress, say
 from utils.search import search
@@ -58,9 +58,7 @@ class Arguments:
     no_cuda: bool = option(False, "stay on the CPU")
 
     def __post_init__(self) -> None:
-        for name in ("passages", "queries", "dimensions", "k", "rounds"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} is {getattr(self, name)}; at least 1 is needed")
+        check_at_least_one(self, "passages", "queries", "dimensions", "k", "rounds")
 
 
 def make_vectors(args: Arguments, name: str, rows: int) -> EmbeddingMatrix:

@@ -29,8 +29,8 @@ from datasets import Dataset, disable_progress_bars
 from data.msmarco_data import read_numbered
 from data.tokenizing import load_tokenizer, text_normalizer, write_token_store
 from evaluate.benchmarks import contenders
-from utils.arguments import option, parse, required
-from utils.errors import InputError, run
+from utils.arguments import check_at_least_one, option, parse, required
+from utils.errors import run
 from utils.files import find_file, write_json
 from utils.logs import say
 from utils.token_store import TokenStore
@@ -51,9 +51,7 @@ class Arguments:
     peak_of: str = option("", "only print the peak memory, in GiB, of two turns of this contender")
 
     def __post_init__(self) -> None:
-        for name in ("texts", "rounds"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} is {getattr(self, name)}; at least 1 is needed")
+        check_at_least_one(self, "texts", "rounds")
 
 
 Rows = TokenStore | Dataset

@@ -50,7 +50,7 @@ from model.optimizers import OPTIMIZERS
 from model.training_step import TrainingStep
 from model.triplets import TripletModel
 from utils import distributed
-from utils.arguments import option, parse, required
+from utils.arguments import check_at_least_one, option, parse, required
 from utils.batching import Sequences, TripletBatch, make_step_batches, prefetch
 from utils.encoding import check_length
 from utils.episode import Episode, MinedLines, read_episode, write_mined_file
@@ -92,9 +92,7 @@ class Arguments:
 
     def __post_init__(self) -> None:
         contenders.check_shape(self.shape)
-        for name in ("triplets", "rounds", "clusters"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} is {getattr(self, name)}; at least 1 is needed")
+        check_at_least_one(self, "triplets", "rounds", "clusters")
         if self.optimizer not in OPTIMIZERS:
             raise InputError(f"--optimizer {self.optimizer!r}: there are {', '.join(OPTIMIZERS)}")
         unknown = set(self.contenders) - set(CONTENDERS)
