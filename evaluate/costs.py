@@ -1,14 +1,15 @@
 """What a full MS MARCO run costs in time, disk and memory, computed from rates rather than measured.
 
     python evaluate/costs.py
-    python evaluate/costs.py --gpu "NVIDIA H100 SXM" --peak_tflops 989 --float32_tflops 67 --train_share 0.25
+    python evaluate/costs.py --gpu "NVIDIA H100 SXM" --peak_tflops 989 --train_share 0.25
     python evaluate/costs.py --measured runs/benchmarks/training-minilm-float32.json
 
 Prints two Markdown tables: the rates, each with its source, and what follows from them for the published
 hyperparameters (commands/run_ance.sh). A time is the operations that a stage cannot do without
 (evaluate/operations.py) over the rate: a peak from a data sheet times the share of it that is reached. Those shares
 are the soft part, and arguments. With --measured, a result of evaluate/benchmarks/training.py, one more column has
-the rates of the machine that was measured there.
+the rates of the machine that was measured there. A GPU searches in float16, in which its peak is that of bfloat16. A
+CPU searches in float32: of one, give a result in float32.
 
 Not counted: reading and writing files, clustering and dealing negatives, and the exchange of gradients between GPUs,
 which overlaps with the backward pass.
@@ -27,9 +28,11 @@ from evaluate.results_table import markdown
 from utils.arguments import option, parse
 from utils.errors import InputError, run
 from utils.files import read_json
+from utils.search import BLOCK_BYTES, TILE_SCORES, WINDOW_CANDIDATES
 
 VOCABULARY, POSITIONS, SEGMENTS = 30_522, 512, 2
 TOPK, NEGATIVES, PASSES, CLUSTERS, EPISODES, SAVE_STEPS = 200, 30, 5, 50, 3, 5_000
+CANDIDATE_BYTES = 4 + 8  # its score and row
 ACTIVATION_BYTES = 34  # a token, layer and unit of width, in mixed precision: arXiv:2205.05198, without scores
 
 
@@ -40,17 +43,16 @@ class Arguments:
     train_queries: int = option(502_939, "training queries")
     dev_queries: int = option(6_980, "dev queries")
     query_tokens: int = option(10, "tokens of a query in the mean")
-    gpu: str = option("NVIDIA A100", "the GPU whose data sheet the peaks are from")
-    peak_tflops: float = option(312, "its peak in bfloat16 products, in 10^12 operations a second")
-    float32_tflops: float = option(19.5, "its peak in float32 products, which searching runs in")
+    gpu: str = option("NVIDIA A100", "the GPU whose data sheet the peak is from")
+    peak_tflops: float = option(312, "its peak in products of 16-bit numbers, in 10^12 operations a second")
     encode_share: float = option(0.4, "share of the peak that encoding reaches")
     train_share: float = option(0.3, "share of the peak that a training step reaches")
-    search_share: float = option(0.4, "share of the float32 peak that searching reaches, choosing the best included")
+    search_share: float = option(0.4, "share of the peak that searching reaches, choosing the best included")
     gpus: list[int] = field(default_factory=lambda: [1, 8], metadata={"help": "numbers of GPUs, a column each"})
-    measured: str = option("", "training-….json of evaluate/benchmarks/training.py, in float32")
+    measured: str = option("", "training-….json of evaluate/benchmarks/training.py")
 
     def __post_init__(self) -> None:
-        for name in ("peak_tflops", "float32_tflops", "encode_share", "train_share", "search_share"):
+        for name in ("peak_tflops", "encode_share", "train_share", "search_share"):
             if getattr(self, name) <= 0:
                 raise InputError(f"--{name} is {getattr(self, name)}; a number above 0 is needed")
         if min(self.gpus, default=0) < 1:
@@ -126,46 +128,53 @@ def mined_bytes(args: Arguments) -> float:
     return args.train_queries * (PASSES * line + NEGATIVES * (passages + 1) - PASSES)
 
 
-def disk_bytes(args: Arguments, size: Size) -> dict[str, float]:
-    """Bytes on the disk. Vectors are float32, tokens uint16; optimizers keep two moments of every parameter."""
+def disk_bytes(args: Arguments, size: Size, processes: int) -> dict[str, float]:
+    """Bytes on the disk. Vectors are float32, tokens uint16; optimizers keep two moments of every parameter.
+
+    Several processes leave each other the best that each has found for all queries.
+    """
     queries = args.train_queries + args.dev_queries
     tokens = args.passages * args.passage_tokens + queries * args.query_tokens
     ids = args.passages * (mean_digits(args.passages) + 1)
+    candidates = CANDIDATE_BYTES * TOPK * args.train_queries
     parts = {
         "token stores": 2 * tokens + 8 * (args.passages + queries) + ids,
         "embeddings of a checkpoint": 4 * size.width * (args.passages + queries),
         "a mined file": mined_bytes(args),
         "a checkpoint": 12 * size.parameters,
+        "candidates, while several processes search": candidates * processes if processes > 1 else 0,
     }
     checkpoints = EPISODES * -(-size.steps // SAVE_STEPS)
-    counts = dict(zip(parts, (1, EPISODES + 1, EPISODES, checkpoints), strict=True))
+    counts = dict(zip(parts, (1, EPISODES + 1, EPISODES, checkpoints, 1), strict=True))
     whole = sum(counts[name] * count for name, count in parts.items())
     return parts | {f"the run, with {EPISODES + 1} embeddings and a checkpoint every {SAVE_STEPS:,} steps": whole}
 
 
 def memory_bytes(args: Arguments, size: Size) -> dict[str, float]:
-    """Bytes that one process holds, where they are most."""
-    vectors = 4 * size.width * args.train_queries
-    candidates = (4 + 8) * TOPK * args.train_queries
+    """Bytes that one process holds, where they are most. A GPU has a block of passages in float32 and float16.
+
+    Of the copies that are made in passing, the float32 one of a block with its mean taken off is counted.
+    """
+    block = 2.5 * BLOCK_BYTES + 2 * TILE_SCORES
+    window = min(WINDOW_CANDIDATES // TOPK, args.train_queries) * (4 * size.width + CANDIDATE_BYTES * TOPK)
     tokens = batch_lengths(size, args.passage_tokens, args.query_tokens).sum()
     return {
-        "a process that searches: query vectors, best candidates": vectors + candidates,
+        "a process that searches: a window of queries, best candidates": window,
+        "the GPU of a process that searches: a block of passages, a tile of scores": block,
         "a process that trains: parameters, gradients, moments": 16 * size.parameters,
         "a process that trains: activations (estimate)": float(ACTIVATION_BYTES * size.width * size.layers * tokens),
     }
 
 
-def read_measured(path: str) -> tuple[str, float, float]:
-    """Of a result of evaluate/benchmarks/training.py: the device, its peak, and the share that iDRO's steps reach."""
+def read_measured(path: str) -> tuple[str, str, float, float]:
+    """Of a result of evaluate/benchmarks/training.py: device, dtype, peak, and the share that iDRO's steps reach."""
     result = read_json(path)
     try:
         name, peak = result["device"], result["peak_operations_a_second"]["median"]
         dtype, share = result["dtype"], result["contenders"]["idro"]["useful_share"]
     except (KeyError, TypeError):
         raise InputError("is no result of evaluate/benchmarks/training.py that idro took part in", path) from None
-    if dtype != "float32":
-        raise InputError(f"was measured in {dtype}, and searching runs in float32: give a result in float32", path)
-    return name, peak, share
+    return name, dtype, peak, share
 
 
 def in_time(value: float) -> str:
@@ -182,15 +191,14 @@ def in_bytes(value: float) -> str:
 
 def main() -> None:
     args = parse(Arguments, __doc__)
-    bfloat16, float32 = args.peak_tflops * 1e12, args.float32_tflops * 1e12
-    gpu = Rates(bfloat16 * args.encode_share, float32 * args.search_share, bfloat16 * args.train_share)
+    operations = args.peak_tflops * 1e12
+    gpu = Rates(operations * args.encode_share, operations * args.search_share, operations * args.train_share)
     assumed = "assumed, not measured"
     sources = [
-        ["peak in bfloat16", f"{args.peak_tflops:g} TFLOP/s", f"data sheet, {args.gpu}"],
-        ["peak in float32", f"{args.float32_tflops:g} TFLOP/s", f"data sheet, {args.gpu}"],
+        ["peak in bfloat16 and float16", f"{args.peak_tflops:g} TFLOP/s", f"data sheet, {args.gpu}"],
         ["share of the peak in encoding (bfloat16)", f"{args.encode_share:.0%}", assumed],
         ["share of the peak in training (bfloat16)", f"{args.train_share:.0%}", assumed],
-        ["share of the peak in searching (float32)", f"{args.search_share:.0%}", assumed],
+        ["share of the peak in searching (float16)", f"{args.search_share:.0%}", assumed],
         ["tokens of a passage", f"{args.passage_tokens}", "mean of MS MARCO's, cut at 256"],
         ["tokens of a query", f"{args.query_tokens}", assumed],
     ]
@@ -200,10 +208,10 @@ def main() -> None:
         for count in args.gpus
     }
     if args.measured:
-        name, peak, share = read_measured(args.measured)
+        name, dtype, peak, share = read_measured(args.measured)
         measured = f"measured, {Path(args.measured).name}"
         sources += [
-            [f"peak in float32, {name}", f"{peak / 1e12:.2g} TFLOP/s", measured],
+            [f"peak in {dtype}, {name}", f"{peak / 1e12:.2g} TFLOP/s", measured],
             [f"share of the peak in training, {name}", f"{share:.0%}", measured],
             [f"share of the peak in encoding, {name}", f"{share:.0%}", f"{assumed}: as in training"],
             [f"share of the peak in searching, {name}", f"{args.search_share:.0%}", assumed],
@@ -211,7 +219,7 @@ def main() -> None:
         columns[f"base, {name}"] = SIZES["base"], Rates(peak * share, peak * args.search_share, peak * share), 1
     cells = [
         {name: in_time(value) for name, value in seconds(args, size, rates, count).items()}
-        | {f"disk: {name}": in_bytes(value) for name, value in disk_bytes(args, size).items()}
+        | {f"disk: {name}": in_bytes(value) for name, value in disk_bytes(args, size, count).items()}
         | {f"memory: {name}": in_bytes(value) for name, value in memory_bytes(args, size).items()}
         for size, rates, count in columns.values()
     ]
