@@ -162,7 +162,9 @@ def _best_by_segments(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     columns = scores.shape[1]
     if columns <= count * SEGMENT:
         return scores.topk(count, dim=1, sorted=False)
-    segments = pad(scores, (0, -columns % SEGMENT), value=-torch.inf).unflatten(1, (-1, SEGMENT))
+    if columns % SEGMENT:
+        scores = pad(scores, (0, -columns % SEGMENT), value=-torch.inf)
+    segments = scores.unflatten(1, (-1, SEGMENT))
     best_segments = segments.amax(2).topk(count, dim=1, sorted=False).indices  # lines, count
     among = segments.gather(1, best_segments[:, :, None].expand(-1, -1, SEGMENT)).flatten(1)
     values, place = among.topk(count, dim=1, sorted=False)
@@ -236,7 +238,7 @@ def search(
     top_rows = torch.full((len(queries), k), -1, dtype=torch.int64)
     with progress(total=len(queries) * (last - first), unit="scores", label="search") as bar:
         for start, stop in _blocks(passages, first, last):
-            vectors = passages.rows(start, stop)
+            vectors, block = passages.rows(start, stop), None  # the last block goes before the next one comes
             block = HalfBlock(vectors, device) if device.type == "cuda" else FloatBlock(vectors)
             for line in range(0, len(queries), LINES):
                 lines = slice(line, line + LINES)
