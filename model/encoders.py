@@ -5,6 +5,9 @@
                            and its best chunk scores                              (ANCE MaxP)
     rdot_nll_condenser     BERT, the last layer's [CLS] vector as it is           (COCO-DR, arXiv:2210.15212)
 
+Models of others that are evaluated here may be meant otherwise (sentence-transformers' all-MiniLM-L6-v2: the mean of
+all tokens' vectors, of length 1). `Reading` says so; training always reads the first token.
+
 One sequence gives one vector everywhere. That a document may be several sequences is a matter of how rows are cut
 into sequences and scores are joined, not of the encoder.
 
@@ -29,18 +32,47 @@ from transformers.utils import logging as transformers_logging
 from model.attention import packed_attention
 from model.dropout import replace_dropout
 from utils.batching import PackedTokens
+from utils.checkpoint import fingerprint_of_weights
+from utils.encoding import StoreEncoder
 from utils.errors import InputError
 from utils.logs import say
+from utils.precision import Precision
 
 EMBEDDING_DIM = 768
+POOLINGS = ("cls", "mean")
 NEW_WEIGHTS_SEED = 0
 
 
-def first_token_vectors(model: BertModel | RobertaModel, tokens: PackedTokens, first_position: int = 0) -> Tensor:
-    """The last layer's vector of each sequence's first token, (n, H); what `model` gives for padded sequences.
+@dataclass(frozen=True)
+class Reading:
+    """How a text's vector is read off the last layer.
 
-    The last layer reads every token and is asked for the first ones only: their vectors are all that follows, so
-    10 of its 12 H² products a token fall away. Positions count from `first_position`.
+    `pooling` is cls, the first token's vector, or mean, the mean of all tokens' (special ones too); a head, where the
+    encoder has one, follows. `normalized` vectors are scaled to length 1, so that dot products are cosines.
+    """
+
+    pooling: str = "cls"
+    normalized: bool = False
+
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise InputError(f"--pooling {self.pooling!r} is unknown; there are {', '.join(POOLINGS)}")
+
+    def __str__(self) -> str:
+        return f"{self.pooling}, normalized" if self.normalized else self.pooling
+
+    def finish(self, vectors: Tensor) -> Tensor:
+        """The vectors (n, dimensions) that scores are products of, from those that the encoder ends with."""
+        return nn.functional.normalize(vectors, dim=-1) if self.normalized else vectors
+
+
+def pooled_vectors(
+    model: BertModel | RobertaModel, tokens: PackedTokens, pooling: str, first_position: int = 0
+) -> Tensor:
+    """One vector a sequence off the last layer, (n, H), by `Reading.pooling`; as `model` gives for padded sequences.
+
+    For cls the last layer reads every token and is asked for the first ones only: their vectors are all that follows,
+    so 10 of its 12 H² products a token fall away. Positions count from `first_position`.
     """
     hidden = model.embeddings(input_ids=tokens.input_ids[None], position_ids=tokens.positions[None] + first_position)[
         0
@@ -51,7 +83,19 @@ def first_token_vectors(model: BertModel | RobertaModel, tokens: PackedTokens, f
             hidden = checkpoint(_layer, layer, hidden, hidden, tokens, use_reentrant=False)
         else:
             hidden = _layer(layer, hidden, hidden, tokens)
-    return _layer(last, hidden[tokens.first], hidden, tokens)
+    if pooling == "cls":
+        return _layer(last, hidden[tokens.first], hidden, tokens)
+    return _means(_layer(last, hidden, hidden, tokens), tokens.lengths)
+
+
+def _means(hidden: Tensor, lengths: list[int]) -> Tensor:
+    """The mean of each sequence's rows of `hidden` (T, H), in float32: (n, H)."""
+    counts = torch.tensor(lengths, device=hidden.device)
+    sequence = torch.arange(len(lengths), device=hidden.device).repeat_interleave(counts, output_size=len(hidden))
+    sums = hidden.new_zeros(len(lengths), hidden.shape[1], dtype=torch.float32).index_add_(
+        0, sequence, hidden.float()
+    )
+    return sums / counts[:, None]
 
 
 def _layer(layer: BertLayer | RobertaLayer, rows: Tensor, hidden: Tensor, tokens: PackedTokens) -> Tensor:
@@ -70,6 +114,7 @@ class RobertaDot(RobertaPreTrainedModel):
 
     def __init__(self, config) -> None:
         super().__init__(config)
+        self.reading = Reading()
         self.roberta = RobertaModel(config, add_pooling_layer=False)
         self.embeddingHead = nn.Linear(config.hidden_size, EMBEDDING_DIM)
         self.norm = nn.LayerNorm(EMBEDDING_DIM)
@@ -86,9 +131,9 @@ class RobertaDot(RobertaPreTrainedModel):
         return self.embeddingHead, self.norm
 
     def forward(self, tokens: PackedTokens) -> Tensor:
-        first = first_token_vectors(self.roberta, tokens, self.config.pad_token_id + 1)  # n, H
-        with torch.autocast(first.device.type, enabled=False):  # one token a text: nothing to gain, digits to lose
-            return self.norm(self.embeddingHead(first.to(self.norm.weight.dtype)))
+        pooled = pooled_vectors(self.roberta, tokens, self.reading.pooling, self.config.pad_token_id + 1)  # n, H
+        with torch.autocast(pooled.device.type, enabled=False):  # one row a text: nothing to gain, digits to lose
+            return self.reading.finish(self.norm(self.embeddingHead(pooled.to(self.norm.weight.dtype))))
 
 
 class BertDot(BertPreTrainedModel):
@@ -96,6 +141,7 @@ class BertDot(BertPreTrainedModel):
 
     def __init__(self, config) -> None:
         super().__init__(config)
+        self.reading = Reading()
         self.bert = BertModel(config, add_pooling_layer=False)
         replace_dropout(self)
         self.post_init()
@@ -109,7 +155,7 @@ class BertDot(BertPreTrainedModel):
         return None
 
     def forward(self, tokens: PackedTokens) -> Tensor:
-        return first_token_vectors(self.bert, tokens)
+        return self.reading.finish(pooled_vectors(self.bert, tokens, self.reading.pooling))
 
 
 Encoder = RobertaDot | BertDot
@@ -140,10 +186,11 @@ def find_model_type(name: str) -> ModelType:
 
 
 def load_encoder(
-    model_type: str, checkpoint: str, cache_dir: str | None = None
+    model_type: str, checkpoint: str, cache_dir: str | None = None, reading: Reading | None = None
 ) -> tuple[Encoder, PreTrainedTokenizerFast]:
     """Loads a checkpoint (a folder or a hub name): the encoder, in float32, and its tokenizer.
 
+    `reading` is for evaluating models that are meant to be read otherwise than by their first token.
     A plain RoBERTa has no `embeddingHead` and `norm`: these are the only weights that may be missing, and are named
     in a warning. They start at random but the same in every process and every script, which all load for themselves.
     Raises `InputError` for a checkpoint of another architecture, a damaged one, and one that lacks other weights or
@@ -197,9 +244,28 @@ def load_encoder(
     missing = sorted(loading["missing_keys"])
     if any(not name.startswith(("embeddingHead.", "norm.")) for name in missing):
         raise InputError(f"lacks weights of the encoder: {', '.join(missing[:5])} …; it is another model", checkpoint)
+    encoder.reading = reading or encoder.reading
     if missing:
         say(f"warning: {checkpoint} has no {', '.join(missing)}: they start at random")
     return encoder, tokenizer
+
+
+def load_store_encoder(
+    model_type: str,
+    checkpoint: str,
+    cache_dir: str | None = None,
+    reading: Reading | None = None,
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: Precision,
+    dtype: str,
+) -> StoreEncoder:
+    """A checkpoint that is ready to encode token stores; see `load_encoder` and `StoreEncoder`."""
+    encoder, tokenizer = load_encoder(model_type, checkpoint, cache_dir, reading)
+    weights, chunk_length = fingerprint_of_weights(checkpoint, encoder), find_model_type(model_type).chunk_length
+    encoder = encoder.to(device).eval()
+    return StoreEncoder(encoder, tokenizer, weights, chunk_length, batch_size, device, precision, dtype)
 
 
 def _weights_file(checkpoint: str) -> Path:

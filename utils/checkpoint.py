@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from utils import distributed
+from utils.encoding import longest_sequence
 from utils.errors import InputError
 from utils.files import atomic_folder, read_json, sha256_of_file, write_json
 from utils.logs import say_once
@@ -160,7 +161,8 @@ def save_checkpoint(
 ) -> Path:
     """Saves checkpoint-STEP; every process must call it, for its random states. Returns the folder.
 
-    `encoder` is one of model/encoders.py; `max_length` (tokens) is what SentenceTransformer cuts texts to.
+    `encoder` is one of model/encoders.py; `max_length` (tokens) is what SentenceTransformer cuts texts to, as
+    far as there are positions.
     """
     folder = Path(training_dir) / f"checkpoint-{state.global_step}"
     random_states = _gather_random_states()
@@ -227,7 +229,10 @@ def _gather_random_states() -> list[dict[str, torch.Tensor]]:
 def _write_sentence_transformers_files(folder: Path, encoder: torch.nn.Module, max_length: int) -> None:
     """The files by which SentenceTransformer(folder) gives the encoder's own vectors, scored by dot product.
 
-    The type names are those that every version since 2.0 reads.
+    The names are those that every version since 2.0 reads. A BERT is trained on lowercased texts (rdot_nll_condenser,
+    see data/tokenizing.py), even where its tokenizer tells cases apart; a special token's name in a text, like [SEP],
+    is an ordinary word then. A text is cut to the positions that there are: of a document that training cut into
+    chunks, the beginning is encoded.
     """
 
     def write(name: str, content: Any) -> None:
@@ -235,9 +240,12 @@ def _write_sentence_transformers_files(folder: Path, encoder: torch.nn.Module, m
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     hidden = encoder.config.hidden_size
+    longest = min(max_length, longest_sequence(encoder.config))
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
     pooling = {"word_embedding_dimension": hidden, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
-    write("sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
+    lowercased = encoder.config.model_type == "bert"
+    reads = {"max_seq_length": longest, "do_lower_case": lowercased}
+    write("sentence_bert_config.json", {**reads, "tokenizer_args": {"split_special_tokens": lowercased}})
     write("1_Pooling/config.json", pooling)
     if encoder.head is not None:
         linear, norm = encoder.head

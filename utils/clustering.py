@@ -1,8 +1,9 @@
 """Query clusters: k-means on the embeddings of the training queries (Euclidean, faiss).
 
-FOLDER/centroids.npy     float32 (K, dimensions)
-FOLDER/sizes.npy         int64 (K,), training queries a cluster
-FOLDER/assignment.npy    int64 (queries,), each training query's cluster
+FOLDER/centroids.npy         float32 (K, dimensions)
+FOLDER/sizes.npy             int64 (K,), training queries a cluster
+FOLDER/assignment.npy        int64 (queries,), each training query's cluster
+FOLDER/dev_assignment.npy    int64 (dev queries,), the cluster of each dev query's nearest centroid
 
 Centroids are found on a sample, whose size depends on their number alone; then the embeddings stream by in blocks
 and every query goes to its nearest centroid. So memory grows with the queries by 8 bytes each, their assignment.
@@ -37,10 +38,10 @@ class Clusters:
     sizes: np.ndarray
     assignment: np.ndarray
 
-    def save(self, folder: str | Path) -> None:
-        """Writes the three arrays, atomically."""
+    def save(self, folder: str | Path, dev_assignment: np.ndarray) -> None:
+        """Writes the three arrays and the dev queries' clusters, atomically."""
         with atomic_folder(folder) as partial:
-            for name, array in vars(self).items():
+            for name, array in {**vars(self), "dev_assignment": dev_assignment}.items():
                 np.save(partial / f"{name}.npy", array)
 
 
@@ -105,19 +106,43 @@ def _euclidean_index(dimensions: int, device: torch.device) -> faiss.Index:
     return index
 
 
-def evaluate_clusters(
-    clusters: Clusters, dev_embeddings: EmbeddingMatrix, dev_mrr: np.ndarray, device: torch.device
-) -> dict:
+def evaluate_clusters(clusters: Clusters, dev_assignment: np.ndarray, dev_mrr: np.ndarray) -> dict:
     """What a mined episode says of its clusters, as plain lists: their number and sizes, and how dev queries fare.
 
-    A dev query counts for the cluster of its nearest centroid. `dev_embeddings` (D, dimensions); `dev_mrr` float
-    (D,), NaN where not judged. A cluster without a judged dev query has None as its mean.
+    `dev_assignment` int64 (D,) is the cluster of each dev query, `dev_mrr` float (D,), NaN where not judged. A
+    cluster without a judged dev query has None as its mean.
     """
     count = len(clusters.sizes)
-    nearest = nearest_centroid(dev_embeddings, clusters.centroids, device)
     return {
         "clusters": count,
         "cluster_sizes": clusters.sizes.tolist(),
-        "cluster_dev_queries": np.bincount(nearest, minlength=count).tolist(),
-        "cluster_mrr": [None if np.isnan(mrr) else mrr for mrr in mean_by_cluster(dev_mrr, nearest, count).tolist()],
+        "cluster_dev_queries": np.bincount(dev_assignment, minlength=count).tolist(),
+        "cluster_mrr": [
+            None if np.isnan(mrr) else mrr for mrr in mean_by_cluster(dev_mrr, dev_assignment, count).tolist()
+        ],
     }
+
+
+def read_dev_assignment(folder: str | Path, dev_queries: int) -> tuple[np.ndarray, int]:
+    """The cluster of each dev query, int64 (dev_queries,), and the number of clusters, as `Clusters.save` wrote them.
+
+    Raises `InputError` where they are missing, damaged or of other dev queries.
+    """
+    arrays = []
+    for name in ("dev_assignment", "sizes"):
+        path = Path(folder, f"{name}.npy")
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"cannot be read ({error}); mine the episode again with --cluster_query", path) from None
+        if array.ndim != 1 or array.dtype != np.int64:
+            raise InputError(f"holds {array.dtype} {array.shape}, not one int64 a row; mine the episode again", path)
+        arrays.append(array)
+    assignment, count = arrays[0], len(arrays[1])
+    if len(assignment) != dev_queries or (dev_queries and not 0 <= assignment.min() <= assignment.max() < count):
+        raise InputError(
+            f"holds the clusters of {len(assignment)} dev queries, and there are {dev_queries}, or clusters beyond "
+            f"{count}; mine the episode again",
+            folder,
+        )
+    return assignment, count

@@ -35,7 +35,7 @@ class EmbeddingSource:
 
     `weights` and `tokens` are fingerprints of the checkpoint and of the token store; `max_length` and
     `chunk_length` (0: rows are not cut) count tokens; `precision` is the type of the matrix products, and `dtype`,
-    one of `DTYPES`, that of the vectors on the disk.
+    one of `DTYPES`, that of the vectors on the disk; `reading` is how vectors are read off the last layer.
     """
 
     weights: str
@@ -46,6 +46,7 @@ class EmbeddingSource:
     dtype: str
     rows: int
     dimensions: int
+    reading: str = "cls"
 
 
 class EmbeddingMatrix:
@@ -71,7 +72,7 @@ class EmbeddingMatrix:
         return self.rows(0, len(self))
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """Rows start … stop - 1, float32 (stop - start, dimensions); a view where one shard of float32 holds them."""
+        """Rows start … stop - 1, float32 (stop - start, dimensions); a view where stop <= `mapped_until(start)`."""
         pieces = [
             shard[max(start - first, 0) : stop - first]
             for shard, first in zip(self._shards, self._starts[:-1], strict=True)
@@ -80,6 +81,11 @@ class EmbeddingMatrix:
         if len(pieces) == 1:
             return pieces[0].astype(np.float32, copy=False)
         return np.concatenate([np.empty((0, self.shape[1]), np.float32), *pieces])
+
+    def mapped_until(self, row: int) -> int:
+        """The end of the shard of float32 that holds this row, or just the row where its shard is of another type."""
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return int(self._starts[number + 1]) if self._shards[number].dtype == np.float32 else row
 
 
 def check_dtype(name: str) -> None:

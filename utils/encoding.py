@@ -8,17 +8,20 @@ collective for another's share, which may take hours longer than its own.
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from utils import distributed
 from utils.batching import PackedTokens, Sequences, pack
 from utils.embedding_store import (
+    DTYPES,
     EmbeddingMatrix,
     EmbeddingSource,
     ShardWriter,
@@ -29,7 +32,7 @@ from utils.embedding_store import (
 )
 from utils.errors import InputError
 from utils.logs import progress, say
-from utils.precision import Precision
+from utils.precision import PRECISIONS, Precision
 from utils.token_store import TokenStore
 
 WINDOW = 32_768  # sequences sorted together; their vectors' place in the shard is 100 MB at 768 dimensions
@@ -44,8 +47,16 @@ class SequenceEncoder(Protocol):
 
     embedding_dim: int
     config: PreTrainedConfig
+    reading: object  # str() of it tells how vectors are read off the last layer
 
     def __call__(self, tokens: PackedTokens) -> Tensor: ...
+
+
+def longest_sequence(config: PreTrainedConfig) -> int:
+    """The tokens, special ones included, that the encoder of this configuration has positions for."""
+    if config.model_type == "roberta":
+        return config.max_position_embeddings - config.pad_token_id - 1  # they are counted from there on
+    return config.max_position_embeddings
 
 
 def check_length(config: PreTrainedConfig, name: str, max_length: int, chunk_length: int | None = None) -> None:
@@ -53,10 +64,7 @@ def check_length(config: PreTrainedConfig, name: str, max_length: int, chunk_len
 
     A row has up to `max_length` tokens and is cut into sequences of `chunk_length`, if given.
     """
-    longest = min(max_length, chunk_length or max_length)
-    positions = config.max_position_embeddings
-    if config.model_type == "roberta":
-        positions -= config.pad_token_id + 1  # they are counted from there on
+    longest, positions = min(max_length, chunk_length or max_length), longest_sequence(config)
     if longest > positions:
         raise InputError(
             f"{name} may have {longest} tokens a text, and the encoder has positions for {positions}; tokenize "
@@ -174,16 +182,7 @@ def encode_store(
     `batch_size` sequences and, of several, `BATCH_TOKENS` tokens. The encoder must be on `device` and in eval mode,
     and fit the sequences (`open_sequences`). Raises `InputError` where a vector holds a value that is not finite.
     """
-    source = EmbeddingSource(
-        weights=weights,
-        tokens=sequences.store.meta.sha256,
-        max_length=sequences.store.meta.max_length,
-        chunk_length=sequences.chunk_length or 0,
-        precision=str(precision.dtype).removeprefix("torch."),
-        dtype=dtype,
-        rows=len(sequences),
-        dimensions=encoder.embedding_dim,
-    )
+    source = _source(encoder, sequences, weights, precision.dtype, dtype)
     if distributed.on_main(lambda: find_embeddings(folder, name, source) is not None):
         say(f"{name}: {len(sequences):,} embeddings reused from {folder}")
         return _wait_for_embeddings(folder, name, source)
@@ -213,7 +212,71 @@ def encode_store(
     return _wait_for_embeddings(folder, name, source)
 
 
+def _source(
+    encoder: SequenceEncoder, sequences: Sequences, weights: str, precision: torch.dtype, dtype: str
+) -> EmbeddingSource:
+    return EmbeddingSource(
+        weights=weights,
+        tokens=sequences.store.meta.sha256,
+        max_length=sequences.store.meta.max_length,
+        chunk_length=sequences.chunk_length or 0,
+        precision=str(precision).removeprefix("torch."),
+        dtype=dtype,
+        rows=len(sequences),
+        dimensions=encoder.embedding_dim,
+        reading=str(encoder.reading),
+    )
+
+
 def _wait_for_embeddings(folder: str | Path, name: str, source: EmbeddingSource) -> EmbeddingMatrix:
     """The matrix, once this process sees it too: a shared folder may show it to the main process first."""
     distributed.wait_until(lambda: find_embeddings(folder, name, source) is not None)
     return find_embeddings(folder, name, source)
+
+
+@dataclass(frozen=True)
+class StoreEncoder:
+    """A loaded checkpoint, in eval mode on its device, and how it encodes token stores (see `encode_store`).
+
+    `weights` is the checkpoint's fingerprint; `chunk_length` (tokens, None: never) is where passages are cut.
+    """
+
+    encoder: SequenceEncoder
+    tokenizer: PreTrainedTokenizerFast
+    weights: str
+    chunk_length: int | None
+    batch_size: int
+    device: torch.device
+    precision: Precision
+    dtype: str = "float32"
+
+    def open_queries(self, folder: str | Path, max_length: int | None = None) -> Sequences:
+        """A store of queries, which must be of this tokenizer and length (None: any)."""
+        return open_sequences(folder, self.tokenizer, self.encoder.config, max_length)
+
+    def open_passages(self, folder: str | Path, max_length: int | None = None) -> Sequences:
+        """The same of passages, which the encoder may read in chunks."""
+        return open_sequences(folder, self.tokenizer, self.encoder.config, max_length, self.chunk_length)
+
+    def encode(self, sequences: Sequences, folder: str | Path) -> EmbeddingMatrix:
+        """The embeddings of these sequences, in `folder` under their store's name; all processes must call it."""
+        return encode_store(
+            self.encoder,
+            sequences,
+            sequences.store.folder.name,
+            folder,
+            self.weights,
+            batch_size=self.batch_size,
+            device=self.device,
+            precision=self.precision,
+            dtype=self.dtype,
+        )
+
+    def find(self, sequences: Sequences, folder: str | Path) -> EmbeddingMatrix | None:
+        """What `encode` made in `folder`, in any precision; None for nothing. Nothing there is changed."""
+        for precision, dtype in product(PRECISIONS, DTYPES):
+            source = _source(self.encoder, sequences, self.weights, precision, dtype)
+            matrix = find_embeddings(folder, sequences.store.folder.name, source)
+            if matrix is not None:
+                return matrix
+        return None

@@ -42,11 +42,18 @@ def say_once(message: str) -> None:
 
 
 def progress(
-    items: Iterable | None = None, *, total: int | None = None, unit: str, label: str, initial: int = 0
+    items: Iterable | None = None,
+    *,
+    total: int | None = None,
+    unit: str,
+    label: str,
+    initial: int = 0,
+    delay: float = 0,
 ) -> tqdm:
     """A progress bar with rate and time left, on stderr of the main process.
 
     Where stderr is no terminal (a log file), it writes a line every 15 seconds rather than ten a second.
+    What is done within `delay` seconds shows none.
     """
     terminal = sys.stderr.isatty()
     return tqdm(
@@ -55,6 +62,7 @@ def progress(
         unit=f" {unit}",
         desc=label,
         initial=initial,
+        delay=delay,
         disable=not distributed.is_main(),
         mininterval=0.2 if terminal else 15,
         maxinterval=10 if terminal else 60,
@@ -73,8 +81,10 @@ class TrainingLog:
         self._last: tuple[int, float] | None = None
 
     def metrics(self, step: int, result: Mapping[str, object]) -> None:
-        """The dev metrics that a mined episode carries, those of each cluster too."""
+        """The dev metrics that a mined episode carries, those of each cluster and zero-shot collection too."""
         self.scalars(step, {f"dev/{name}": result[name] for name in ("ndcg", *MEASURES) if name in result})
+        for collection, means in result.get("zero_shot", {}).items():
+            self.scalars(step, {f"zero_shot/{collection}/{name}": value for name, value in means.items()})
         for cluster, value in enumerate(result.get("cluster_mrr", ())):
             if value is not None:
                 self.scalars(step, {f"dev_cluster_mrr/{cluster:02d}": value})

@@ -7,6 +7,8 @@ import torch
 
 from utils.logs import say
 
+PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
+
 
 @dataclass(frozen=True)
 class Precision:

@@ -32,7 +32,8 @@ from utils.embedding_store import EmbeddingMatrix
 from utils.errors import InputError
 from utils.logs import progress, say, say_once
 
-BLOCK_BYTES = 2**29  # of passages, in float32
+BLOCK_BYTES = 2**29  # of passages, in float32, that are copied into memory
+MAPPED_BYTES = 2**31  # of passages that a CPU reads from their file where they are
 WINDOW_CANDIDATES = 2**25  # best passages of a window of queries, held at once: 400 MB
 LINES = 2**14  # queries that a block is searched for at once
 SPARE = 56  # proposals beyond k: near-ties at the cut seldom need more
@@ -236,8 +237,8 @@ def search(
     k = min(k, last - first)
     top = torch.full((len(queries), k), -torch.inf)
     top_rows = torch.full((len(queries), k), -1, dtype=torch.int64)
-    with progress(total=len(queries) * (last - first), unit="scores", label="search") as bar:
-        for start, stop in _blocks(passages, first, last):
+    with progress(total=len(queries) * (last - first), unit="scores", label="search", delay=1) as bar:
+        for start, stop in _blocks(passages, first, last, 0 if device.type == "cuda" else MAPPED_BYTES):
             vectors, block = passages.rows(start, stop), None  # the last block goes before the next one comes
             block = HalfBlock(vectors, device) if device.type == "cuda" else FloatBlock(vectors)
             for line in range(0, len(queries), LINES):
@@ -251,10 +252,15 @@ def search(
     return top.numpy(), top_rows.numpy()
 
 
-def _blocks(passages: EmbeddingMatrix, first: int, last: int) -> Iterator[tuple[int, int]]:
-    rows = max(1, BLOCK_BYTES // (4 * passages.shape[1]))
-    for start in range(first, last, rows):
-        yield start, min(start + rows, last)
+def _blocks(
+    passages: EmbeddingMatrix, first: int, last: int, mapped_bytes: int = BLOCK_BYTES
+) -> Iterator[tuple[int, int]]:
+    """Ranges that go over rows first … last - 1: of BLOCK_BYTES, or of `mapped_bytes` where rows are mapped."""
+    copied, mapped = (max(1, most // (4 * passages.shape[1])) for most in (BLOCK_BYTES, mapped_bytes))
+    while first < last:
+        stop = max(first + copied, min(first + mapped, passages.mapped_until(first)))
+        yield first, min(stop, last)
+        first = stop
 
 
 class ApproximateIndex:

@@ -105,6 +105,9 @@ class Matrix:
     def rows(self, start: int, stop: int) -> np.ndarray:
         return self._values[start:stop]
 
+    def mapped_until(self, row: int) -> int:
+        return len(self)
+
 
 SMALL = Size(layers=2, width=64, batch=8, steps=9)
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from model.encoders import EMBEDDING_DIM, load_encoder
+from model.encoders import EMBEDDING_DIM, Reading, load_encoder
 from tests.tiny import tiny_bert_tokenizer
 from tests.tiny_models import padded_vectors, tiny_bert, tiny_roberta
 from utils.batching import PackedTokens
@@ -180,3 +180,39 @@ def test_a_saved_checkpoint_loads_here_in_transformers_and_in_sentence_transform
     hidden = plain(**tokens).last_hidden_state[:, 0]
     vectors = hidden if encoder.head is None else again.norm(again.embeddingHead(hidden))
     np.testing.assert_allclose(vectors.detach().numpy(), expected, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+def test_the_mean_of_all_tokens_is_sentence_transformers_mean_pooling(tmp_path, architecture, normalized):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Normalize, Pooling, Transformer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert_tokenizer(tmp_path))
+    if architecture == "bert":
+        model_type, encoder = "rdot_nll_condenser", tiny_bert(vocabulary=len(tokenizer))
+    else:
+        model_type, encoder = "rdot_nll", tiny_roberta(vocabulary=len(tokenizer), positions=64)
+    encoder.config.pad_token_id = tokenizer.pad_token_id
+    encoder.save_pretrained(tmp_path)
+    words = Transformer(str(tmp_path), max_seq_length=20)
+    library = SentenceTransformer(modules=[words, Pooling(16, pooling_mode="mean")], device="cpu")
+    texts = ["the cat sat on the mat", "a", "dog and cat " * 20]
+    expected = torch.tensor(library.encode(texts))
+    if encoder.head is not None:
+        expected = encoder.norm(encoder.embeddingHead(expected))
+    if normalized:
+        expected = Normalize()({"sentence_embedding": expected})["sentence_embedding"]
+
+    found, _ = load_encoder(model_type, str(tmp_path), reading=Reading("mean", normalized))
+    ids = [torch.tensor(tokenizer(text, truncation=True, max_length=20)["input_ids"]) for text in texts]
+    lengths = [len(one) for one in ids]
+    firsts = torch.tensor([0, *lengths[:-1]]).cumsum(0)
+    tokens = PackedTokens(torch.cat(ids), torch.cat([torch.arange(n) for n in lengths]), firsts, lengths)
+    torch.testing.assert_close(found.eval()(tokens), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_another_pooling_is_refused():
+    with pytest.raises(InputError, match="'max' is unknown; there are cls, mean"):
+        Reading("max")

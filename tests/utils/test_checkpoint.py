@@ -1,14 +1,20 @@
 """Checkpoints: the newest whole one is found, and training goes on from it bit for bit."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer
 
+from data.tokenizing import load_tokenizer, text_normalizer, write_token_store
+from model.encoders import load_encoder
 from tests.tiny import tiny_bert_tokenizer
 from tests.tiny_models import tiny_bert, tiny_roberta
-from utils.batching import PackedTokens
+from tests.tiny_run import PASSAGE_LENGTH, QUERY_LENGTH, save_tiny_checkpoint
+from utils.batching import PackedTokens, Sequences, pack
 from utils.checkpoint import (
     TrainerState,
     checkpoint_step,
@@ -20,6 +26,7 @@ from utils.checkpoint import (
     save_checkpoint,
 )
 from utils.errors import InputError
+from utils.token_store import TokenStore
 
 
 @pytest.fixture
@@ -186,3 +193,73 @@ def test_the_fingerprint_of_a_model_from_elsewhere_follows_the_head_that_loading
     before = fingerprint_of_weights(folder, encoder)
     torch.nn.init.normal_(encoder.embeddingHead.weight)
     assert fingerprint_of_weights(folder, encoder) != before
+
+
+TEXTS = [
+    "The Cat is how BLUE?",
+    "a",
+    "",
+    "Dog and Cat " * 40,  # cut
+    " ".join(["sky"] * QUERY_LENGTH),  # cut as a query
+    "a [SEP] b [MASK] [CLS] </s> [UNK]",  # names of special tokens
+]
+MODEL_TYPES = ["rdot_nll", "rdot_nll_condenser"]
+
+
+def own_vectors(checkpoint: Path, model_type: str, max_length: int, folder: Path) -> np.ndarray:
+    """The vectors of TEXTS by way of a token store, as mining and evaluation make them."""
+    texts = ((row, str(row), text_normalizer(model_type)(text)) for row, text in enumerate(TEXTS))
+    source = folder / "source"
+    source.write_text("of the texts")
+    tokenizer = load_tokenizer(str(checkpoint))
+    write_token_store(folder / "store", texts, tokenizer, max_length, source, wanted=(), label="texts")
+    encoder, _ = load_encoder(model_type, str(checkpoint))
+    packed = pack([(Sequences(TokenStore(folder / "store")), np.arange(len(TEXTS)))])
+    return encoder.eval()(packed).detach().numpy()
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_sentence_transformers_gives_our_vectors_of_any_text_also_after_it_saved_the_model_again(
+    tmp_path, model_type
+):
+    checkpoint = save_tiny_checkpoint(tmp_path, model_type)
+    expected = own_vectors(checkpoint, model_type, PASSAGE_LENGTH, tmp_path)
+    model = SentenceTransformer(str(checkpoint), device="cpu")
+    assert (model.max_seq_length, model.similarity_fn_name) == (PASSAGE_LENGTH, "dot")
+    vectors = model.encode(TEXTS)
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    np.testing.assert_allclose(model.similarity(vectors, vectors), expected @ expected.T, rtol=1e-4)
+
+    model.save_pretrained(str(tmp_path / "again"))
+    again = SentenceTransformer(str(tmp_path / "again"), device="cpu")
+    assert (again.max_seq_length, again.similarity_fn_name) == (PASSAGE_LENGTH, "dot")
+    np.testing.assert_allclose(again.encode(TEXTS), vectors, atol=1e-6)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_sentence_transformers_cuts_queries_as_training_did_where_it_is_told_to(tmp_path, model_type):
+    checkpoint = save_tiny_checkpoint(tmp_path, model_type)
+    expected = own_vectors(checkpoint, model_type, QUERY_LENGTH, tmp_path)
+    model = SentenceTransformer(str(checkpoint), device="cpu")
+    assert not np.allclose(model.encode_query(TEXTS), expected, atol=1e-2)
+    model[0].query_length = QUERY_LENGTH
+    np.testing.assert_allclose(model.encode_query(TEXTS), expected, atol=1e-5)
+
+
+def test_documents_of_many_chunks_are_cut_to_the_positions_that_there_are(tmp_path):
+    checkpoint = save_tiny_checkpoint(tmp_path, "rdot_nll_multi_chunk", max_length=2048)
+    model = SentenceTransformer(str(checkpoint), device="cpu")
+    assert model.max_seq_length == 64 - 1  # the tiny RoBERTa's padding token is 0, and positions count from 1
+    assert np.isfinite(model.encode(TEXTS)).all()
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_nothing_but_training_needs_what_is_not_to_be_uploaded(tmp_path, model_type):
+    checkpoint = save_tiny_checkpoint(tmp_path, model_type)
+    expected = SentenceTransformer(str(checkpoint), device="cpu").encode(TEXTS)
+    for name in ("optimizer.pt", "random_states.pt", "trainer_state.json"):
+        (checkpoint / name).unlink()
+    assert not list(checkpoint.rglob("*.pt"))
+    np.testing.assert_array_equal(SentenceTransformer(str(checkpoint), device="cpu").encode(TEXTS), expected)
+    encoder, _ = load_encoder(model_type, str(checkpoint))
+    assert encoder.embedding_dim == expected.shape[1]

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from utils import clustering
-from utils.clustering import POINTS_A_CENTROID, cluster_queries, evaluate_clusters, nearest_centroid
+from utils.clustering import (
+    POINTS_A_CENTROID,
+    cluster_queries,
+    evaluate_clusters,
+    nearest_centroid,
+    read_dev_assignment,
+)
 from utils.errors import InputError
 
 CPU = torch.device("cpu")
@@ -106,9 +112,27 @@ def test_no_more_than_a_block_of_half_precision_queries_is_ever_asked_for():
 def test_clusters_are_kept_on_disk(tmp_path):
     points, _ = blobs()
     clusters = cluster_queries(Matrix(points), 4, 1, CPU)
-    clusters.save(tmp_path / "clusters_0")
+    folder, dev_assignment = tmp_path / "clusters_0", np.array([3, 0, 1])
+    clusters.save(folder, dev_assignment)
     for name, array in vars(clusters).items():
-        assert np.array_equal(np.load(tmp_path / "clusters_0" / f"{name}.npy"), array)
+        assert np.array_equal(np.load(folder / f"{name}.npy"), array)
+    found, count = read_dev_assignment(folder, 3)
+    assert (found.tolist(), count) == ([3, 0, 1], 4)
+
+
+@pytest.mark.parametrize("content", [None, b"x", [0, 1], [0, 1, 4], [0, -1, 2], [0.0, 1.0, 2.0]])
+def test_damaged_clusters_of_dev_queries_are_refused(tmp_path, content):
+    folder = tmp_path / "clusters_0"
+    cluster_queries(Matrix(blobs()[0]), 4, 1, CPU).save(folder, np.array([3, 0, 1]))
+    path = folder / "dev_assignment.npy"
+    if content is None:
+        path.unlink()
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.save(path, np.array(content))
+    with pytest.raises(InputError, match="mine the episode again"):
+        read_dev_assignment(folder, 3)
 
 
 def test_more_clusters_than_queries_is_an_error():
@@ -124,7 +148,8 @@ def test_dev_queries_count_for_the_cluster_of_their_nearest_centroid():
     clusters = cluster_queries(Matrix(points), 4, 1, CPU)
     label = clusters.assignment[[0, 40, 80, 120]]  # of each group
     dev = points[[0, 1, 40, 80]]
-    found = evaluate_clusters(clusters, Matrix(dev), np.array([1.0, 0.5, 0.25, np.nan]), CPU)
+    nearest = nearest_centroid(Matrix(dev), clusters.centroids, CPU)
+    found = evaluate_clusters(clusters, nearest, np.array([1.0, 0.5, 0.25, np.nan]))
     mrr = [found["cluster_mrr"][cluster] for cluster in label]
     assert mrr == [0.75, 0.25, None, None]
     assert [found["cluster_dev_queries"][cluster] for cluster in label] == [2, 1, 1, 0]

@@ -65,7 +65,7 @@ class Counting(torch.nn.Module):
     def __init__(self, encoder, limit=10**9):
         super().__init__()
         self.encoder, self.limit, self.batches = encoder, limit, []
-        self.embedding_dim, self.config = encoder.embedding_dim, encoder.config
+        self.embedding_dim, self.config, self.reading = encoder.embedding_dim, encoder.config, encoder.reading
 
     def forward(self, tokens):
         if len(self.batches) == self.limit:
@@ -320,6 +320,10 @@ def encode_in_folder(folder: str) -> list[int]:
     return [len(matrix), matrix.shape[1]]
 
 
+def is_mapped(rows: np.ndarray) -> bool:
+    return isinstance(rows, np.memmap)
+
+
 @pytest.mark.parametrize("processes", [2, 3])
 def test_several_processes_write_one_matrix_and_wait_in_no_collective(tmp_path, processes):
     assert run_processes(encode_in_folder, processes, str(tmp_path)) == [[37, 16]] * processes
@@ -328,6 +332,11 @@ def test_several_processes_write_one_matrix_and_wait_in_no_collective(tmp_path, 
     matrix = find_embeddings(tmp_path / "embeddings", "passages", source)
     np.testing.assert_allclose(matrix.rows(0, 37), one_by_one(tiny_bert().eval(), store), atol=1e-5)
     np.testing.assert_array_equal(matrix.rows(9, 30), matrix.rows(0, 37)[9:30])
+    edges = sorted({matrix.mapped_until(row) for row in range(37)})
+    assert len(edges) == processes
+    assert edges[-1] == 37
+    assert is_mapped(matrix.rows(1, edges[0]))
+    assert not is_mapped(matrix.rows(1, edges[0] + 1))
 
 
 def test_shares_cover_all_rows_and_have_about_the_same_number_of_tokens():
@@ -371,6 +380,7 @@ def test_float16_vectors_are_the_float32_ones_rounded_and_those_too_large_are_an
     rounded = matrices["float32"].all().astype(np.float16).astype(np.float32)
     np.testing.assert_array_equal(matrices["float16"].all(), rounded)
     assert np.load(tmp_path / "float16" / "passages.0-of-1.npy").dtype == np.float16
+    assert [matrices[dtype].mapped_until(3) for dtype in ("float32", "float16")] == [30, 3]
 
     torch.nn.init.constant_(encoder.bert.encoder.layer[1].output.LayerNorm.weight, 1e5)
     assert encoded(encoder, store, tmp_path / "float32", "large").all().max() > 65_504

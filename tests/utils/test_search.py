@@ -15,17 +15,21 @@ CPU = torch.device("cpu")
 
 
 class Matrix:
-    """An embedding matrix in memory."""
+    """An embedding matrix in memory, in shards of some size."""
 
-    def __init__(self, values):
+    def __init__(self, values, shard=1):
         self.values = np.asarray(values, np.float32)
         self.shape = self.values.shape
+        self.shard = shard
 
     def __len__(self):
         return len(self.values)
 
     def rows(self, start, stop):
         return self.values[start:stop]
+
+    def mapped_until(self, row):
+        return min((row // self.shard + 1) * self.shard, len(self))
 
 
 def whole_numbers(rows, columns=4, seed=0, spread=2):
@@ -73,6 +77,17 @@ def test_search_is_a_full_sort_by_score_then_row_whatever_the_blocks(monkeypatch
     want_scores, want_rows = expected(queries, passages, k)
     assert np.array_equal(rows, want_rows)
     assert np.array_equal(scores, want_scores)
+
+
+def test_blocks_end_with_the_shard_where_it_is_mapped_and_go_over_every_row_once():
+    sizes = {"first": 10, "last": 95, "mapped_bytes": 16 * 30}
+    passages = Matrix(whole_numbers(100), shard=40)
+    assert search.BLOCK_BYTES > 16 * 100
+    assert [*search._blocks(passages, **sizes)] == [(10, 95)], "what is copied may be larger than what is mapped"
+    with pytest.MonkeyPatch.context() as patch:
+        set_sizes(patch, BLOCK_BYTES=16 * 12)
+        assert [*search._blocks(passages, **sizes)] == [(10, 40), (40, 70), (70, 82), (82, 95)]
+        assert [*search._blocks(passages, 10, 60, 0)] == [(10, 22), (22, 34), (34, 46), (46, 58), (58, 60)]
 
 
 @pytest.mark.parametrize("block", [100, 1000])

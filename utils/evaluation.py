@@ -1,0 +1,84 @@
+"""What a checkpoint reaches on a tokenized collection: encode it, search it exactly, measure the ranking.
+
+The miner measures the zero-shot collections of a run with it, and evaluate/evaluate_beir.py everything else, so that
+both say the same of one checkpoint.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils import distributed
+from utils.encoding import StoreEncoder
+from utils.errors import InputError
+from utils.metrics import Evaluation, evaluate_run
+from utils.qrels import read_qrels
+from utils.rankings import Ranking, cut_at, leave_out_self_matches, queries_may_be_passages
+from utils.search import search_rows
+
+DEPTH = 1_000  # passages ranked a query, for recall@1000
+
+
+@dataclass(frozen=True)
+class CollectionResult:
+    """`ranking` of all queries, their ids, those of the passages, and the metrics."""
+
+    query_ids: list[str]
+    passage_ids: list[str]
+    ranking: Ranking
+    evaluation: Evaluation
+
+
+def evaluate_collection(
+    encoder: StoreEncoder, folder: str | Path, split: str, embedding_dir: str | Path, depth: int = DEPTH
+) -> CollectionResult | None:
+    """Evaluates on the queries of `folder`/SPLIT-query; all processes must call it, and the main one gets the result.
+
+    `folder` holds token stores and judgments as data/beir_data.py or data/msmarco_data.py writes them. Embeddings are
+    found in `embedding_dir` or made there, and what the processes exchange lies there for a while. In BEIR's layout
+    the passage with the query's own id is left out of its ranking (`utils.rankings`).
+    """
+    queries = encoder.open_queries(Path(folder, f"{split}-query"))
+    passages = encoder.open_passages(Path(folder, "passages"))
+    qrels = read_qrels(Path(folder, f"{split}-qrel.tsv"), len(queries.store), len(passages.store))
+    embeddings = [encoder.encode(sequences, embedding_dir) for sequences in (queries, passages)]
+    exchange = Path(embedding_dir, f"search-{split}-query")
+    found = search_rows(*embeddings, passages, depth + 1, encoder.device, exchange)
+    _, scores, rows = zip(*found, strict=True)
+    scores, rows = (distributed.gather_rows(np.concatenate(of_windows)) for of_windows in (scores, rows))
+    result: list[CollectionResult] = []
+
+    def measure() -> None:
+        query_ids, passage_ids = queries.store.ids, passages.store.ids
+        if queries_may_be_passages(passages.store.meta.source_file):
+            ranking = leave_out_self_matches(rows, scores, query_ids, passage_ids, depth)
+        else:
+            ranking = cut_at(rows, scores, depth)
+        result.append(CollectionResult(query_ids, passage_ids, ranking, evaluate_run(ranking.rows, qrels)))
+
+    distributed.on_main(measure)
+    return result[0] if result else None
+
+
+def check_names(folders: Sequence[str | Path]) -> None:
+    """`InputError` where two collections' folders have the same name."""
+    names = [Path(folder).resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        raise InputError(f"two collections' folders have the same name: {', '.join(sorted(names))}; rename one")
+
+
+def evaluate_collections(
+    encoder: StoreEncoder, folders: Sequence[str | Path], split: str, embedding_dir: Path
+) -> dict[str, dict[str, float]]:
+    """The means of every measure by each collection's name; on other processes than the main one none.
+
+    Embeddings are in a folder of `embedding_dir` with the collection's name.
+    """
+    means = {}
+    for folder in folders:
+        name = Path(folder).resolve().name
+        if result := evaluate_collection(encoder, folder, split, embedding_dir / name):
+            means[name] = result.evaluation.means
+    return means
