@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Makes .venv in the project's folder and installs the requirements into it. Done already: nothing happens.
 #
-#     bash commands/install.sh [dev] [demo]
+#     bash commands/install.sh [dev] [demo] [beir]
 #
 # Installs requirements.txt, or requirements-gpu.txt where an NVIDIA driver answers; `dev` adds requirements-dev.txt
-# (tests, lint), `demo` requirements-demo.txt (the demo's checkpoint). Every other script here calls it first.
+# (tests, lint), `demo` requirements-demo.txt (the demo's checkpoint), `beir` requirements-beir.txt (BEIR's library,
+# which fetches its collections). Every other script here calls it first.
 #
 #     PYTHON      the interpreter to make the environment with (3.11 or newer; default: python3)
 #     ANCE_VENV   the environment's folder (default: .venv in the project's folder)
@@ -31,9 +32,9 @@ trap 'exit 130' INT TERM
 extras=()
 for extra in "$@"; do
     case "$extra" in
-        dev | demo) extras+=("requirements-$extra.txt") ;;
+        dev | demo | beir) extras+=("requirements-$extra.txt") ;;
         -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" && exit 0 ;;
-        *) fail "unknown argument '$extra'; usage: bash commands/install.sh [dev] [demo]" ;;
+        *) fail "unknown argument '$extra'; usage: bash commands/install.sh [dev] [demo] [beir]" ;;
     esac
 done
 

@@ -5,7 +5,8 @@
 
 Reads corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv, plain or gzipped, and writes OUT/passages/, OUT/SPLIT-query/
 and, last, OUT/SPLIT-qrel.tsv: what data/msmarco_data.py writes, so that what reads the one reads the other. Title and
-text become one passage, as the published evaluation has it.
+text become one passage, as the published evaluation has it. What a collection of BEIR wants beside that, by its
+name, is in data/beir_sets.py.
 """
 
 import json
@@ -16,18 +17,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from data.beir_sets import compare_with_published, find_set
 from data.judgments import qrel_file, read_split, write_split
 from data.tokenizing import Text, count_lines, load_tokenizer, text_normalizer, write_token_store
 from utils.arguments import option, parse, required
 from utils.errors import InputError, run
 from utils.files import find_file, read_lines
 from utils.logs import say
-
-# Lengths in tokens by data set, as the paper's (COCO-DR, arXiv:2210.15212) evaluation has them.
-QUERY_LENGTH = 64
-QUERY_LENGTHS = {"arguana": 128}
-PASSAGE_LENGTH = 128
-PASSAGE_LENGTHS = {"trec-news": 256, "robust04": 256, "scifact": 256}
 
 
 @dataclass
@@ -39,12 +35,12 @@ class Arguments:
     max_seq_length: int = option(0, "tokens of a passage at most, special ones included; 0: the data set's own")
     max_query_length: int = option(0, "tokens of a query at most, special ones included; 0: the data set's own")
     split: str = option("test", "the judgments that are used: qrels/SPLIT.tsv")
-    dataset: str = option("", "name of the data set, which decides the lengths (default: the folder's name)")
+    dataset: str = option("", "name of the data set, which decides the above (default: the folder's name)")
 
     def __post_init__(self) -> None:
-        name = (self.dataset or Path(self.data_dir).resolve().name).lower()
-        self.max_query_length = self.max_query_length or QUERY_LENGTHS.get(name, QUERY_LENGTH)
-        self.max_seq_length = self.max_seq_length or PASSAGE_LENGTHS.get(name, PASSAGE_LENGTH)
+        self.dataset = self.dataset or Path(self.data_dir).resolve().name
+        self.max_query_length = self.max_query_length or find_set(self.dataset).query_length
+        self.max_seq_length = self.max_seq_length or find_set(self.dataset).passage_length
 
 
 def read_jsonl(path: Path, normalize: Callable[[str], str]) -> Iterator[Text]:
@@ -68,11 +64,18 @@ def read_jsonl(path: Path, normalize: Callable[[str], str]) -> Iterator[Text]:
         yield line, text_id, normalize(f"{title} {text}" if title else text)
 
 
+def in_one_line(normalize: Callable[[str], str]) -> Callable[[str], str]:
+    """The same, with every run of white space replaced by one blank."""
+    return lambda text: " ".join(normalize(text).split())
+
+
 def main() -> None:
     args = parse(Arguments, __doc__)
     raw, out = Path(args.data_dir), Path(args.out_data_dir)
     tokenizer = load_tokenizer(args.model_name_or_path)
     normalize = text_normalizer(args.model_type)
+    if find_set(args.dataset).one_line:
+        normalize = in_one_line(normalize)
 
     corpus, queries = find_file(raw, "corpus.jsonl"), find_file(raw, "queries.jsonl")
     qrels = find_file(raw / "qrels", f"{args.split}.tsv")
@@ -91,7 +94,10 @@ def main() -> None:
         label="passages",
         total=total,
     )
-    write_split(split, passage_rows, tokenizer, args.max_query_length, out)
+    judged = write_split(split, passage_rows, tokenizer, args.max_query_length, out)
+    if args.split == "test":
+        highest = max(grade for query in split.queries for grade in split.judgments[query].values())
+        compare_with_published(args.dataset, total or 0, judged, highest)
     say(f"token stores and judgments are in {out}")
 
 

@@ -135,8 +135,8 @@ def write_split(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     out_folder: Path,
-) -> None:
-    """Writes `out_folder`/NAME-query/ and, last, NAME-qrel.tsv.
+) -> int:
+    """Writes `out_folder`/NAME-query/ and, last, NAME-qrel.tsv; returns the number of queries.
 
     `passage_rows` has the row of each judged passage that the collection holds. Judgments of others, and queries
     that have no relevant passage without them, are left out, counted and said; `InputError` where nothing is left.
@@ -173,6 +173,7 @@ def write_split(
     ]
     write_qrels(qrel_file(out_folder, split.name), judgments)
     say(f"{split.name}: {len(queries):,} queries, {len(judgments):,} judgments")
+    return len(queries)
 
 
 def qrel_file(out_folder: Path, name: str) -> Path:
