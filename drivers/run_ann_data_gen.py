@@ -16,7 +16,7 @@ not fill the disk, the embeddings of a checkpoint are then removed once a newer 
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -24,16 +24,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from model.encoders import find_model_type, load_encoder
+from model.encoders import find_model_type, load_store_encoder
 from utils import distributed
 from utils.arguments import check_at_least_one, option, parse, required
 from utils.batching import Sequences
-from utils.checkpoint import checkpoint_step, fingerprint_of_weights, newest_or_initial
-from utils.clustering import Clusters, cluster_queries, evaluate_clusters
+from utils.checkpoint import checkpoint_step, newest_or_initial
+from utils.clustering import Clusters, cluster_queries, evaluate_clusters, nearest_centroid
 from utils.embedding_store import EmbeddingMatrix, check_dtype, remove_earlier_embeddings
-from utils.encoding import encode_store, open_sequences
+from utils.encoding import StoreEncoder
 from utils.episode import mined_file, newest_episode, read_result, write_mined_file, write_result
 from utils.errors import InputError, run
+from utils.evaluation import DEPTH, check_names, evaluate_collections
 from utils.logs import say
 from utils.metrics import evaluate_run
 from utils.negatives import check_candidates, deal_passes, draw_negatives
@@ -42,7 +43,6 @@ from utils.qrels import Qrels, read_train_and_dev_qrels
 from utils.search import search_rows
 from utils.token_store import TokenStore
 
-DEV_DEPTH = 1_000  # passages ranked a dev query, for recall@1000
 POLL_SECONDS = 5
 
 
@@ -53,6 +53,7 @@ class Arguments:
     training_dir: str = required("checkpoints of the run; the newest valid one mines")
     result_dir: str = option("", "where ann_ndcg_N files go (default: output_dir)")
     init_model_dir: str = option("", "checkpoint to begin with where training_dir holds none: a folder or a hub name")
+    zero_shot_dirs: list[str] = field(default_factory=list, metadata={"help": "tokenized collections to evaluate on"})
     public_ann_data_dir: str = option("", "embeddings of the initial checkpoint, shared between experiments")
     model_type: str = option("rdot_nll", "rdot_nll, rdot_nll_multi_chunk or rdot_nll_condenser")
     max_seq_length: int = option(128, "tokens of a passage, as in the token store")
@@ -84,6 +85,7 @@ class Arguments:
             raise InputError("--group 1 trains on clusters, and --cluster_query is not set")
         if self.index_factory == "Flat" and self.index_parameters:
             raise InputError("--index_parameters are of an approximate index; --index_factory Flat searches exactly")
+        check_names(self.zero_shot_dirs)
         check_at_least_one(self, "per_gpu_eval_batch_size", "topk_training", "negative_sample", "ann_chunk_factor")
         check_dtype(self.embedding_dtype)
 
@@ -107,32 +109,26 @@ def find_checkpoint(args: Arguments, number: int) -> tuple[str, int]:
     return checkpoint, step
 
 
-def encode_all(args: Arguments, checkpoint: str, device: torch.device) -> dict[str, EmbeddingMatrix]:
-    """The embeddings of the passages and of both query sets with this checkpoint."""
-    encoder, tokenizer = load_encoder(args.model_type, checkpoint, args.cache_dir or None)
+def load(args: Arguments, checkpoint: str, device: torch.device) -> StoreEncoder:
+    """The checkpoint, ready to encode token stores."""
+    how = {"batch_size": args.per_gpu_eval_batch_size, "precision": choose_precision(args.fp16, device)}
+    where = args.model_type, checkpoint, args.cache_dir or None
+    return load_store_encoder(*where, **how, device=device, dtype=args.embedding_dtype)
+
+
+def embedding_dir(args: Arguments, checkpoint: str) -> Path:
+    """Where embeddings of this checkpoint are found or kept."""
     step = checkpoint_step(checkpoint, args.training_dir)
-    public = args.public_ann_data_dir if step == 0 else ""
-    folder = Path(public or Path(args.output_dir, f"embeddings-{step}"))
-    weights = fingerprint_of_weights(checkpoint, encoder)
-    encoder = encoder.to(device).eval()
-    return {
-        name: encode_store(
-            encoder,
-            open_sequences(Path(args.data_dir, name), tokenizer, encoder.config, length, chunk_length),
-            name,
-            folder,
-            weights,
-            batch_size=args.per_gpu_eval_batch_size,
-            device=device,
-            precision=choose_precision(args.fp16, device),
-            dtype=args.embedding_dtype,
-        )
-        for name, length, chunk_length in (
-            ("train-query", args.max_query_length, None),
-            ("dev-query", args.max_query_length, None),
-            ("passages", args.max_seq_length, find_model_type(args.model_type).chunk_length),
-        )
-    }
+    own = Path(args.output_dir, f"embeddings-{step}")
+    return own if step else Path(args.public_ann_data_dir or own)
+
+
+def encode_all(args: Arguments, encoder: StoreEncoder, folder: Path) -> dict[str, EmbeddingMatrix]:
+    """The embeddings of both query sets and of the passages."""
+    data, query_length = Path(args.data_dir), args.max_query_length
+    stores = [encoder.open_queries(data / name, query_length) for name in ("train-query", "dev-query")]
+    stores.append(encoder.open_passages(data / "passages", args.max_seq_length))
+    return {sequences.store.folder.name: encoder.encode(sequences, folder) for sequences in stores}
 
 
 def search(
@@ -146,7 +142,7 @@ def search(
         exchange, index = Path(args.output_dir, f"search-{name}"), (args.index_factory, args.index_parameters)
         return search_rows(embeddings[name], embeddings["passages"], sequences, depth, device, exchange, *index)
 
-    dev_ranking = [rows for _, _, rows in rankings("dev-query", DEV_DEPTH)]
+    dev_ranking = [rows for _, _, rows in rankings("dev-query", DEPTH)]
     hashes, drawing = passages.row_hashes(), {"seed": args.seed, "episode": number}
     negatives = [
         draw_negatives(first + np.arange(len(rows)), rows, train_qrels, hashes, args.negative_sample, **drawing)
@@ -170,7 +166,9 @@ def mine(args: Arguments, number: int, checkpoint: str, step: int, device: torch
     """Mines episode `number` with the checkpoint of this step."""
     say(f"episode {number}: mining with {checkpoint}, {distributed.world_size()} processes on {device.type}")
     train_qrels, dev_qrels = read_train_and_dev_qrels(args.data_dir)
-    embeddings = encode_all(args, checkpoint, device)
+    encoder, folder = load(args, checkpoint, device), embedding_dir(args, checkpoint)
+    embeddings = encode_all(args, encoder, folder)
+    zero_shot = evaluate_collections(encoder, args.zero_shot_dirs, "test", folder)
     dev_ranking, negatives = search(args, number, embeddings, train_qrels, device)
     say(f"episode {number}: {len(dev_ranking) + len(negatives):,} queries searched, and negatives drawn")
 
@@ -178,13 +176,17 @@ def mine(args: Arguments, number: int, checkpoint: str, step: int, device: torch
         dev, clusters = evaluate_run(dev_ranking, dev_qrels), None
         result = {"checkpoint": checkpoint, "step": step, "episode": number}
         result |= {"ndcg": dev.means["ndcg@10"], **dev.means}
+        if zero_shot:
+            result["zero_shot"] = zero_shot
         if args.cluster_query:
             clusters = cluster_queries(embeddings["train-query"], args.cluster_centroids, args.seed, device)
-            clusters.save(Path(args.output_dir, f"clusters_{number}"))
-            result |= evaluate_clusters(clusters, embeddings["dev-query"], dev.values["mrr@10"], device)
+            dev_clusters = nearest_centroid(embeddings["dev-query"], clusters.centroids, device)
+            clusters.save(Path(args.output_dir, f"clusters_{number}"), dev_clusters)
+            result |= evaluate_clusters(clusters, dev_clusters, dev.values["mrr@10"])
         result["triplets"] = deal(args, number, negatives, train_qrels, clusters)
         write_result(args.result_dir, number, result)
         metrics = f"dev MRR@10 {result['mrr@10']:.4f}, nDCG@10 {result['ndcg']:.4f}"
+        metrics += "".join(f", {name} {means['ndcg@10']:.4f}" for name, means in zero_shot.items())
         say(f"episode {number}: {result['triplets']:,} triplets; {metrics}")
 
     distributed.on_main(write)
@@ -207,7 +209,8 @@ def main() -> None:
     args = parse(Arguments, __doc__)
     device = distributed.set_up(args.no_cuda, args.local_rank)
     if args.inference:
-        encode_all(args, newest_or_initial([args.training_dir], args.init_model_dir)[0], device)
+        checkpoint, _ = newest_or_initial([args.training_dir], args.init_model_dir)
+        encode_all(args, load(args, checkpoint, device), embedding_dir(args, checkpoint))
     else:
         mine_episodes(args, device)
     distributed.leave()

@@ -4,11 +4,11 @@
     python evaluate/bm25.py --data_dir MSMARCO --out_dir RESULTS
 
 Reads a folder in BEIR's layout (corpus.jsonl; the queries of qrels/SPLIT.tsv) or in MS MARCO's (collection.tsv or
-msmarco-docs.tsv; the dev queries) and writes RESULTS/metrics.json and RESULTS/run.trec. bm25s scores all passages at
-once from a sparse matrix made while indexing, which needs neither Java nor a server: seconds for BEIR's small sets;
-for MS MARCO's 8.8 million passages about 15 GB of memory and half an hour. k1 0.9 and b 0.4 are the values that
-Anserini and BEIR report. Words are lowercased but not stemmed, so figures differ a little from theirs. In BEIR's
-layout a passage with the query's own id is left out of the query's ranking, as BEIR's own evaluation does.
+msmarco-docs.tsv; the dev queries) and writes RESULTS/metrics.json, per_query.json and run.trec. bm25s scores all
+passages at once from a sparse matrix made while indexing, which needs neither Java nor a server: seconds for BEIR's
+small sets; for MS MARCO's 8.8 million passages about 15 GB of memory and half an hour. k1 0.9 and b 0.4 are the
+values that Anserini and BEIR report. Words are lowercased but not stemmed, so figures differ a little from theirs. In
+BEIR's layout a passage with the query's own id is left out of the query's ranking, as BEIR's own evaluation does.
 """
 
 import sys
@@ -26,20 +26,20 @@ from data.beir_data import read_jsonl
 from data.judgments import Split, read_split
 from data.msmarco_data import DOCUMENTS, FILES, PASSAGES, read_documents, read_numbered
 from data.tokenizing import Text, count_lines
-from evaluate.metrics_file import RunMetrics, write_metrics
-from evaluate.rankings import cut_at, leave_out_self_matches, queries_may_be_passages
+from evaluate.metrics_file import RunMetrics, write_evaluation
 from utils.arguments import check_at_least_one, option, parse, required
 from utils.errors import InputError, run
 from utils.files import find_file
 from utils.logs import progress, say
-from utils.metrics import evaluate_run, write_trec_run
+from utils.metrics import evaluate_run
 from utils.qrels import Qrels
+from utils.rankings import cut_at, leave_out_self_matches, queries_may_be_passages
 
 
 @dataclass
 class Arguments:
     data_dir: str = required("folder in BEIR's or MS MARCO's layout, plain or gzipped files")
-    out_dir: str = required("where metrics.json and run.trec go")
+    out_dir: str = required("where metrics.json, per_query.json and run.trec go")
     split: str = option("test", "which judgments of a BEIR folder: qrels/SPLIT.tsv (MS MARCO: always dev)")
     collection: str = option("", "name of the collection in the result (default: the data folder's name)")
     run_name: str = option("BM25", "name of the run in the result")
@@ -143,12 +143,9 @@ def main() -> None:
         ranking = leave_out_self_matches(rows, scores, query_ids, passage_ids, args.depth)
     else:
         ranking = cut_at(rows, scores, args.depth)
-    metrics = RunMetrics.of(
-        evaluate_run(ranking.rows, judgments_by_row(split, passage_rows)), args.run_name, args.collection
-    )
-    run_file = Path(args.out_dir, "run.trec")
-    write_trec_run(run_file, query_ids, passage_ids, ranking.rows, ranking.scores, args.run_name)
-    write_metrics(Path(args.out_dir, "metrics.json"), metrics)
+    evaluation = evaluate_run(ranking.rows, judgments_by_row(split, passage_rows))
+    metrics = RunMetrics.of(evaluation, args.run_name, args.collection)
+    write_evaluation(args.out_dir, metrics, evaluation, ranking, query_ids, passage_ids)
     print(metrics.line(), flush=True)
 
 

@@ -1,16 +1,26 @@
-"""metrics.json: what one run (a checkpoint, or BM25) reached on one collection. The one place that knows its layout.
+"""What one run (a checkpoint, or BM25) reached on one collection. The one place that knows these files' layout.
 
-{"run": "Episode 1", "collection": "cisi", "checkpoint": "saved_models/checkpoint-100", "queries": 76,
- "metrics": {"ndcg@10": 0.32, "map@10": 0.08, "mrr@10": 0.6, "mrr": 0.6, "recall@100": 0.4, "recall@1000": 0.8}}
+metrics.json     {"run": "Episode 1", "collection": "cisi", "checkpoint": "saved_models/checkpoint-100",
+                  "queries": 76, "metrics": {"ndcg@10": 0.32, "map@10": 0.08, "mrr@10": 0.6, "mrr": 0.6,
+                  "recall@100": 0.4, "recall@1000": 0.8}, "parts": []}
+per_query.json   {"run": "Episode 1", "collection": "cisi", "queries": {"1": {"ndcg@10": 0.5, …}, …}}, of the judged
+                 queries by their ids
+run.trec         the rankings, as trec_eval reads them
 """
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from utils.errors import InputError
 from utils.files import read_json, write_json
-from utils.metrics import Evaluation
+from utils.metrics import Evaluation, write_trec_run
+from utils.rankings import Ranking
+
+PerQuery = dict[str, dict[str, float]]  # query id → measure → value
 
 
 @dataclass(frozen=True)
@@ -18,7 +28,8 @@ class RunMetrics:
     """The content of metrics.json.
 
     `run` is the label in tables; `checkpoint` None for a run without one (BM25); `queries` the number of judged
-    queries; `metrics` their means by the names of `utils.metrics.MEASURES`, each in [0, 1].
+    queries; `metrics` their means by the names of `utils.metrics.MEASURES`, each in [0, 1]. Where the collection is
+    evaluated in parts, `metrics` are the means over them and `parts` their metrics.json, relative to this one.
     """
 
     run: str
@@ -26,6 +37,7 @@ class RunMetrics:
     checkpoint: str | None
     queries: int
     metrics: dict[str, float]
+    parts: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, evaluation: Evaluation, run: str, collection: str, checkpoint: str | None = None) -> "RunMetrics":
@@ -38,9 +50,51 @@ class RunMetrics:
         return f"{self.run} on {self.collection} ({self.queries:,} queries): {means}"
 
 
+def write_evaluation(
+    folder: str | Path,
+    metrics: RunMetrics,
+    evaluation: Evaluation,
+    ranking: Ranking,
+    query_ids: Sequence[str],
+    passage_ids: Sequence[str],
+) -> None:
+    """Writes run.trec, per_query.json and, last, metrics.json into `folder`, each atomically.
+
+    `evaluation` and `ranking` are by query row; the ids are those of the rows.
+    """
+    folder = Path(folder)
+    write_trec_run(folder / "run.trec", query_ids, passage_ids, ranking.rows, ranking.scores, metrics.run)
+    judged = np.flatnonzero(np.isfinite(next(iter(evaluation.values.values()))))
+    values = {
+        query_ids[row]: {name: float(value[row]) for name, value in evaluation.values.items()}
+        for row in judged.tolist()
+    }
+    write_json(folder / "per_query.json", {"run": metrics.run, "collection": metrics.collection, "queries": values})
+    write_metrics(folder / "metrics.json", metrics)
+
+
 def write_metrics(path: str | Path, metrics: RunMetrics) -> None:
     """Writes metrics.json, atomically."""
     write_json(path, asdict(metrics))
+
+
+def read_per_query(path: str | Path) -> PerQuery:
+    """Reads per_query.json: query id → measure → value; `InputError` naming the file and what is wrong with it."""
+    queries = read_json(path).get("queries")
+    if not isinstance(queries, dict) or not queries:
+        raise InputError("holds no queries: it is no per_query.json, or was altered; evaluate again", path)
+    measures = None
+    for query, values in queries.items():
+        if not isinstance(values, dict) or not all(map(_is_share, values.values())):
+            raise InputError(f"query {query!r} has {values!r:.80}, not numbers from 0 to 1; evaluate again", path)
+        if measures is not None and values.keys() != measures:
+            raise InputError(f"query {query!r} has other measures than the ones before; evaluate again", path)
+        measures = values.keys()
+    return queries
+
+
+def _is_share(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and 0 <= value <= 1
 
 
 def read_metrics(path: str | Path) -> RunMetrics:
@@ -55,9 +109,14 @@ def read_metrics(path: str | Path) -> RunMetrics:
     if type(queries) is not int or queries < 1:
         raise InputError(f"queries is {queries!r}, expected a whole number above 0; evaluate again", path)
     for name, value in content["metrics"].items():
-        if type(value) not in (int, float) or not (math.isfinite(value) and 0 <= value <= 1):
+        if not _is_share(value):
             raise InputError(f"{name} is {value!r}, expected a number from 0 to 1; evaluate again", path)
-    return RunMetrics(content["run"], content["collection"], content.get("checkpoint"), queries, content["metrics"])
+    parts = content.get("parts", [])
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        raise InputError(f"parts is {parts!r:.80}, expected paths; evaluate again", path)
+    return RunMetrics(
+        content["run"], content["collection"], content.get("checkpoint"), queries, content["metrics"], parts
+    )
 
 
 def measure(metrics: RunMetrics, name: str, path: str | Path) -> float:

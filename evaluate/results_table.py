@@ -7,6 +7,10 @@ A row is LABEL=DEV_METRICS[,ZERO_SHOT_METRICS…]: the label ends at the first "
 is the dev metrics, and the zero-shot column is the mean over the collections of the others ("-" where there is none),
 as BEIR's averages are. Rows are printed in the order given, as aligned text; RESULTS gets the same as table.md, and
 as results.json with every measure of every file. Nothing is measured here: the table can be made again at any time.
+
+With --clusters_dir, the clusters of a mined episode, there is a column for the worst cluster of dev queries: the
+lowest mean of those that hold at least 10 judged dev queries. All rows are measured on the same clusters, BM25's too;
+results.json gets the mean of each.
 """
 
 import math
@@ -16,12 +20,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluate.metrics_file import RunMetrics, measure, read_metrics
-from utils.arguments import parse, required
+from evaluate.dev_clusters import DevClusters
+from evaluate.metrics_file import RunMetrics, measure, read_metrics, read_per_query
+from utils.arguments import option, parse, required
 from utils.errors import InputError, run
 from utils.files import atomic_file, write_json
 
 DEV_MEASURES = {"dev MRR@10": "mrr@10", "dev nDCG@10": "ndcg@10", "dev recall@100": "recall@100"}
+CLUSTER_MEASURE = "mrr@10"
 ZERO_SHOT_MEASURES = {"zero-shot nDCG@10": "ndcg@10"}
 
 
@@ -29,19 +35,29 @@ ZERO_SHOT_MEASURES = {"zero-shot nDCG@10": "ndcg@10"}
 class Arguments:
     rows: list[str] = field(metadata={"help": "the table's rows, each LABEL=DEV_METRICS[,ZERO_SHOT_METRICS…]"})
     out_dir: str = required("folder that gets table.md and results.json")
+    clusters_dir: str = option("", "clusters_N of a mined episode: adds the worst cluster of dev queries")
+    dev_query_dir: str = option("", "token store of the dev queries, for their ids; wanted with clusters_dir")
+
+    def __post_init__(self) -> None:
+        if bool(self.clusters_dir) != bool(self.dev_query_dir):
+            raise InputError("--clusters_dir and --dev_query_dir are wanted together")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table; `cells` are the values of its columns, None where there is no zero-shot file."""
+    """A row of the table; `cells` are the values of its columns, None where there is no zero-shot file.
+
+    `cluster_means` is the dev measure of each cluster, None where it has no judged query; empty without clusters.
+    """
 
     label: str
     dev: RunMetrics
     zero_shot: list[RunMetrics]
     cells: list[float | None]
+    cluster_means: list[float | None]
 
 
-def read_row(text: str) -> Row:
+def read_row(text: str, clusters: DevClusters | None = None) -> Row:
     """Reads the files that LABEL=DEV_METRICS[,ZERO_SHOT_METRICS…] names."""
     label, equals, files = text.partition("=")
     paths = files.split(",")
@@ -52,12 +68,18 @@ def read_row(text: str) -> Row:
     for name in ZERO_SHOT_MEASURES.values():
         values = [measure(metrics, name, path) for metrics, path in zip(zero_shot, paths[1:], strict=True)]
         cells.append(math.fsum(values) / len(values) if values else None)
-    return Row(label.strip(), dev, zero_shot, cells)
+    means: list[float | None] = []
+    if clusters:
+        values = clusters.values(read_per_query(Path(paths[0]).with_name("per_query.json")), CLUSTER_MEASURE)
+        means = clusters.means(values)
+        cells.insert(len(DEV_MEASURES), clusters.worst(values))
+    return Row(label.strip(), dev, zero_shot, cells, means)
 
 
 def table_of(rows: list[Row]) -> list[list[str]]:
     """The table's cells as text, its heading first."""
-    heading = ["", *DEV_MEASURES, *ZERO_SHOT_MEASURES]
+    clusters = [f"worst cluster {CLUSTER_MEASURE.upper()}"] if any(row.cluster_means for row in rows) else []
+    heading = ["", *DEV_MEASURES, *clusters, *ZERO_SHOT_MEASURES]
     return [heading] + [[row.label, *("-" if cell is None else f"{cell:.3f}" for cell in row.cells)] for row in rows]
 
 
@@ -93,12 +115,18 @@ def differences(rows: list[Row]) -> list[str]:
 
 def main() -> None:
     args = parse(Arguments, __doc__)
-    rows = [read_row(text) for text in args.rows]
+    clusters = DevClusters.read(args.clusters_dir, args.dev_query_dir) if args.clusters_dir else None
+    rows = [read_row(text, clusters) for text in args.rows]
     table = table_of(rows)
     with atomic_file(Path(args.out_dir) / "table.md") as handle:
         handle.write(markdown(table))
     content = [
-        {"run": row.label, "dev": asdict(row.dev), "zero_shot": [asdict(metrics) for metrics in row.zero_shot]}
+        {
+            "run": row.label,
+            "dev": asdict(row.dev),
+            "zero_shot": [asdict(metrics) for metrics in row.zero_shot],
+            "cluster_means": row.cluster_means,
+        }
         for row in rows
     ]
     write_json(Path(args.out_dir) / "results.json", {"rows": content})

@@ -37,6 +37,7 @@ make() { mkdir -p "$(dirname "$1")"; touch "$1"; }
 case "$script" in
     demo_data) make "${flag[msmarco_dir]}/qrels.dev.small.tsv"; make "${flag[beir_dir]}/qrels/test.tsv" ;;
     msmarco_data) make "${flag[out_data_dir]}/dev-qrel.tsv" ;;
+    fetch_beir) make "${flag[out_dir]}/${flag[name]}/corpus.jsonl" ;;
     beir_data) make "${flag[out_data_dir]}/${flag[split]:-test}-qrel.tsv" ;;
     run_ann_data_gen)
         make "${flag[result_dir]}/ann_ndcg_${flag[end_output_num]/-1/0}"
@@ -48,8 +49,10 @@ case "$script" in
             step="${flag[total_training_steps]}"
         fi
         make "${flag[output_dir]}/checkpoint-$step/model.safetensors" ;;
-    bm25 | evaluate_beir) make "${flag[out_dir]}/metrics.json" ;;
-    results_table | table) echo "the table" ;;
+    bm25 | evaluate_beir | mean_of_parts) make "${flag[out_dir]}/metrics.json" ;;
+    results_table | compare_runs | compare_objectives | table) echo "the table" ;;
+    model_card) make "${flag[checkpoint]}/README.md" ;;
+    search_collection) echo "the answer" ;;
     tokenizing | encoding | training | group_gradients | mining | search | growth | sketch_error)
         make "${flag[out_dir]}/$script.json" ;;
     *) echo "the stub does not know $script" >&2; exit 99 ;;
@@ -88,7 +91,13 @@ class Checkout:
         for made in (self.stub, self.work, programs):
             made.mkdir(parents=True)
         shutil.copytree(COMMANDS, self.root / "commands")
-        for name in ("requirements", "requirements-gpu", "requirements-demo", "requirements-dev"):
+        for name in (
+            "requirements",
+            "requirements-gpu",
+            "requirements-demo",
+            "requirements-dev",
+            "requirements-beir",
+        ):
             (self.root / f"{name}.txt").touch()
         self.programs = programs
         self.add_program("nvidia-smi", "exit 9")

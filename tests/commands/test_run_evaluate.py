@@ -13,7 +13,13 @@ SETTINGS = re.search(r"settings=\((.*?)\)", SCRIPT, re.DOTALL)[1].split()
 @pytest.fixture
 def checkout(tmp_path) -> Checkout:
     checkout = Checkout(tmp_path)
-    for name in ("beir/sci fact", "beir/arguana", "elsewhere/arguana", "a run/saved_models/checkpoint-200"):
+    for name in (
+        "beir/sci fact",
+        "beir/arguana",
+        "beir/a,b",
+        "elsewhere/arguana",
+        "a run/saved_models/checkpoint-200",
+    ):
         (checkout.work / name).mkdir(parents=True)
     return checkout
 
@@ -22,7 +28,7 @@ def test_help_lists_every_setting_with_its_default(checkout):
     shown = checkout.run("run_evaluate.sh", "--help")
     assert (shown.returncode, shown.stderr) == (0, "")
     defaults = dict(re.findall(r'"\$\{(\w+):=([^$"}]*)\}"', SCRIPT))
-    assert len(defaults) == 6
+    assert len(defaults) == 9
     for setting in SETTINGS:
         line = re.search(rf"^  {setting}\b.*", shown.stdout, re.MULTILINE)
         assert line, f"{setting} is not in --help"
@@ -32,11 +38,13 @@ def test_help_lists_every_setting_with_its_default(checkout):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ([], "name at least one folder"),
+        ([], "name at least one collection"),
         (["--out", "x", "beir/arguana"], "unknown argument '--out'"),
         (["beir/arguana", "--split"], "--split wants a value"),
-        (["beir/arguana", "nowhere"], "'nowhere' is no folder"),
-        (["beir/arguana", "elsewhere/arguana"], "two folders are named 'arguana'"),
+        (["beir/arguana", "no/where"], "'no/where' is no folder"),
+        (["beir/arguana", "elsewhere/arguana"], "two collections are named 'arguana'"),
+        (["beir/arguana", "arguana"], "two collections are named 'arguana'"),
+        (["beir/a,b"], "has a comma"),
     ],
 )
 def test_misuse_is_told_before_anything_runs(checkout, arguments, reason):
@@ -50,22 +58,67 @@ def test_each_collection_is_tokenized_and_evaluated_in_a_folder_of_its_own(check
     finished = checkout.run(
         "run_evaluate.sh",
         *("beir/sci fact", "--split", "dev", "beir/arguana/", "--out_dir", "the results", "--processes", 2),
+        *("--pooling", "mean", "--normalize", 1),
         CHECKPOINT="a run/saved_models/checkpoint-200",
         MODEL_TYPE="rdot_nll",
         MIXED_PRECISION=0,
     )
     assert finished.returncode == 0, finished.stderr
-    calls = checkout.calls()
-    assert [call.script for call in calls] == ["beir_data", "evaluate_beir"] * 2
-    assert [call.processes for call in calls] == [0, 2] * 2
-    for call, collection in zip(calls, ["sci fact", "sci fact", "arguana", "arguana"], strict=True):
-        assert call.flags | {"model_type": "rdot_nll", "split": "dev"} == call.flags
+    *calls, table = checkout.calls()
+    assert [call.script for call in calls] == ["beir_data", "evaluate_beir", "bm25"] * 2
+    assert [call.processes for call in calls] == [0, 2, 0] * 2
+    for call, collection in zip(calls, ["sci fact"] * 3 + ["arguana"] * 3, strict=True):
+        assert call.flags["split"] == "dev"
+        assert "fp16" not in call.flags
+        if call.script == "bm25":
+            assert call.flags["out_dir"] == f"the results/{collection}/bm25"
+            continue
+        assert call.flags | {"model_type": "rdot_nll"} == call.flags
         assert call.flags["model_name_or_path"] == "a run/saved_models/checkpoint-200"
         tokens = call.flags["out_data_dir" if call.script == "beir_data" else "data_dir"]
         assert tokens == f"the results/{collection}/preprocessed"
-        assert "fp16" not in call.flags
-    assert [call.flags["collection"] for call in calls[1::2]] == ["sci fact", "arguana"]
-    assert [call.flags["out_dir"] for call in calls[1::2]] == ["the results/sci fact", "the results/arguana"]
+    for call in calls[1::3]:
+        assert call.flags | {"pooling": "mean", "normalize": "", "run_name": "a run-checkpoint-200"} == call.flags
+    assert [call.flags["collection"] for call in calls[1::3]] == ["sci fact", "arguana"]
+    assert [call.flags["out_dir"] for call in calls[1::3]] == ["the results/sci fact", "the results/arguana"]
+    runs = table.values[table.values.index("--runs") + 1 :]
+    assert (table.script, table.flags["out_dir"]) == ("compare_runs", ".")
+    assert runs == [
+        "BM25=sci fact/bm25/metrics.json,arguana/bm25/metrics.json",
+        "a run-checkpoint-200=sci fact/metrics.json,arguana/metrics.json",
+    ]
+
+
+def test_a_collection_in_parts_is_the_mean_over_them(checkout):
+    for part in ("android", "tex"):
+        path = checkout.work / "beir" / "cqadupstack" / part / "corpus.jsonl.gz"
+        path.parent.mkdir(parents=True)
+        path.touch()
+    finished = checkout.run("run_evaluate.sh", "beir/cqadupstack", "--out_dir", "o", CHECKPOINT="a/b")
+    assert finished.returncode == 0, finished.stderr
+    *calls, own, baseline, table = checkout.calls()
+    assert [call.flags["out_dir"] for call in calls if call.script == "evaluate_beir"] == [
+        "o/cqadupstack/android",
+        "o/cqadupstack/tex",
+    ]
+    assert own.flags | {"collection": "cqadupstack", "out_dir": "o/cqadupstack"} == own.flags
+    assert own.values[-2:] == ["o/cqadupstack/android/metrics.json", "o/cqadupstack/tex/metrics.json"]
+    assert baseline.flags["out_dir"] == "o/cqadupstack/bm25"
+    assert baseline.values[-2:] == ["o/cqadupstack/android/bm25/metrics.json", "o/cqadupstack/tex/bm25/metrics.json"]
+    assert table.values[-2:] == ["BM25=cqadupstack/bm25/metrics.json", "a-b=cqadupstack/metrics.json"]
+
+
+def test_a_name_is_fetched_where_it_is_not_there_and_before_anything_is_evaluated(checkout):
+    finished = checkout.run(
+        "run_evaluate.sh", "beir/arguana", "scifact", "--bm25", 0, BEIR_DIR="sets", CHECKPOINT="a/b"
+    )
+    assert finished.returncode == 0, finished.stderr
+    calls = checkout.calls()
+    assert [call.script for call in calls[:3]] == ["fetch_beir", "beir_data", "evaluate_beir"]
+    assert calls[0].flags == {"name": "scifact", "out_dir": "sets"}
+    assert calls[3].flags["data_dir"] == "sets/scifact"
+    assert checkout.run("run_evaluate.sh", "scifact", BEIR_DIR="sets", CHECKPOINT="a/b").returncode == 0
+    assert checkout.calls()[0].script == "beir_data"
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ NEEDED = {"data_dir": "d", "output_dir": "o", "training_dir": "t"}
         ({"end_output_num": -2}, "--end_output_num is -2"),
         ({"group": 1}, "--cluster_query is not set"),
         ({"topk_training": 0}, "--topk_training is 0"),
+        ({"zero_shot_dirs": ["a/scifact", "b/scifact/"]}, "have the same name: scifact, scifact"),
         ({"index_parameters": "nprobe=8"}, "--index_parameters are of an approximate index"),
     ],
 )

@@ -113,6 +113,7 @@ def test_a_beir_folder_gives_metrics_and_a_run_without_self_matches(tmp_path):
         "collection": "tiny set",
         "checkpoint": None,
         "queries": 2,
+        "parts": [],
     }
     assert written["metrics"]["mrr@10"] == 0.5
     assert written["metrics"]["recall@100"] == 0.75

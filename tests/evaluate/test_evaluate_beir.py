@@ -12,9 +12,12 @@ from transformers import AutoTokenizer
 from data import beir_data, msmarco_data
 from drivers import run_ann_data_gen
 from evaluate import bm25, evaluate_beir
-from evaluate.rankings import queries_may_be_passages
+from evaluate.metrics_file import read_per_query
 from tests.tiny import WORDS, tiny_bert_tokenizer
 from tests.tiny_models import tiny_bert
+from utils.clustering import read_dev_assignment
+from utils.errors import InputError
+from utils.rankings import queries_may_be_passages
 
 MODEL_TYPE = "rdot_nll_condenser"
 LENGTHS = ("--max_seq_length", 32, "--max_query_length", 32)
@@ -116,6 +119,73 @@ def test_a_beir_query_is_not_its_own_answer(script, checkpoint, beir, tmp_path, 
     for query, passages in ranked.items():
         assert query not in passages
         assert len(passages) == min(depth, len(PASSAGES) - 1)
+
+
+def test_the_miner_measures_zero_shot_collections_as_the_evaluation_does(script, checkpoint, msmarco, beir, tmp_path):
+    model = ("--model_type", MODEL_TYPE)
+    named = (*model, "--model_name_or_path", checkpoint)
+    tokens, other = tmp_path / "tokens", tmp_path / "zero shot" / "odd set"
+    script(msmarco_data, "--data_dir", msmarco, "--out_data_dir", tokens, *named, *LENGTHS)
+    script(beir_data, "--data_dir", beir, "--out_data_dir", other, *named)
+    mine = ("--data_dir", tokens, "--init_model_dir", checkpoint, "--training_dir", tmp_path / "models", "--no_cuda")
+    script(
+        run_ann_data_gen,
+        *(*mine, "--output_dir", tmp_path / "ann", "--topk_training", 10, "--negative_sample", 2, *model, *LENGTHS),
+        *("--zero_shot_dirs", other, "--cluster_query", "--cluster_centroids", 2),
+    )
+    mined_by = json.loads((tmp_path / "ann" / "ann_ndcg_0").read_text())
+    embeddings = tmp_path / "ann" / "embeddings-0" / "odd set"
+    before = (embeddings / "passages.0-of-1.npy").stat().st_mtime_ns
+    script(
+        evaluate_beir,
+        *("--data_dir", other, "--out_dir", tmp_path / "out", *named, "--no_cuda", "--embedding_dir", embeddings),
+    )
+    assert mined_by["zero_shot"] == {"odd set": metrics_in(tmp_path / "out")}
+    assert 0 < mined_by["zero_shot"]["odd set"]["ndcg@10"] < 1
+    assert (embeddings / "passages.0-of-1.npy").stat().st_mtime_ns == before
+
+    assignment, count = read_dev_assignment(tmp_path / "ann" / "clusters_0", len(QUERIES))
+    assert count == 2
+    assert np.bincount(assignment, minlength=2).tolist() == mined_by["cluster_dev_queries"]
+
+
+def test_values_a_query_are_kept_and_give_the_means(script, checkpoint, beir, tmp_path):
+    model = ("--model_type", MODEL_TYPE, "--model_name_or_path", checkpoint)
+    script(beir_data, "--data_dir", beir, "--out_data_dir", tmp_path / "tokens", *model)
+    evaluation = ("--data_dir", tmp_path / "tokens", *model, "--no_cuda", "--embedding_dir", tmp_path / "embeddings")
+    results = {}
+    for name, flags in {
+        "cls": (),
+        "mean": ("--pooling", "mean"),
+        "cosine": ("--pooling", "mean", "--normalize"),
+    }.items():
+        script(evaluate_beir, *evaluation, "--out_dir", tmp_path / name, *flags)
+        results[name] = (tmp_path / name / "run.trec").read_text()
+        values = read_per_query(tmp_path / name / "per_query.json")
+        assert values.keys() == {str(query) for query in QUERIES}
+        for measure, mean in metrics_in(tmp_path / name).items():
+            assert np.mean([of_query[measure] for of_query in values.values()]) == pytest.approx(mean)
+    assert len(set(results.values())) == 3  # embeddings of another reading are never taken for these
+    assert all(abs(float(line.split()[4])) <= 1 + 1e-6 for line in results["cosine"].splitlines())
+    script(bm25, "--data_dir", beir, "--out_dir", tmp_path / "bm25")
+    assert read_per_query(tmp_path / "bm25" / "per_query.json").keys() == values.keys()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({}, "holds no queries"),
+        ({"queries": {}}, "holds no queries"),
+        ({"queries": {"1": [0.5]}}, "not numbers from 0 to 1"),
+        ({"queries": {"1": {"mrr": 2}}}, "not numbers from 0 to 1"),
+        ({"queries": {"1": {"mrr": True}}}, "not numbers from 0 to 1"),
+        ({"queries": {"1": {"mrr": 1}, "2": {"ndcg": 1}}}, "other measures"),
+    ],
+)
+def test_damaged_values_a_query_are_refused(tmp_path, content, reason):
+    (tmp_path / "per_query.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=reason):
+        read_per_query(tmp_path / "per_query.json")
 
 
 def test_bm25_leaves_a_query_out_of_its_ranking_in_beirs_layout_only(script, msmarco, beir, tmp_path):

@@ -27,6 +27,7 @@ def test_the_layout_is_the_agreed_one(tmp_path):
         "checkpoint": "saved_models/checkpoint-100",
         "queries": 76,
         "metrics": {"ndcg@10": 0.25, "mrr": 1.0},
+        "parts": [],
     }
 
 
@@ -52,6 +53,8 @@ def test_an_evaluation_gives_its_means_and_its_judged_queries():
         ({"metrics": {"mrr": -0.1}}, "mrr is -0.1"),
         ({"metrics": {"mrr": "0.5"}}, "mrr is '0.5'"),
         ({"metrics": {"mrr": float("nan")}}, "mrr is nan"),
+        ({"parts": "a/metrics.json"}, "parts is 'a/metrics.json'"),
+        ({"parts": [3]}, r"parts is \[3\]"),
     ],
 )
 def test_an_altered_file_is_named_with_what_is_wrong(tmp_path, changed, message):

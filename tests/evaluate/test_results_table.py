@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from evaluate.dev_clusters import DevClusters
 from evaluate.metrics_file import RunMetrics, write_metrics
-from evaluate.results_table import differences, markdown, read_row
+from evaluate.results_table import differences, markdown, read_row, table_of
 from utils.errors import InputError
+from utils.files import write_json
 
 SCRIPT = Path(__file__).resolve().parents[2] / "evaluate" / "results_table.py"
 
@@ -95,3 +98,17 @@ def test_a_missing_file_ends_the_script_with_its_name_and_nothing_written(tmp_pa
     assert finished.returncode == 2
     assert finished.stderr == f"error: {tmp_path / 'none.json'}: no such file\n"
     assert not (tmp_path / "out").exists()
+
+
+def test_the_worst_cluster_is_a_column_where_clusters_are_given(tmp_path, metrics_of):
+    dev = metrics_of("dev", 0.1, 0.2, 0.3)
+    ids = [f"q{i}" for i in range(20)]
+    clusters = DevClusters(ids, np.arange(20) % 2, 2)
+    queries = {query: {"mrr@10": 0.25 if i % 2 else 0.75} for i, query in enumerate(ids)}
+    write_json(Path(dev).with_name("per_query.json"), {"queries": queries})
+    row = read_row(f"Episode 1={dev}", clusters)
+    assert row.cells == [0.1, 0.2, 0.3, 0.25, None]
+    assert row.cluster_means == [0.75, 0.25]
+    heading, line = table_of([row])
+    assert dict(zip(heading, line, strict=True))["worst cluster MRR@10"] == "0.250"
+    assert "worst cluster MRR@10" not in table_of([read_row(f"Episode 1={dev}")])[0]

@@ -17,9 +17,10 @@ def test_the_script_writes_every_figure_and_the_table_shows_it(tmp_path, monkeyp
     result = json.loads((tmp_path / "search-500-float32.json").read_text())
     assert result["file_gib"] == pytest.approx(500 * 16 * 4 / 2**30)
     assert list(result["contenders"]) == list(search.CONTENDERS)
+    least_seconds = 2 * 20 * 500 * 16 / result["peak_operations_a_second"]["median"]
     for one in result["contenders"].values():
         assert len(one["seconds"]) == 2
-        assert 0 < one["share_of_products"] < 1
+        assert one["share_of_products"] == pytest.approx(least_seconds / one["median_seconds"])
         assert one["queries_per_second"] == pytest.approx(20 / one["median_seconds"])
     assert result["contenders"]["faiss"]["times_as_fast"] == 1
 

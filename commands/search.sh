@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Answers a question from a collection with a run's newest checkpoint: rank, score, id and text of the best passages.
+#
+#     bash commands/search.sh [--flag value]… ["how do I sort a list"]
+#
+# Without a question it asks for one after another, until an empty line; from a pipe, every line is a question.
+# Settings are environment variables, or flags of the same name in lower case:
+#   OUT_DIR            the run, whose checkpoint and collections are searched                 runs/demo
+#   COLLECTION         a zero-shot collection of the run, by name, or any folder of token     the training collection
+#                      stores (passages/ inside)
+#   CHECKPOINT         a folder or a hub name                                                 the newest of OUT_DIR
+#   DATA_DIR           the collection's own files, which the texts are shown from             the run's
+#   MODEL_TYPE         rdot_nll | rdot_nll_multi_chunk | rdot_nll_condenser                   the run's
+#   POOLING            cls | mean: of all tokens, as many models of others are meant          cls
+#   NORMALIZE          1: vectors of length 1, so that scores are cosines                     0
+#   EMBEDDING_DIR      where the passages' embeddings are found or kept        the run's where they fit, else a new one
+#   DEPTH              passages shown                                                         10
+#   TEXT_LINES         lines shown of a passage; 0: all of it                                 6
+#   MAX_QUERY_LENGTH   tokens of a question at most; 0: as the collection's own queries       0
+#   MIXED_PRECISION    1: passages that have no embeddings yet are encoded in half precision  1
+#   EVAL_BATCH_SIZE    passages encoded at once                                               128
+set -euo pipefail
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+settings=(OUT_DIR COLLECTION CHECKPOINT DATA_DIR MODEL_TYPE POOLING NORMALIZE EMBEDDING_DIR DEPTH TEXT_LINES
+    MAX_QUERY_LENGTH MIXED_PRECISION EVAL_BATCH_SIZE)
+
+fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
+words=()
+while (($#)); do
+    case "$1" in
+        -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 0 ;;
+        --) words+=("${@:2}") && break ;;
+        --*)
+            name="${1#--}" && name="${name^^}"
+            [[ " ${settings[*]} " == *" $name "* ]] || fail "unknown argument '$1'; see --help"
+            (($# > 1)) || fail "$1 wants a value"
+            printf -v "$name" %s "$2"
+            shift 2
+            ;;
+        *) words+=("$1") && shift ;;
+    esac
+done
+question="${words[*]}"
+((${#words[@]} == 0)) || [[ "$question" == *[![:space:]]* ]] || fail "the question is empty"
+
+# The environment: minutes the first time, then nothing.
+bash "$root/commands/install.sh"
+python="${ANCE_VENV:-$root/.venv}/bin/python"
+
+: "${OUT_DIR:=$root/runs/demo}" "${COLLECTION:=}" "${CHECKPOINT:=}" "${DATA_DIR:=}" "${MODEL_TYPE:=}"
+: "${EMBEDDING_DIR:=}" "${DEPTH:=10}" "${TEXT_LINES:=6}" "${MAX_QUERY_LENGTH:=0}"
+: "${POOLING:=cls}" "${NORMALIZE:=0}" "${MIXED_PRECISION:=1}" "${EVAL_BATCH_SIZE:=128}"
+options=()
+((MIXED_PRECISION == 0)) || options+=(--fp16)
+((NORMALIZE == 0)) || options+=(--normalize)
+
+# Load, and encode the passages where nobody has: seconds (demo), then a question at a time. (With =, for a question
+# may begin with a dash.)
+exec "$python" "$root/evaluate/search_collection.py" --run_dir "$OUT_DIR" --collection "$COLLECTION" \
+    --data_dir "$DATA_DIR" --model_name_or_path "$CHECKPOINT" --model_type "$MODEL_TYPE" \
+    --embedding_dir "$EMBEDDING_DIR" --depth "$DEPTH" --text_lines "$TEXT_LINES" \
+    --max_query_length "$MAX_QUERY_LENGTH" --per_gpu_eval_batch_size "$EVAL_BATCH_SIZE" \
+    --pooling "$POOLING" ${options[@]+"${options[@]}"} --query="$question"

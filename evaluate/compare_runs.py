@@ -1,0 +1,185 @@
+"""Compares runs over collections: one table of a measure, and whether the differences could be chance.
+
+    python evaluate/compare_runs.py --out_dir RESULTS --runs \\
+        "BM25=bm25/scifact/metrics.json,bm25/arguana/metrics.json" \\
+        "after episode 3=ep3/scifact/metrics.json,ep3/arguana/metrics.json"
+
+A run is LABEL=METRICS[,METRICS…]: a collection's metrics.json of evaluate/evaluate_beir.py, evaluate/bm25.py or
+evaluate/mean_of_parts.py, with the per_query.json that lies beside it. The first run is the baseline: every other one
+is compared with it on each collection and on the mean over all of them, with a 95% bootstrap interval of the
+difference and the p-value of a paired randomisation test, which is corrected (Holm) for all the tests of the table
+together (evaluate/significance.py). Prints the tables; RESULTS gets the same as comparison.md, and as
+comparison.json.
+"""
+
+import sys
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from evaluate.metrics_file import read_metrics, read_per_query
+from evaluate.results_table import markdown, plain_text
+from evaluate.significance import Difference, compare, holm, mean_of_means
+from utils.arguments import option, parse, required
+from utils.errors import InputError, run
+from utils.files import atomic_file, write_json
+
+MEAN = "mean"
+
+
+@dataclass
+class Arguments:
+    runs: list[str] = field(metadata={"help": "LABEL=METRICS[,METRICS…], a file a collection; the baseline first"})
+    out_dir: str = required("folder that gets comparison.md and comparison.json")
+    measure: str = option("ndcg@10", "what is compared")
+    apart: int = option(0, "the first so many collections do not count in the mean (those that were trained on)")
+    seed: int = option(0, "seed of the resampling")
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A run's values on one collection, by query id: their mean is the collection's.
+
+    Of a collection that is evaluated in parts, ids are PART/ID and values are scaled so that the parts count alike.
+    """
+
+    name: str
+    path: Path
+    values: dict[str, float]
+
+    @classmethod
+    def read(cls, path: Path, measure: str) -> "Collection":
+        """What lies beside this metrics.json."""
+        metrics = read_metrics(path)
+        if not metrics.parts:
+            return cls(metrics.collection, path, _values(path, measure))
+        parts = [cls.read(path.parent / part, measure) for part in metrics.parts]
+        queries = sum(len(part.values) for part in parts)
+        return cls(
+            metrics.collection,
+            path,
+            {
+                f"{part.name}/{query}": value * queries / (len(parts) * len(part.values))
+                for part in parts
+                for query, value in part.values.items()
+            },
+        )
+
+    def in_order_of(self, other: "Collection") -> np.ndarray:
+        """The values in the order of the other's queries, float64 (queries,); `InputError` where they differ."""
+        if self.name != other.name:
+            raise InputError(f"is of {self.name}, and the baseline's file in that place of {other.name}", self.path)
+        if self.values.keys() != other.values.keys():
+            raise InputError(f"has not the queries of {other.path}; evaluate both runs on the same ones", self.path)
+        return np.array([self.values[query] for query in other.values])
+
+
+def _values(path: Path, measure: str) -> dict[str, float]:
+    """One measure a query, from the per_query.json beside a metrics.json."""
+    path = path.with_name("per_query.json")
+    values = read_per_query(path)
+    measures = next(iter(values.values())).keys()
+    if measure not in measures:
+        raise InputError(f"holds no {measure}, only {', '.join(measures)}; evaluate again", path)
+    return {query: of_query[measure] for query, of_query in values.items()}
+
+
+def read_run(text: str, measure: str) -> tuple[str, list[Collection]]:
+    """The label and the collections of LABEL=METRICS[,METRICS…]."""
+    label, equals, files = text.partition("=")
+    paths = files.split(",")
+    if not (label.strip() and equals and all(paths)):
+        raise InputError(f"the run {text!r} is not LABEL=METRICS or LABEL=METRICS,METRICS…")
+    return label.strip(), [Collection.read(Path(path), measure) for path in paths]
+
+
+def read_runs(texts: list[str], measure: str) -> tuple[list[str], dict[str, list[np.ndarray]]]:
+    """The collections' names, and each run's values on each of them, in one order of queries: float64 (queries,)."""
+    runs = dict(read_run(text, measure) for text in texts)
+    if len(runs) < len(texts):
+        raise InputError("two runs have the same label; give each its own")
+    baseline = next(iter(runs.values()))
+    names: list[str] = []
+    for collection in baseline:
+        number, same = 2, collection.name
+        while same in (*names, MEAN):  # a zero-shot collection may be called dev
+            number, same = number + 1, f"{collection.name} ({number})"
+        names.append(same)
+    for label, collections in runs.items():
+        if len(collections) != len(baseline):
+            raise InputError(f"the run {label!r} names {len(collections)} files, and the baseline {len(baseline)}")
+    return names, {
+        label: [own.in_order_of(other) for own, other in zip(collections, baseline, strict=True)]
+        for label, collections in runs.items()
+    }
+
+
+def compare_all(
+    names: list[str], runs: dict[str, list[np.ndarray]], seed: int, apart: int = 0
+) -> dict[str, dict[str, Difference]]:
+    """Label → collection (of several also `MEAN`) → its difference from the first run, with corrected p-values."""
+    baseline, *others = runs
+    selections = {name: slice(i, i + 1) for i, name in enumerate(names)}
+    if len(names) - apart > 1:
+        selections[MEAN] = slice(apart, None)
+    found = {
+        (label, name): compare(runs[baseline][chosen], runs[label][chosen], seed)
+        for label in others
+        for name, chosen in selections.items()
+    }
+    corrected = holm([difference.p for difference in found.values()])
+    differences: dict[str, dict[str, Difference]] = {label: {} for label in others}
+    for ((label, name), difference), p in zip(found.items(), corrected, strict=True):
+        differences[label][name] = replace(difference, p=p)
+    return differences
+
+
+def means_table(measure: str, names: list[str], runs: dict[str, list[np.ndarray]], apart: int = 0) -> list[list[str]]:
+    """A row a collection, and of several one of their mean; a column a run."""
+    counts = [len(values) for values in next(iter(runs.values()))]
+    rows = [
+        [name, f"{count:,}", *(f"{collections[i].mean():.3f}" for collections in runs.values())]
+        for i, (name, count) in enumerate(zip(names, counts, strict=True))
+    ]
+    if len(names) - apart > 1:
+        means = (mean_of_means(collections[apart:]) for collections in runs.values())
+        rows.append([MEAN, f"{sum(counts[apart:]):,}", *(f"{mean:.3f}" for mean in means)])
+    return [[measure, "queries", *runs], *rows]
+
+
+def differences_table(baseline: str, differences: dict[str, dict[str, Difference]]) -> list[list[str]]:
+    """A row a run and collection."""
+    return [[f"difference from {baseline}", "on", "mean", "95% interval", "p (Holm)"]] + [
+        [label, name, f"{d.mean:+.3f}", f"{d.low:+.3f} to {d.high:+.3f}", f"{d.p:.4f}"]
+        for label, of_run in differences.items()
+        for name, d in of_run.items()
+    ]
+
+
+def main() -> None:
+    args = parse(Arguments, __doc__)
+    names, runs = read_runs(args.runs, args.measure)
+    baseline, differences = next(iter(runs)), compare_all(names, runs, args.seed, args.apart)
+    tables = [means_table(args.measure, names, runs, args.apart)]
+    if differences:
+        tables.append(differences_table(baseline, differences))
+    with atomic_file(Path(args.out_dir) / "comparison.md") as handle:
+        handle.write("\n".join(map(markdown, tables)))
+    content = {
+        "measure": args.measure,
+        "baseline": baseline,
+        "means": {
+            label: dict(zip(names, [float(values.mean()) for values in collections], strict=True))
+            for label, collections in runs.items()
+        },
+        "differences": {label: {name: asdict(d) for name, d in of.items()} for label, of in differences.items()},
+    }
+    write_json(Path(args.out_dir) / "comparison.json", content)
+    print("\n\n".join(map(plain_text, tables)))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,324 @@
+"""Writes a checkpoint's model card: the README.md that the Hugging Face hub shows and takes its metadata from.
+
+    python evaluate/model_card.py --checkpoint runs/demo/saved_models/checkpoint-200 --run_dir runs/demo --license mit
+
+What stands in it is read from the run: its settings, the sizes of its token stores, and this checkpoint's metrics
+from results/results.json, which the metadata carries too, as the hub shows them (model-index). A checkpoint that was
+not evaluated says so. Whatever the run does not know is left out rather than guessed: the names that its data and its
+initial checkpoint have on the hub, and the license, which follows from theirs; whoever publishes can tell.
+
+Names come from folders and settings that anybody may have named. In the text they stand as code, where neither
+Markdown nor HTML is read; in the metadata huggingface_hub writes them as YAML strings. Of a path only the last
+folder's name is shown.
+"""
+
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from evaluate.metrics_file import RunMetrics
+from evaluate.run_folder import RunFolder
+from utils.arguments import option, parse, required
+from utils.errors import InputError, run
+from utils.files import atomic_file, read_json
+from utils.logs import say
+from utils.plain_text import printable
+from utils.token_store import TokenStore
+
+STORES = {"passages": "passages", "train-query": "training queries", "dev-query": "dev queries"}
+MEASURES = ("ndcg@10", "map@10", "mrr@10", "mrr", "recall@100", "recall@1000")
+OBJECTIVES = {
+    "idro": "The clusters of the training queries were re-weighted by iDRO (COCO-DR, "
+    "[arXiv:2210.15212](https://arxiv.org/abs/2210.15212)).",
+    "dro-greedy": "The clusters of the training queries were re-weighted by DRO-greedy (after "
+    "[arXiv:1911.08731](https://arxiv.org/abs/1911.08731)).",
+    "erm": "All training queries counted alike (ERM).",
+}
+OTHER_LICENSE = (
+    "The license field says `other`: the weights inherit the terms of the checkpoint that training began with and of "
+    "the data, and nobody has said yet which those are."
+)
+
+
+@dataclass
+class Arguments:
+    checkpoint: str = required("the folder that gets README.md")
+    run_dir: str = required("the run of commands/run_ance.sh that it is from")
+    license: str = option("other", "the hub's identifier of the license, like apache-2.0")
+    hub_name: str = option("", "USER/NAME, under which the checkpoint will be on the hub, for the examples")
+    base_model: str = option("", "the initial checkpoint's name on the hub (default: the run's, where it is one)")
+    datasets: list[str] = field(default_factory=list, metadata={"help": "the training data's names on the hub"})
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
+            raise InputError(
+                f"--license {self.license!r} is no identifier of the hub's list "
+                "(https://huggingface.co/docs/hub/repositories-licenses), like mit, apache-2.0 or other"
+            )
+        for flag, name in (("hub_name", self.hub_name), ("base_model", self.base_model)):
+            if name and not is_hub_name(name):
+                raise InputError(f"--{flag} {name!r} is no name on the hub, which is like USER/NAME")
+        for name in self.datasets:
+            if not is_hub_name(name):
+                raise InputError(f"--datasets {name!r} is no name on the hub, which is like USER/NAME")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What a checkpoint says of itself: its vectors' size, the tokens that it reads, and what becomes of a text."""
+
+    dimensions: int
+    max_length: int
+    lowercases: bool
+    has_head: bool
+
+    @classmethod
+    def of(cls, checkpoint: Path) -> "Encoder":
+        """`InputError` where it is no checkpoint of this project."""
+        config = read_json(checkpoint / "config.json")
+        reads = read_json(checkpoint / "sentence_bert_config.json")
+        has_head = (checkpoint / "2_Dense").is_dir()
+        try:
+            dimensions = (
+                read_json(checkpoint / "2_Dense/config.json")["out_features"] if has_head else config["hidden_size"]
+            )
+            return cls(dimensions, reads["max_seq_length"], config["model_type"] == "bert", has_head)
+        except KeyError as error:
+            raise InputError(
+                f"its configuration lacks {error}; is it one of this project's checkpoints?", checkpoint
+            ) from None
+
+
+def is_hub_name(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def code(text: str) -> str:
+    """The text as a code span, which a table's cell may hold too; of what would end either, a look-alike."""
+    shown = printable(text).replace("`", "'").replace("|", "¦")
+    return f"`{shown}`" if shown else "none"
+
+
+def table(rows: list[list[str]]) -> str:
+    """A Markdown table of cells that are Markdown already, its heading first."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
+
+
+def without_folders(value: str) -> str:
+    """A setting's value; of a path, what is above its last folder says more of a machine than of the model."""
+    return Path(value).name if Path(value).is_absolute() else value
+
+
+def base_model(run: RunFolder) -> str | None:
+    """The initial checkpoint's name on the hub; None where it was a folder."""
+    name = run.setting("CHECKPOINT")
+    is_folder = Path(name).is_absolute() or (run.path / name).exists()
+    return name if not is_folder and is_hub_name(name) else None
+
+
+def read_metrics_of(checkpoint: Path, results: Path) -> list[tuple[str, RunMetrics]]:
+    """(split, metrics) of this checkpoint on each collection, from results.json; none where it was not evaluated.
+
+    A run that was moved is still found: of the checkpoint's path, the names of the two last folders count.
+    """
+    if not results.exists():
+        return []
+    own = checkpoint.resolve().parts[-2:]
+    found: list[tuple[str, RunMetrics]] = []
+    try:
+        for row in read_json(results)["rows"]:
+            dev, zero_shot = RunMetrics(**row["dev"]), [RunMetrics(**metrics) for metrics in row["zero_shot"]]
+            if dev.checkpoint and Path(dev.checkpoint).parts[-2:] == own:
+                found = [("dev", dev), *(("test", metrics) for metrics in zero_shot)]
+        for _, metrics in found:
+            if not all(isinstance(value, float | int) for value in metrics.metrics.values()):
+                raise TypeError(f"a metric of {metrics.collection!r} is no number")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"is not what evaluate/results_table.py writes ({error}); make it again", results) from None
+    return found
+
+
+def eval_results(metrics: list[tuple[str, RunMetrics]]) -> list[EvalResult]:
+    """The same as the hub reads it. A collection is told by `dataset_config`: its name on the hub is not known."""
+    return [
+        EvalResult(
+            task_type="information-retrieval",
+            task_name="Information Retrieval",
+            dataset_type="unknown",
+            dataset_name=printable(on.collection),
+            dataset_config=printable(on.collection),
+            dataset_split=split,
+            metric_type=name,
+            metric_name=name,
+            metric_value=round(value, 5),
+        )
+        for split, on in metrics
+        for name, value in on.metrics.items()
+    ]
+
+
+def metadata(args: Arguments, run: RunFolder, name: str, metrics: list[tuple[str, RunMetrics]]) -> ModelCardData:
+    """What the hub filters and shows by; None is left out."""
+    return ModelCardData(
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        license=args.license,
+        tags=["sentence-transformers", "feature-extraction", "dense-retrieval", "ance"],
+        base_model=args.base_model or base_model(run),
+        datasets=args.datasets or None,
+        model_name=name,
+        eval_results=eval_results(metrics) or None,
+    )
+
+
+def loading(encoder: Encoder, path: str) -> str:
+    """Both ways to load the checkpoint, as programs that run in its folder, or anywhere by its name on the hub."""
+    lower = "    texts = [text.lower() for text in texts]\n" if encoder.lowercases else ""
+    imports = "from transformers import AutoModel, AutoTokenizer\n"
+    head, result = "", "    return vectors\n"
+    if encoder.has_head:
+        imports = f"from safetensors.torch import load_file\n{imports}from transformers.utils import cached_file\n"
+        head = (
+            'dense, norm = (cached_file(path, f"{name}/model.safetensors") for name in ("2_Dense", "3_LayerNorm"))\n'
+            "dense, norm = load_file(dense), load_file(norm)\n"
+        )
+        result = (
+            '    vectors = torch.nn.functional.linear(vectors, dense["linear.weight"], dense["linear.bias"])\n'
+            '    size, weight, bias = vectors.shape[1:], norm["norm.weight"], norm["norm.bias"]\n'
+            "    return torch.nn.functional.layer_norm(vectors, size, weight, bias)\n"
+        )
+    return f"""Vectors are compared by dot product; they are not of length 1.
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("{path}")
+queries, passages = model.encode(["how do I sort a list"]), model.encode(["Return a new sorted list."])
+print(model.similarity(queries, passages))
+```
+
+The same with transformers alone:
+
+```python
+import torch
+{imports}
+path = "{path}"
+model, tokenizer = AutoModel.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
+{head}
+@torch.inference_mode()
+def encode(texts):
+{lower}    options = dict(padding=True, truncation=True, max_length={encoder.max_length}, return_tensors="pt")
+    vectors = model(**tokenizer(texts, **options)).last_hidden_state[:, 0]
+{result}
+print(encode(["how do I sort a list"]) @ encode(["Return a new sorted list."]).T)
+```
+
+transformers may warn of weights that it leaves aside, and of a `pooler` that starts at random: it is not used."""
+
+
+def data_table(run: RunFolder) -> str:
+    rows = [["", "texts", "tokens of a text at most", "file"]]
+    for name, label in STORES.items():
+        meta = TokenStore(run.tokens / name).meta
+        rows.append([label, f"{meta.rows:,}", f"{meta.max_length:,}", code(meta.source_file)])
+    return table(rows)
+
+
+def metrics_table(metrics: list[tuple[str, RunMetrics]], mixed_precision: bool) -> str:
+    if not metrics:
+        return "This checkpoint was not evaluated: no metrics are known."
+    names = [name for name in MEASURES if any(name in on.metrics for _, on in metrics)]
+    rows = [["collection", "split", "queries", *names]]
+    for split, on in metrics:
+        values = [f"{on.metrics[name]:.4f}" if name in on.metrics else "-" for name in names]
+        rows.append([code(on.collection), split, f"{on.queries:,}", *values])
+    encoded = " Texts were encoded in mixed precision, which moves a metric a little." if mixed_precision else ""
+    return f"""{table(rows)}
+
+Measured by trec_eval's code on exact search over the whole collection.{encoded} The *dev* queries ask of the training
+collection and were not trained on; those of split *test* ask of other collections."""
+
+
+def body(args: Arguments, run: RunFolder, name: str, encoder: Encoder, metrics: list[tuple[str, RunMetrics]]) -> str:
+    query_length = TokenStore(run.tokens / "train-query").meta.max_length
+    settings = [["setting", "value"], *([code(k), code(without_folders(v))] for k, v in run.settings.items())]
+    license = OTHER_LICENSE if args.license == "other" else f"The license is {code(args.license)}."
+    initial = args.base_model or run.setting("CHECKPOINT")
+    documents = run.setting("MODEL_TYPE") == "rdot_nll_multi_chunk"
+    limits = [
+        f"A text is read up to {encoder.max_length:,} tokens; in training, queries were read up to {query_length:,}. "
+        "Where a query is longer than that, `model[0].query_length` and `model.encode_query` cut it the same way "
+        "(sentence-transformers 6).",
+        "A score orders the passages of one query. It is no probability, and scores of two queries do not compare.",
+        "How good it is on texts and languages unlike those above is not known.",
+    ]
+    if documents:
+        limits.append(
+            "In training and evaluation a document was cut into chunks, of which the best one scored. Loaded as "
+            "above, the model encodes a document's beginning only."
+        )
+    if encoder.lowercases:
+        limits.append("Texts are lowercased before they are tokenized.")
+    return f"""# {code(name)}
+
+A dense retriever: a text becomes a vector of {encoder.dimensions} numbers, and the passages whose vectors have the
+largest dot products with a query's are its answers. It was trained from {code(without_folders(initial))} on hard
+negatives from its own nearest neighbours (ANCE, [arXiv:2007.00808](https://arxiv.org/abs/2007.00808)).
+{OBJECTIVES.get(run.setting("OBJECTIVE"), "")}
+
+## Load it
+
+{loading(encoder, args.hub_name or ".")}
+
+## Training data
+
+{data_table(run)}
+
+## Metrics
+
+{metrics_table(metrics, run.setting("MIXED_PRECISION") == "1")}
+
+## Settings
+
+{table(settings)}
+
+## Limits and license
+
+{chr(10).join(f"- {limit}" for limit in limits)}
+
+{license}
+"""
+
+
+def model_card(args: Arguments) -> ModelCard:
+    """The card. Raises `InputError` where the folders are no checkpoint and no run."""
+    run, checkpoint = RunFolder(Path(args.run_dir)), Path(args.checkpoint)
+    encoder = Encoder.of(checkpoint)
+    metrics = read_metrics_of(checkpoint, run.path / "results" / "results.json")
+    name = printable(args.hub_name or f"{run.path.resolve().name}/{checkpoint.resolve().name}")
+    data = metadata(args, run, name, metrics)
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body(args, run, name, encoder, metrics)}")
+
+
+def main() -> None:
+    args = parse(Arguments, __doc__)
+    card = model_card(args)
+    path = Path(args.checkpoint) / "README.md"
+    with atomic_file(path) as handle:
+        handle.write(str(card))
+    say(f"model card: {path}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,336 @@
+"""Answers questions from a collection with a checkpoint: rank, score, id and text of the best passages.
+
+    python evaluate/search_collection.py --run_dir runs/demo --query "how do I sort a list"
+    python evaluate/search_collection.py --run_dir runs/demo --collection python-docs
+    python evaluate/search_collection.py --model_name_or_path CHECKPOINT --model_type rdot_nll \\
+        --collection PREPROCESSED --data_dir RAW
+
+A run gives its newest checkpoint, its collections and the embeddings that mining or evaluation made of them, in
+whichever precision. Passages that nobody has encoded yet are encoded once, into a folder of their own: the run's are
+never replaced. Search is exact, and a question is tokenized as the collection's own queries were, so that a query of
+the test set gets the ranking that its metrics were measured on (to rounding, where passages are in half precision:
+a question is always encoded in float32). What is shown are the lines of the collection's own file, which must be the
+one that was tokenized: a token store holds no text.
+
+Without --query, questions are asked for until an empty line; where stdin is no terminal, each of its lines is one.
+"""
+
+import gzip
+import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+
+from data.tokenizing import text_normalizer
+from evaluate.run_folder import RunFolder
+from model.encoders import Reading, load_store_encoder
+from utils import distributed
+from utils.arguments import check_at_least_one, option, parse
+from utils.batching import PackedTokens
+from utils.checkpoint import checkpoint_step
+from utils.embedding_store import check_dtype
+from utils.errors import InputError, run
+from utils.files import open_binary, read_lines
+from utils.plain_text import printable
+from utils.precision import choose_precision
+from utils.search import best_chunks, search
+from utils.token_store import TokenStore
+
+READ_BYTES = 2**24
+TRAINING = "training"  # what the training collection is called where its embeddings are kept
+
+
+@dataclass
+class Arguments:
+    run_dir: str = option("", "a run of commands/run_ance.sh, which knows what is not given below")
+    collection: str = option(
+        "", "a zero-shot collection of the run, by name, or any folder of token stores (default: the training one)"
+    )
+    data_dir: str = option("", "folder with the collection's own files (default: the run's)")
+    model_name_or_path: str = option("", "the checkpoint: a folder or a hub name (default: the run's newest)")
+    model_type: str = option("", "rdot_nll, rdot_nll_multi_chunk or rdot_nll_condenser (default: the run's)")
+    pooling: str = option("cls", "cls: a text's vector is its first token's; mean: the mean of all its tokens'")
+    normalize: bool = option(False, "scale vectors to length 1, so that scores are cosines")
+    embedding_dir: str = option("", "where the passages' embeddings are found or kept (default: see above)")
+    query: str = option("", "the question (default: questions are read from stdin)")
+    depth: int = option(10, "passages shown a question")
+    text_lines: int = option(6, "lines shown of a passage; 0: all of it")
+    max_query_length: int = option(0, "tokens of a question at most; 0: as the collection's own queries")
+    per_gpu_eval_batch_size: int = option(128, "passages encoded at once, at most")
+    embedding_dtype: str = option("float32", "float32 or float16: the type that new embeddings are stored in")
+    fp16: bool = option(False, "mixed precision for passages that are encoded here")
+    cache_dir: str = option("", "where models from the hub are kept")
+    no_cuda: bool = option(False, "stay on the CPU")
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, "depth")
+        check_dtype(self.embedding_dtype)
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Where a collection lies: token stores, its own files (if known), embeddings that may be there, and new ones."""
+
+    tokens: Path
+    data_dir: Path | None
+    made: list[Path]
+    kept: Path
+
+
+class Hit(NamedTuple):
+    score: float
+    id: str
+    text: str
+
+
+def find_collection(run: RunFolder | None, name: str, step: int) -> Collection:
+    """The collection of this name (none: the training collection), with the embeddings of checkpoint `step`."""
+    if run and not name:
+        made = run.path / "ann_data" / f"embeddings-{step}"
+        return Collection(run.tokens, run.data_dir, [made], run.path / "search" / TRAINING)
+    if run and name in run.zero_shot():
+        tokens = run.path / "zero_shot" / name
+        kept, mined = (run.path / part / name for part in ("search/zero_shot", f"ann_data/embeddings-{step}"))
+        return Collection(tokens, run.zero_shot_data_dir(name), [tokens / f"embeddings-{step}", mined], kept)
+    folder = Path(name)
+    if name and (folder / "passages").is_dir():
+        return Collection(folder, None, [folder.parent / "embeddings"], folder.parent / "search")
+    known = f"; the run's are {', '.join(run.zero_shot()) or 'none'}" if run else ""
+    raise InputError(
+        f"--collection {name!r} is neither a zero-shot collection of a run nor a folder with passages/ inside{known}"
+    )
+
+
+class SourceLines:
+    """Lines of a UTF-8 file by their number from 0; only those that are asked for are read.
+
+    The starts of a plain file's lines are found once, int64 (lines + 1,). A gzipped file has no such starts: it is
+    read from its front for every question. `InputError` where the file has another number of lines than `count`.
+    """
+
+    def __init__(self, path: Path, count: int) -> None:
+        self._path = path
+        with open_binary(path) as handle:
+            self._starts = None if isinstance(handle, gzip.GzipFile) else line_starts(path)
+        if self._starts is not None and len(self._starts) - 1 != count:
+            raise InputError(
+                f"has {len(self._starts) - 1:,} lines, and its token store {count:,} rows; tokenize again", path
+            )
+
+    def read(self, numbers: list[int]) -> list[str]:
+        """The lines of these numbers, in their order, without their ends."""
+        if self._starts is None:
+            wanted, found = set(numbers), {}
+            for number, line in read_lines(self._path):
+                if number - 1 in wanted:
+                    found[number - 1] = line
+                    if len(found) == len(wanted):
+                        break
+            if len(found) < len(wanted):
+                raise InputError("has fewer lines than its token store has rows; tokenize again", self._path)
+            return [found[number] for number in numbers]
+        lines = []
+        with self._path.open("rb") as handle:
+            for number in numbers:
+                start, stop = self._starts[number : number + 2].tolist()
+                handle.seek(start)
+                try:
+                    lines.append(
+                        handle.read(stop - start).decode("utf-8-sig" if number == 0 else "utf-8").rstrip("\r\n")
+                    )
+                except UnicodeDecodeError:
+                    raise InputError("is not valid UTF-8: the file was changed", self._path, number + 1) from None
+        return lines
+
+
+def line_starts(path: Path) -> np.ndarray:
+    """Where each line of a plain file begins, and where the last one ends: bytes, int64 (lines + 1,)."""
+    starts, position = [np.zeros(1, np.int64)], 0
+    with path.open("rb") as handle:
+        while block := handle.read(READ_BYTES):
+            starts.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + (position + 1))
+            position += len(block)
+    found = np.concatenate(starts)
+    return found if found[-1] == position else np.append(found, position)
+
+
+class Texts:
+    """Ids and texts of a token store's rows, from the store and from the file that it was made of.
+
+    `InputError` where that file is not there or is another one by its size, its number of lines, or a passage's id.
+    """
+
+    def __init__(self, store: TokenStore, data_dir: Path | None) -> None:
+        source = store.meta.source_file
+        if data_dir is None:
+            raise InputError(f"give --data_dir: the folder with {source}, from which {store.folder} was made")
+        self._path = data_dir / source
+        if not self._path.is_file():
+            raise InputError("no such file; the texts are shown from it: name its folder with --data_dir", self._path)
+        size = self._path.stat().st_size
+        if size != store.meta.source_size:
+            raise InputError(
+                f"has {size:,} bytes, and {store.folder} was made from a {source} of {store.meta.source_size:,}: it "
+                "was changed since; tokenize again, or name the folder of the old one with --data_dir",
+                self._path,
+            )
+        self._ids = SourceLines(store.folder / "ids.txt", len(store))
+        self._lines = SourceLines(self._path, len(store))
+
+    def read(self, rows: list[int]) -> list[tuple[str, str]]:
+        """(id, text) of each of these rows."""
+        found = []
+        for row, text_id, line in zip(rows, self._ids.read(rows), self._lines.read(rows), strict=True):
+            own_id, text = split_line(line, self._path.name)
+            if own_id != text_id:
+                raise InputError(
+                    f"holds passage {own_id!r} where its token store has {text_id!r}: the file was changed since; "
+                    "tokenize again",
+                    self._path,
+                    row + 1,
+                )
+            found.append((text_id, text))
+        return found
+
+
+def split_line(line: str, file_name: str) -> tuple[str | None, str]:
+    """The id and the text of a passage from its line, BEIR's JSON or MS MARCO's TSV; no id where that fails."""
+    if file_name.removesuffix(".gz").endswith(".jsonl"):
+        try:
+            record = json.loads(line)
+            return str(record["_id"]), f"{record.get('title') or ''} {record['text']}"
+        except (ValueError, TypeError, KeyError):
+            return None, ""
+    text_id, _, text = line.partition("\t")
+    return text_id, text
+
+
+def question_length(tokens: Path, asked: int) -> int:
+    """Tokens that a question may have: those asked for, else as the query stores beside the passages have it."""
+    if asked:
+        return asked
+    lengths = [TokenStore(path.parent).meta.max_length for path in sorted(tokens.glob("*-query/meta.json"))]
+    if not lengths:
+        raise InputError("holds no queries to take their length from; give --max_query_length", tokens)
+    return max(lengths)
+
+
+class Searcher:
+    """A checkpoint and the embeddings of a collection; called with a question, it gives the best passages."""
+
+    def __init__(self, args: Arguments) -> None:
+        run = RunFolder(Path(args.run_dir)) if args.run_dir else None
+        if not run and not (args.model_name_or_path and args.model_type and args.collection):
+            raise InputError("give --run_dir, or all of --model_name_or_path, --model_type and --collection")
+        checkpoint = args.model_name_or_path or str(run.newest_checkpoint())
+        model_type = args.model_type or run.setting("MODEL_TYPE")
+        collection = find_collection(run, args.collection, checkpoint_step(checkpoint, run.models) if run else 0)
+        store = TokenStore(collection.tokens / "passages")
+        source = printable(store.meta.source_file)
+        print(
+            f"loading {printable(checkpoint)} and {len(store):,} passages of {source} …", file=sys.stderr, flush=True
+        )
+
+        self._device = distributed.set_up(args.no_cuda)
+        self._texts = Texts(store, Path(args.data_dir) if args.data_dir else collection.data_dir)
+        self._depth = min(args.depth, len(store))
+        self._normalize = text_normalizer(model_type)
+        loaded = load_store_encoder(
+            model_type,
+            checkpoint,
+            args.cache_dir or None,
+            Reading(args.pooling, args.normalize),
+            batch_size=args.per_gpu_eval_batch_size,
+            device=self._device,
+            precision=choose_precision(False, self._device),
+            dtype=args.embedding_dtype,
+        )
+        self._encoder, self._tokenizer = loaded.encoder, loaded.tokenizer.backend_tokenizer
+        self._sequences = loaded.open_passages(store.folder)
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(question_length(collection.tokens, args.max_query_length))
+
+        kept = Path(args.embedding_dir or collection.kept)
+        found = next(
+            filter(None, (loaded.find(self._sequences, folder) for folder in (*collection.made, kept))), None
+        )
+        precise = choose_precision(args.fp16 and not found, self._device)
+        self._passages = found or replace(loaded, precision=precise).encode(self._sequences, kept)
+
+    @torch.inference_mode()
+    def __call__(self, question: str) -> list[Hit]:
+        """The best passages, best first."""
+        ids = torch.tensor(self._tokenizer.encode(self._normalize(question)).ids)
+        tokens = PackedTokens(ids, torch.arange(len(ids)), torch.tensor([0]), [len(ids)])
+        vector = self._encoder(tokens.to(self._device)).float().cpu().numpy()
+        counts = np.diff(self._sequences.row_starts)
+        most = int(counts.max(initial=1))  # depth · most sequences hold at least `depth` rows
+        found = search(vector, self._passages, 0, len(self._passages), self._depth * most, self._device)
+        scores, rows = found if most == 1 else best_chunks(*found, self._sequences.rows, self._depth)
+        ranked = rows[0][rows[0] >= 0].tolist()
+        return [
+            Hit(score, *passage) for score, passage in zip(scores[0].tolist(), self._texts.read(ranked), strict=False)
+        ]
+
+
+def show(hits: list[Hit], width: int, lines: int) -> str:
+    """The hits for a screen of `width` columns, at most `lines` lines of a text (0: all), nothing in them hidden."""
+    ranks, scores = [str(rank) for rank in range(1, len(hits) + 1)], [f"{hit.score:.4f}" for hit in hits]
+    rank_width, score_width = max(map(len, ranks), default=0), max(map(len, scores), default=0)
+    indent = " " * (rank_width + 2)
+    shown = []
+    for rank, score, hit in zip(ranks, scores, hits, strict=True):
+        shown.append(f"{rank:>{rank_width}}  {score:>{score_width}}  {printable(hit.id)}")
+        text = textwrap.wrap(
+            printable(hit.text),
+            max(width, len(indent) + 20),
+            initial_indent=indent,
+            subsequent_indent=indent,
+            max_lines=lines or None,
+            placeholder=" …",
+        )
+        shown += text
+    return "\n".join(shown)
+
+
+def questions(query: str) -> Iterator[str]:
+    """The question given, or those of stdin: asked for one by one at a terminal, else a line each."""
+    if query:
+        yield query
+    elif sys.stdin.isatty():
+        with suppress(ImportError):
+            import_module("readline")  # input() then edits lines
+        try:
+            while question := input("\nquestion: ").strip():
+                yield question
+        except (EOFError, KeyboardInterrupt):
+            print()
+    else:
+        yield from filter(None, map(str.strip, sys.stdin))
+
+
+def main() -> None:
+    args = parse(Arguments, __doc__)
+    sys.stdin.reconfigure(errors="replace")
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack letters that a collection has
+    searcher = Searcher(args)
+    for question in questions(args.query):
+        hits = searcher(question)
+        if not args.query and not sys.stdin.isatty():
+            print(f"\n{printable(question)}")
+        print(show(hits, shutil.get_terminal_size().columns, args.text_lines), flush=True)
+
+
+if __name__ == "__main__":
+    run(main)

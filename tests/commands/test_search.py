@@ -1,0 +1,86 @@
+"""commands/search.sh, the real script, with a stub for Python."""
+
+import re
+
+import pytest
+
+from tests.commands.stub_environment import COMMANDS, Checkout
+
+SCRIPT = (COMMANDS / "search.sh").read_text()
+SETTINGS = re.search(r"settings=\((.*?)\)", SCRIPT, re.DOTALL)[1].split()
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Checkout:
+    return Checkout(tmp_path)
+
+
+def test_help_lists_every_setting_with_its_default(checkout):
+    shown = checkout.run("search.sh", "--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    defaults = dict(re.findall(r'"\$\{(\w+):=([^$"}]*)\}"', SCRIPT))
+    assert len(defaults) == len(SETTINGS) - 1
+    for setting in SETTINGS:
+        line = re.search(rf"^  {setting}\b.*", shown.stdout, re.MULTILINE)
+        assert line, f"{setting} is not in --help"
+        assert re.search(rf"(?<![\w.]){re.escape(defaults.get(setting, ''))}(?![\w.])", line[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--out", "x", "a question"], "unknown argument '--out'"),
+        (["a question", "--depth"], "--depth wants a value"),
+        ([""], "the question is empty"),
+        ([" ", "\t"], "the question is empty"),
+    ],
+)
+def test_misuse_is_told_before_anything_runs(checkout, arguments, reason):
+    finished = checkout.run("search.sh", *arguments)
+    assert finished.returncode == 2
+    assert reason in finished.stderr
+    assert checkout.calls() == []
+
+
+def test_the_demo_is_searched_without_settings(checkout):
+    finished = checkout.run("search.sh", "how do I sort a list")
+    assert (finished.returncode, finished.stdout) == (0, "the answer\n")
+    (call,) = checkout.calls()
+    assert (call.script, call.processes) == ("search_collection", 0)
+    assert call.flags | {"run_dir": f"{checkout.root}/runs/demo", "depth": "10", "fp16": ""} == call.flags
+    assert {call.flags[name] for name in ("collection", "model_name_or_path", "model_type", "data_dir")} == {""}
+    assert "--query=how do I sort a list" in call.values
+
+
+def test_settings_reach_the_script_and_a_flag_wins(checkout):
+    finished = checkout.run(
+        "search.sh",
+        *("--out_dir", "a run", "--collection", "sci fact", "--depth", 3, "--mixed_precision", 0, "what", "is  it"),
+        DEPTH=5,
+        CHECKPOINT="a checkpoint",
+        MAX_QUERY_LENGTH=8,
+        POOLING="mean",
+        NORMALIZE=1,
+    )
+    assert finished.returncode == 0, finished.stderr
+    (call,) = checkout.calls()
+    assert call.flags | {"run_dir": "a run", "collection": "sci fact", "depth": "3"} == call.flags
+    assert call.flags | {"model_name_or_path": "a checkpoint", "max_query_length": "8"} == call.flags
+    assert call.flags | {"pooling": "mean", "normalize": ""} == call.flags
+    assert "fp16" not in call.flags
+    assert "--query=what is  it" in call.values
+
+
+@pytest.mark.parametrize("question", ["--depth", "-1", "$(touch ran)", "`touch ran`", "a; touch ran", "*"])
+def test_a_question_may_hold_anything(checkout, question):
+    finished = checkout.run("search.sh", "--depth", 3, "--", question)
+    assert finished.returncode == 0, finished.stderr
+    (call,) = checkout.calls()
+    assert f"--query={question}" in call.values
+    assert not list(checkout.work.iterdir())
+
+
+def test_without_a_question_they_are_asked_for(checkout):
+    assert checkout.run("search.sh").returncode == 0
+    (call,) = checkout.calls()
+    assert "--query=" in call.values

@@ -1,0 +1,118 @@
+"""Objectives side by side, from the folders of their runs."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evaluate import compare_objectives
+from evaluate.compare_objectives import Values, intervals, measure
+from evaluate.dev_clusters import DevClusters
+from tests.tiny_models import random_store
+from utils.errors import InputError
+from utils.files import write_json
+
+QUERIES, CLUSTERS = 40, 2
+ASSIGNMENT = np.arange(QUERIES) % CLUSTERS
+
+
+def write_run(folder: Path, seed: int, gain: float) -> None:
+    """A run's folder as commands/run_ance.sh leaves it, as far as it is read."""
+    generator = np.random.default_rng(seed)
+    random_store(folder / "preprocessed" / "dev-query", QUERIES)
+    ids = (folder / "preprocessed" / "dev-query" / "ids.txt").read_text().splitlines()
+    clusters = folder / "ann_data" / "clusters_0"
+    clusters.mkdir(parents=True)
+    np.save(clusters / "sizes.npy", np.array([5, 5]))
+    np.save(clusters / "dev_assignment.npy", ASSIGNMENT)
+    for step, more in ((0, 0.0), (9, gain)):
+        for path, names, name in (
+            (f"dev/step-{step}", ids, "mrr@10"),
+            (f"zero_shot/a b/step-{step}", ["x", "y", "z"], "ndcg@10"),
+        ):
+            values = {
+                query: {name: float(v)}
+                for query, v in zip(names, generator.random(len(names)) / 2 + more, strict=True)
+            }
+            write_json(folder / "results" / path / "per_query.json", {"queries": values})
+
+
+@pytest.fixture
+def main(monkeypatch):
+    def run(*arguments) -> None:
+        monkeypatch.setattr(sys, "argv", ["compare_objectives.py", *map(str, arguments)])
+        compare_objectives.main()
+
+    return run
+
+
+def test_means_over_seeds_and_the_gain_over_the_first_objective(main, tmp_path, capsys):
+    for name, gain in (("erm", 0.1), ("idro", 0.4)):
+        for seed in (1, 2):
+            write_run(tmp_path / f"{name}-{seed}", seed, gain)
+    objectives = [f"{name}={tmp_path}/{name}-1,{tmp_path}/{name}-2" for name in ("erm", "idro")]
+    main("--out_dir", tmp_path, "--step", 9, "--objectives", *objectives)
+    found = json.loads((tmp_path / "objectives.json").read_text())
+
+    def dev(run: str) -> np.ndarray:
+        values = json.loads((tmp_path / run / "results" / "dev" / "step-9" / "per_query.json").read_text())["queries"]
+        return np.array([value["mrr@10"] for value in values.values()])
+
+    for seed in (1, 2):
+        values = dev(f"idro-{seed}")
+        mean, worst, _ = found["reached"]["idro"][seed - 1]
+        assert mean == pytest.approx(values.mean())
+        assert worst == pytest.approx(min(values[cluster == ASSIGNMENT].mean() for cluster in range(CLUSTERS)))
+    for low, high in found["intervals"]["idro"]:  # the same values but for 0.3 in each
+        assert low == pytest.approx(0.3)
+        assert high == pytest.approx(0.3)
+    printed = capsys.readouterr().out
+    assert "+0.300" in printed
+    assert printed.splitlines()[1].startswith("initial checkpoint")
+
+
+def test_without_clusters_of_some_size_the_interval_of_the_mean_is_that_of_normal_theory():
+    generator = np.random.default_rng(3)
+    ids = [str(i) for i in range(400)]
+    clusters = DevClusters(ids, np.zeros(400, np.int64), 1)
+    base = generator.random((1, 400))
+    other = base + generator.normal(0.1, 0.2, (1, 400))
+    found = intervals({"a": Values(base, {}), "b": Values(other, {})}, clusters, seed=0)["b"]
+    difference = (other - base)[0]
+    error = difference.std() / 20
+    np.testing.assert_allclose(found[0], difference.mean() + np.array([-1.96, 1.96]) * error, atol=0.2 * error)
+    assert np.isnan(found[2]).all()  # no zero-shot collection
+
+
+def test_without_zero_shot_collections_their_column_is_empty(main, tmp_path, capsys):
+    for name, gain in (("erm", 0.1), ("idro", 0.4)):
+        write_run(tmp_path / name, 1, gain)
+        shutil.rmtree(tmp_path / name / "results" / "zero_shot")
+    main("--out_dir", tmp_path, "--step", 9, "--objectives", f"erm={tmp_path}/erm", f"idro={tmp_path}/idro")
+    assert all(line.split()[-1] == "-" for line in capsys.readouterr().out.splitlines() if line.startswith("idro"))
+    assert json.loads((tmp_path / "objectives.json").read_text())["intervals"]["idro"][2] == [None, None]
+
+
+def test_seeds_are_resampled_in_pairs():
+    base = np.random.default_rng(3).random((2, 30))
+    gains = np.array([[0.1], [0.3]])  # of the first seed on every query, and of the second
+    clusters = DevClusters([str(i) for i in range(30)], np.zeros(30, np.int64), 1)
+    found = intervals({"a": Values(base, {}), "b": Values(base + gains, {})}, clusters, seed=0)["b"]
+    np.testing.assert_allclose(found[0], [0.1, 0.3])
+
+
+def test_measures_are_those_of_the_chosen_seeds_and_queries():
+    clusters = DevClusters(["a", "b", "c"], np.zeros(3, np.int64), 1)
+    values = Values(np.array([[1, 0, np.nan], [0, 0, 1]], float), {"x": np.array([[0.5, 1], [0, 0]])})
+    found = measure(values, clusters, np.array([0, 0]), {"": np.array([0, 1]), "x": np.array([1, 1])})
+    np.testing.assert_array_equal(found, [[0.5, np.nan, 1]] * 2)
+
+
+def test_unequal_numbers_of_seeds_are_refused(main, tmp_path):
+    with pytest.raises(InputError, match="the same number of runs"):
+        main("--out_dir", tmp_path, "--step", 9, "--objectives", "erm=a,b", "idro=c")
+    with pytest.raises(InputError, match="given twice"):
+        main("--out_dir", tmp_path, "--step", 9, "--objectives", "erm=a", "erm=c")

@@ -1,0 +1,124 @@
+"""Runs side by side, from the files that evaluations leave."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evaluate import compare_runs, mean_of_parts
+from evaluate.compare_runs import Collection, read_runs
+from evaluate.metrics_file import RunMetrics, read_metrics, write_metrics
+from evaluate.significance import compare, holm
+from utils.errors import InputError
+from utils.files import write_json
+
+
+def write(folder: Path, collection: str, values: dict[str, float], run: str = "run") -> Path:
+    """What an evaluation leaves: metrics.json, whose path is returned, and per_query.json."""
+    queries = {query: {"ndcg@10": value, "mrr@10": value / 2} for query, value in values.items()}
+    write_json(folder / "per_query.json", {"run": run, "collection": collection, "queries": queries})
+    means = {"ndcg@10": float(np.mean([*values.values()])), "mrr@10": float(np.mean([*values.values()]) / 2)}
+    write_metrics(folder / "metrics.json", RunMetrics(run, collection, None, len(values), means))
+    return folder / "metrics.json"
+
+
+def random_values(seed: int, queries: int) -> dict[str, float]:
+    values = np.random.default_rng(seed).random(queries)
+    return {f"q{i}": float(value) for i, value in enumerate(values)}
+
+
+@pytest.fixture
+def main(monkeypatch):
+    def run(module, *arguments) -> None:
+        monkeypatch.setattr(sys, "argv", [module.__file__, *map(str, arguments)])
+        module.main()
+
+    return run
+
+
+def test_the_table_has_every_mean_and_every_difference_with_its_corrected_p(main, tmp_path, capsys):
+    files = {
+        label: [
+            write(tmp_path / label / name, name, random_values(seed, size)) for name, size in (("a", 30), ("b", 9))
+        ]
+        for seed, label in enumerate(("base", "better", "other"))
+    }
+    runs = [f"{label}={first},{second}" for label, (first, second) in files.items()]
+    main(compare_runs, "--out_dir", tmp_path, "--runs", *runs)
+    found = json.loads((tmp_path / "comparison.json").read_text())
+    values = {
+        label: [np.array([*random_values(seed, size).values()]) for size in (30, 9)]
+        for seed, label in enumerate(files)
+    }
+    expected = [
+        compare(values["base"][chosen], values[label][chosen])
+        for label in ("better", "other")
+        for chosen in (slice(0, 1), slice(1, 2), slice(None))
+    ]
+    ps = holm([difference.p for difference in expected])
+    listed = [of_run[name] for of_run in found["differences"].values() for name in ("a", "b", "mean")]
+    assert [one["mean"] for one in listed] == pytest.approx([difference.mean for difference in expected])
+    assert [one["p"] for one in listed] == pytest.approx(ps)
+    assert found["means"]["other"]["b"] == pytest.approx(values["other"][1].mean())
+    printed = capsys.readouterr().out
+    macro = (values["better"][0].mean() + values["better"][1].mean()) / 2
+    assert f"{macro:.3f}" in next(line for line in printed.splitlines() if line.startswith("mean"))
+    assert "| mean | 39 |" in (tmp_path / "comparison.md").read_text()
+
+
+def test_parts_count_alike_however_many_queries_they_have(main, tmp_path):
+    parts = [
+        write(tmp_path / "cqa" / name, name, random_values(i, size))
+        for i, (name, size) in enumerate((("android", 3), ("english", 40)))
+    ]
+    main(mean_of_parts, "--collection", "cqa", "--out_dir", tmp_path / "cqa", "--parts", *parts)
+    metrics = read_metrics(tmp_path / "cqa" / "metrics.json")
+    expected = np.mean([np.mean([*random_values(i, size).values()]) for i, size in enumerate((3, 40))])
+    assert metrics.metrics["ndcg@10"] == pytest.approx(expected)
+    assert (metrics.queries, metrics.parts) == (43, ["android/metrics.json", "english/metrics.json"])
+    values = Collection.read(tmp_path / "cqa" / "metrics.json", "ndcg@10").values
+    assert np.mean([*values.values()]) == pytest.approx(expected)
+    assert {query.split("/")[0] for query in values} == {"android", "english"}
+
+
+def test_of_a_published_collection_all_parts_must_be_there_and_of_one_run(main, tmp_path):
+    parts = [write(tmp_path / name, name, random_values(0, 3)) for name in ("android", "cooking")]
+    with pytest.raises(InputError, match=r"missing: english, gaming.*unknown: cooking"):
+        main(mean_of_parts, "--collection", "cqadupstack", "--out_dir", tmp_path, "--parts", *parts)
+    parts[1] = write(tmp_path / "b", "b", random_values(0, 3), run="another")
+    with pytest.raises(InputError, match="several runs: another, run"):
+        main(mean_of_parts, "--collection", "mine", "--out_dir", tmp_path, "--parts", *parts)
+
+
+def test_runs_on_different_queries_are_not_compared(tmp_path):
+    first = write(tmp_path / "1", "a", random_values(0, 5))
+    fewer = write(tmp_path / "2", "a", random_values(0, 4))
+    other = write(tmp_path / "3", "b", random_values(0, 5))
+    for runs, reason in (
+        ([f"x={first}", f"y={fewer}"], "has not the queries of"),
+        ([f"x={first}", f"y={other}"], "is of b, and the baseline's file in that place of a"),
+        ([f"x={first}", f"y={first},{other}"], "names 2 files, and the baseline 1"),
+        ([f"x={first}", f"x={first}"], "the same label"),
+        (["x"], "is not LABEL=METRICS"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            read_runs(runs, "ndcg@10")
+    with pytest.raises(InputError, match=r"holds no recall@5, only ndcg@10, mrr@10"):
+        read_runs([f"x={first}"], "recall@5")
+
+
+def test_a_collection_apart_does_not_count_in_the_mean_and_one_name_twice_is_told_apart(main, tmp_path, capsys):
+    base, other = (
+        [str(write(tmp_path / f"{run}{i}", "dev", random_values(10 * run + i, 10))) for i in range(3)]
+        for run in (0, 1)
+    )
+    main(compare_runs, "--out_dir", tmp_path, "--apart", 1, "--runs", f"a={','.join(base)}", f"b={','.join(other)}")
+    found = json.loads((tmp_path / "comparison.json").read_text())
+    differences = found["differences"]["b"]
+    assert list(differences) == ["dev", "dev (2)", "dev (3)", "mean"]
+    means = [np.mean([found["means"][run][name] for name in ("dev (2)", "dev (3)")]) for run in ("a", "b")]
+    assert differences["mean"]["mean"] == pytest.approx(means[1] - means[0])
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("mean"))
+    assert row.split() == ["mean", "20", f"{means[0]:.3f}", f"{means[1]:.3f}"]

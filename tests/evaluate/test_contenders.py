@@ -1,0 +1,21 @@
+import pytest
+
+from evaluate.benchmarks.contenders import Processes
+from utils.errors import InputError
+
+
+def count(first: int, wait, give) -> None:
+    for number in range(first, first + 2):
+        wait()
+        give(number)
+    wait()
+    raise ValueError("this is how it fails")
+
+
+def test_processes_work_when_it_is_their_turn_and_one_that_fails_ends_the_others(capfd):
+    with Processes({"one": (count, 1), "other": (count, 5)}) as processes:
+        assert processes.take_turns() == {"one": 1, "other": 5}
+        assert list(processes.take_turns(first=3).items()) == [("other", 6), ("one", 2)]
+        with pytest.raises(InputError, match="the contender other has failed"):
+            processes.take_turns(first=1)
+    assert "this is how it fails" in capfd.readouterr().err

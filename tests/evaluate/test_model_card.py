@@ -1,0 +1,203 @@
+"""The model card: what it says of a run, that hostile names stay names, and that its examples give our vectors."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+from huggingface_hub.utils import filter_repo_objects
+
+from evaluate import model_card
+from evaluate.metrics_file import RunMetrics
+from evaluate.model_card import Arguments, code
+from tests.tiny_run import COLLECTION, STEP, call, make_run, save_tiny_checkpoint
+from utils.errors import InputError
+
+HOSTILE = "x`|<script>alert(1)</script>\n---\nlicense: mit\n![a](http://b) \x1b[31m: {evil: yes} 'q\" #"
+
+
+def write_results(run: Path, *rows: tuple[str, str | None, list[str]]) -> None:
+    """results.json with rows of (label, checkpoint, zero-shot collections), each with metrics of its own."""
+
+    def metrics(number: int, collection: str, checkpoint: str | None) -> dict:
+        values = {"ndcg@10": number / 100 + 0.123456, "mrr@10": 0.5}
+        return vars(RunMetrics("label", collection, checkpoint, 1000 + number, values))
+
+    content = [
+        {
+            "run": label,
+            "dev": metrics(10 * i, "dev", checkpoint),
+            "zero_shot": [metrics(10 * i + 1 + j, name, checkpoint) for j, name in enumerate(collections)],
+        }
+        for i, (label, checkpoint, collections) in enumerate(rows)
+    ]
+    (run / "results" / "results.json").write_text(json.dumps({"rows": content}))
+
+
+@pytest.fixture(scope="module")
+def made_run(tmp_path_factory) -> Path:
+    return make_run(tmp_path_factory.mktemp("of a run") / "out")
+
+
+@pytest.fixture
+def run(made_run, tmp_path) -> Path:
+    """A copy of the run that a test may change, evaluated under the name that it had elsewhere."""
+    shutil.copytree(made_run, tmp_path / "copied")
+    others = ("BM25", None, [COLLECTION]), ("initial", "elsewhere/model", [COLLECTION])
+    write_results(
+        tmp_path / "copied", *others, ("after", f"/was/here/saved_models/checkpoint-{STEP}", [COLLECTION, "dev"])
+    )
+    return tmp_path / "copied"
+
+
+def write_card(run: Path, **arguments) -> ModelCard:
+    """The card that the script writes into the run's checkpoint, read back as the hub would."""
+    checkpoint = run / "saved_models" / f"checkpoint-{STEP}"
+    flags = [part for name, value in arguments.items() for part in (f"--{name}", value)]
+    call(model_card, "--checkpoint", checkpoint, "--run_dir", run, *flags)
+    return ModelCard.load(checkpoint / "README.md")
+
+
+def test_the_hub_reads_what_the_run_knows(run):
+    card = write_card(run)
+    data = card.data.to_dict()
+    assert data["library_name"] == "sentence-transformers"
+    assert data["pipeline_tag"] == "sentence-similarity"
+    assert data["license"] == "other"
+    assert "sentence-transformers" in data["tags"]
+    assert "base_model" not in data, "the initial checkpoint was a folder"
+    assert "datasets" not in data
+    assert data["model-index"][0]["name"] == f"copied/checkpoint-{STEP}"
+    found = {(e.dataset_name, e.dataset_split, e.metric_type): e.metric_value for e in card.data.eval_results}
+    assert found == {
+        ("dev", "dev", "ndcg@10"): 0.32346,
+        ("dev", "dev", "mrr@10"): 0.5,
+        (COLLECTION, "test", "ndcg@10"): 0.33346,
+        (COLLECTION, "test", "mrr@10"): 0.5,
+        ("dev", "test", "ndcg@10"): 0.34346,
+        ("dev", "test", "mrr@10"): 0.5,
+    }
+
+
+def test_a_reader_finds_data_settings_metrics_and_the_license(run):
+    text = write_card(run).text
+    for heading in ("Load it", "Training data", "Metrics", "Settings", "Limits and license"):
+        assert f"\n## {heading}\n" in text
+    assert "| passages | 30 | 24 | `collection.tsv` |" in text
+    assert "| training queries | 8 | 12 | `queries.train.tsv` |" in text
+    assert "| `dev` | dev | 1,020 | 0.3235 | 0.5000 |" in text
+    assert f"| `{COLLECTION}` | test | 1,021 | 0.3335 | 0.5000 |" in text
+    assert "| `LEARNING_RATE` | `5e-6` |" in text
+    assert "| `INDEX_PARAMETERS` | none |" in text
+    assert "The license field says `other`" in text
+    assert "trained from `initial`" in text
+    assert str(run.parent) not in text, "no folder of this machine"
+
+
+@pytest.mark.parametrize("damage", ["no file", "another checkpoint"])
+def test_a_checkpoint_that_was_not_evaluated_says_so(run, damage):
+    results = run / "results" / "results.json"
+    if damage == "no file":
+        results.unlink()
+    else:
+        write_results(run, ("after", "saved_models/checkpoint-8", []), ("theirs", f"models/checkpoint-{STEP}", []))
+    card = write_card(run)
+    assert "This checkpoint was not evaluated: no metrics are known." in card.text
+    assert "model-index" not in card.data.to_dict()
+
+
+def test_what_the_publisher_knows_is_taken_over(run):
+    names = {"license": "apache-2.0", "hub_name": "me/mine", "base_model": "them/theirs", "datasets": "some/data"}
+    card = write_card(run, **names)
+    data = card.data.to_dict()
+    assert (data["license"], data["base_model"], data["datasets"]) == ("apache-2.0", "them/theirs", ["some/data"])
+    assert card.text.count('"me/mine"') == 2
+    assert "The license is `apache-2.0`." in card.text
+
+
+def test_an_initial_checkpoint_of_the_hub_is_named(run):
+    settings = run / "settings.tokenize"
+    settings.write_text(re.sub("CHECKPOINT=.*", "CHECKPOINT=OpenMatch/cocodr-base", settings.read_text()))
+    assert write_card(run).data.base_model == "OpenMatch/cocodr-base"
+    settings.write_text(re.sub("CHECKPOINT=.*", "CHECKPOINT=collection", settings.read_text()))
+    assert write_card(run).data.base_model is None, "a folder inside the run's"
+
+
+def test_hostile_names_stay_names(run):
+    write_results(run, ("after", f"saved_models/checkpoint-{STEP}", [HOSTILE]))
+    for name in ("tokenize", "mine"):
+        with (run / f"settings.{name}").open("a") as handle:
+            handle.write(f"OTHER_{name}={HOSTILE.splitlines()[0]} ![a](http://b) `c` \x1b[31m\n")
+    evil = run.rename(run.parent / HOSTILE.replace("/", "").replace("\n", " "))
+    card = write_card(evil)
+    data = card.data.to_dict()
+    assert (data["license"], "evil" in data) == ("other", False)
+    assert data["model-index"][0]["results"][1]["dataset"]["name"].startswith(
+        "x`|<script>alert(1)</script> --- license"
+    )
+    content = str(card)
+    assert content.count("\n---\n") == 1
+    assert "\x1b" not in content
+    for line in card.text.splitlines():
+        outside = re.sub(r"`[^`]*`", "", line)
+        assert not re.search(r"<|http://|alert", outside), line
+    for lines in re.findall(r"(?:^\|.*\n)+", card.text, re.MULTILINE):
+        assert len({line.count("|") for line in lines.splitlines()}) == 1, lines
+
+
+def test_a_code_span_cannot_be_left():
+    assert code("a`b|c\n``d") == "`a'b¦c ''d`"
+    assert code("") == "none"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"license": "MIT License"}, "--license 'MIT License' is no identifier"),
+        ({"hub_name": 'a", trust="'}, "--hub_name .* is no name on the hub"),
+        ({"base_model": "a/b/c"}, "--base_model 'a/b/c'"),
+        ({"datasets": ["../x"]}, "--datasets '../x'"),
+    ],
+)
+def test_what_the_hub_would_refuse_is_refused(arguments, reason):
+    with pytest.raises(InputError, match=reason):
+        Arguments(checkpoint="c", run_dir="r", **arguments)
+
+
+def test_folders_that_are_no_checkpoint_and_no_run_are_named(run, tmp_path):
+    with pytest.raises(InputError, match=r"config\.json: no such file"):
+        call(model_card, "--checkpoint", tmp_path, "--run_dir", run)
+    with pytest.raises(InputError, match=r"settings\.tokenize: no such file; is the folder that of a run"):
+        call(model_card, "--checkpoint", run / "saved_models" / f"checkpoint-{STEP}", "--run_dir", tmp_path)
+    (run / "results" / "results.json").write_text('{"rows": [{"dev": {"run": 1}}]}')
+    with pytest.raises(InputError, match=r"results\.json: is not what evaluate/results_table\.py writes"):
+        write_card(run)
+
+
+@pytest.mark.parametrize("model_type", ["rdot_nll", "rdot_nll_condenser"])
+def test_the_examples_run_and_give_the_same_scores(run, tmp_path, model_type, monkeypatch, capsys):
+    checkpoint = save_tiny_checkpoint(tmp_path / "saved_models", model_type)
+    call(model_card, "--checkpoint", checkpoint, "--run_dir", run)
+    monkeypatch.chdir(checkpoint)
+    examples = re.findall(r"```python\n(.*?)```", (checkpoint / "README.md").read_text(), re.DOTALL)
+    assert len(examples) == 2
+    scores = []
+    capsys.readouterr()
+    for example in examples:
+        example = example.replace("how do I sort a list", "How is the Cat").replace("Return", "The Tree " * 30)
+        exec(example, {})
+        scores.append(float(re.search(r"-?\d+\.\d+", capsys.readouterr().out)[0]))
+    np.testing.assert_allclose(*scores, rtol=1e-4)
+
+
+def test_the_readmes_upload_leaves_training_files_behind(run):
+    """What `hf upload` excludes, by the patterns that the README names."""
+    checkpoint = run / "saved_models" / f"checkpoint-{STEP}"
+    write_card(run)
+    names = [path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()]
+    left = set(filter_repo_objects(names, ignore_patterns=["*.pt", "trainer_state.json"]))
+    assert set(names) - left == {"optimizer.pt", "random_states.pt", "trainer_state.json"}
+    assert {"README.md", "model.safetensors", "1_Pooling/config.json"} < left
