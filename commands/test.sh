@@ -9,6 +9,6 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 # .venv with the requirements, and what the tests need beside them: minutes the first time, then nothing.
 bash "$root/commands/install.sh" dev
 
-# All tests: under 15 minutes on 2 cores.
+# All tests, by as many processes as there are cores, at most 4: under 15 minutes on 2 cores.
 cd "$root"
-exec "${ANCE_VENV:-$root/.venv}/bin/python" -m pytest tests "$@"
+exec "${ANCE_VENV:-$root/.venv}/bin/python" -m pytest tests --numprocesses logical --maxprocesses 4 --dist worksteal "$@"

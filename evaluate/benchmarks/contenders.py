@@ -1,9 +1,11 @@
 """What the benchmarks share: encoders by shape, training steps by name, turns, the clock, a process's memory.
 
-A contender is a way to do a piece of work, such as a training step. Contenders are measured in turn in one process,
-so that whatever else the machine does meets them all alike, and their memory in a process of their own each.
+A contender is a way to do a piece of work, such as a training step. Contenders are measured in turn, in one process
+or in one each, so that whatever else the machine does meets them all alike, and their memory in a process of their
+own each.
 """
 
+import multiprocessing
 import re
 import statistics
 import subprocess
@@ -11,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +179,48 @@ def take_turns(
             seconds[name].append(now(device) - start)
         between(number, given)
     return {name: of_one[1:] for name, of_one in seconds.items()}
+
+
+class Processes:
+    """Contenders that are a process each, of which one works at a time.
+
+    `work` is, by name, a function of a module and its first arguments; it is also given two functions. The first
+    waits until it is the contender's turn; the second hands over what it has done, and the turn with it.
+    """
+
+    def __init__(self, work: Mapping[str, tuple[Callable[..., None], *tuple[Any, ...]]]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipes, self._processes = {}, {}
+        for name, (function, *arguments) in work.items():
+            self._pipes[name], end = context.Pipe()
+            self._processes[name] = context.Process(target=_contend, args=(function, arguments, end), daemon=True)
+            self._processes[name].start()
+            end.close()
+
+    def take_turns(self, first: int = 0) -> dict[str, Any]:
+        """What each contender hands over in its turn; they take it in their order, begun with number `first`."""
+        names, given = [*self._pipes], {}
+        first %= len(names)
+        for name in names[first:] + names[:first]:
+            try:
+                self._pipes[name].send(None)
+                given[name] = self._pipes[name].recv()
+            except (EOFError, ConnectionError):
+                raise InputError(f"the contender {name} has failed; its own message is above") from None
+        return given
+
+    def __enter__(self) -> "Processes":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for name, process in self._processes.items():
+            self._pipes[name].close()
+            process.terminate()
+            process.join()
+
+
+def _contend(function: Callable[..., None], arguments: Sequence[Any], end: Connection) -> None:
+    function(*arguments, end.recv, end.send)
 
 
 def summarize(seconds: Mapping[str, list[float]], reference: str, amounts: Mapping[str, int]) -> dict[str, dict]:

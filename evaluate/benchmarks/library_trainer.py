@@ -1,9 +1,8 @@
 """sentence-transformers' own trainer as a contender that takes turns with the others.
 
-Its loop cannot be asked for a single step. So it runs as it is, and the others take their steps inside it: in a
-callback at the end of each of its steps, while its clock stands. Nothing runs beside it, and nothing of it is changed
-but the order of the batches, which is that of the data set. Its loader makes a batch while the one before waits, so
-a step pays for making one batch, that of the next step.
+Its loop cannot be asked for a single step. So it runs as it is, and waits for its turn in a callback between its
+steps, while its clock stands. Nothing of it is changed but the order of the batches, which is that of the data set.
+Its loader makes a batch while the one before waits, so a step pays for making one batch, that of the next step.
 """
 
 import time
@@ -45,13 +44,19 @@ class PairwiseLoss(nn.Module):
 
 
 class TakeTurns(TrainerCallback):
-    """Times every step of the trainer and hands the turn over after it; the last step's time says nothing."""
+    """Waits before every step of the trainer and gives what it took; the last step's time says nothing."""
 
-    def __init__(self, loss: PairwiseLoss, device: torch.device, others: Callable[[int], None]) -> None:
-        self.loss, self.device, self.others = loss, device, others
-        self.taken: list[Taken] = []
+    def __init__(
+        self,
+        loss: PairwiseLoss,
+        device: torch.device,
+        wait: Callable[[], object],
+        give: Callable[[Taken], object],
+    ) -> None:
+        self.loss, self.device, self.wait, self.give = loss, device, wait, give
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.wait()
         self.start = now(self.device)
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
@@ -60,7 +65,7 @@ class TakeTurns(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if state.global_step == state.max_steps:  # without a next batch to make
             return
-        self.taken.append(
+        self.give(
             Taken(
                 seconds=now(self.device) - self.start,
                 input_seconds=self.input_seconds,
@@ -69,7 +74,7 @@ class TakeTurns(TrainerCallback):
                 positions=sum(mask.numel() for mask in self.loss.masks),
             )
         )
-        self.others(state.global_step - 1)
+        self.wait()
         self.start = now(self.device)
 
 
@@ -101,16 +106,17 @@ def train_in_turns(
     optimizer: str,
     precision: Precision,
     device: torch.device,
-    others: Callable[[int], None],
-) -> list[Taken]:
-    """Trains on batches of `triplets` rows of `columns` (anchor, positive, negative) in order; what each step took.
+    wait: Callable[[], object],
+    give: Callable[[Taken], object],
+) -> None:
+    """Trains on batches of `triplets` rows of `columns` (anchor, positive, negative) in order.
 
-    After step i, counted from 0, `others(i)` is called. The last batch is there to be made only: its step is not
-    among those returned. With `optimizer` adamW, AdamW is the library's default one. Raises RuntimeError where the
+    `wait` is called before each step, and `give` with what it took. The last batch is there to be made only: what its
+    step took is not given. With `optimizer` adamW, AdamW is the library's default one. Raises RuntimeError where the
     matrix products ran in another type than `precision` says.
     """
     loss = PairwiseLoss(model)
-    turns = TakeTurns(loss, device, others)
+    turns = TakeTurns(loss, device, wait, give)
     settings = SentenceTransformerTrainingArguments(
         output_dir=str(folder),
         max_steps=len(columns["anchor"]) // triplets,
@@ -144,4 +150,3 @@ def train_in_turns(
     hook.remove()
     if seen != {precision.dtype}:
         raise RuntimeError(f"the library's matrix products ran in {seen}, and {precision.dtype} was asked for")
-    return turns.taken

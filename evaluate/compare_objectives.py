@@ -1,0 +1,183 @@
+"""Compares training objectives: the same start, the same mined negatives, several seeds (commands/run_comparison.sh).
+
+    python evaluate/compare_objectives.py --out_dir OUT --step 100 --objectives \\
+        erm=OUT/erm-1,OUT/erm-2 idro=OUT/idro-1,OUT/idro-2
+
+An objective is NAME=RUN_DIR[,RUN_DIR…], the folders of commands/run_ance.sh's runs with a seed each; the first is
+what the others are compared with. Prints, for the checkpoint after --step steps, the mean over the seeds of the dev
+MRR@10, of the worst cluster's (evaluate/dev_clusters.py; the clusters of the first run) and of the zero-shot nDCG@10
+averaged over the collections, and the lowest and highest seed. Then the differences from the first objective. Their
+95% interval is a bootstrap of both: in each of 2,000 resamples seeds are drawn with replacement, in pairs of the same
+seed, and queries within each collection. The worst cluster is found anew in every resample. So an interval says what
+other queries and other seeds might give; not what another collection, start or hyperparameter would. Few seeds give
+intervals that are too narrow. OUT gets objectives.md and objectives.json.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from evaluate.dev_clusters import DevClusters
+from evaluate.metrics_file import read_per_query
+from evaluate.results_table import markdown, plain_text
+from utils.arguments import option, parse, required
+from utils.errors import InputError, run
+from utils.files import atomic_file, write_json
+from utils.logs import progress
+
+RESAMPLES = 2_000
+CONFIDENCE = 0.95
+DEV_MEASURE, ZERO_SHOT_MEASURE = "mrr@10", "ndcg@10"
+COLUMNS = ("dev MRR@10", "worst cluster MRR@10", "zero-shot nDCG@10")
+
+
+@dataclass
+class Arguments:
+    objectives: list[str] = field(metadata={"help": "NAME=RUN_DIR[,RUN_DIR…], a folder a seed; the baseline first"})
+    out_dir: str = required("folder that gets objectives.md and objectives.json")
+    step: int = required("the checkpoint that is compared")
+    seed: int = option(0, "seed of the resampling")
+
+
+@dataclass(frozen=True)
+class Values:
+    """What an objective reached on each query, float64 (seeds, queries); of `dev` nan where it was not judged."""
+
+    dev: np.ndarray
+    zero_shot: dict[str, np.ndarray]
+
+
+def read_values(folders: list[Path], step: int, clusters: DevClusters) -> Values:
+    """Reads each run's values a query; `InputError` where the runs were measured on different queries."""
+    dev = [
+        clusters.values(read_per_query(folder / "results" / "dev" / f"step-{step}" / "per_query.json"), DEV_MEASURE)
+        for folder in folders
+    ]
+    zero_shot: dict[str, np.ndarray] = {}
+    names = sorted(path.name for path in (folders[0] / "results" / "zero_shot").glob("*"))
+    for name in names:
+        of_seeds = [
+            read_per_query(folder / "results" / "zero_shot" / name / f"step-{step}" / "per_query.json")
+            for folder in folders
+        ]
+        if any(values.keys() != of_seeds[0].keys() for values in of_seeds):
+            raise InputError(f"{name}: the runs were measured on different queries", folders[0])
+        zero_shot[name] = np.array(
+            [[values[query][ZERO_SHOT_MEASURE] for query in sorted(of_seeds[0])] for values in of_seeds]
+        )
+    return Values(np.array(dev), zero_shot)
+
+
+def measure(values: Values, clusters: DevClusters, seeds: np.ndarray, queries: dict[str, np.ndarray]) -> np.ndarray:
+    """The `COLUMNS` of each of these seeds on these queries (of "" the dev queries'), float64 (seeds, 3)."""
+    chosen = queries[""]
+    resampled = DevClusters(clusters.ids, clusters.assignment[chosen], clusters.count)
+    rows = []
+    for seed in seeds:
+        dev = values.dev[seed, chosen]
+        zero_shot = [of_set[seed, queries[name]].mean() for name, of_set in values.zero_shot.items()]
+        worst = resampled.worst(dev)
+        rows.append(
+            (np.nanmean(dev), np.nan if worst is None else worst, np.mean(zero_shot) if zero_shot else np.nan)
+        )
+    return np.array(rows)
+
+
+def intervals(values: dict[str, Values], clusters: DevClusters, seed: int) -> dict[str, np.ndarray]:
+    """The interval of each objective's difference from the first, float64 (3, 2)."""
+    generator = np.random.default_rng(seed)
+    first = next(iter(values.values()))
+    judged = np.flatnonzero(~np.isnan(first.dev[0]))
+    seeds = len(first.dev)
+    differences: dict[str, list[np.ndarray]] = {name: [] for name in list(values)[1:]}
+    for _ in progress(range(RESAMPLES), unit="resamples", label="compare"):
+        chosen = generator.integers(seeds, size=seeds)
+        queries = {"": generator.choice(judged, len(judged))}
+        queries |= {
+            name: generator.integers(of_set.shape[1], size=of_set.shape[1])
+            for name, of_set in first.zero_shot.items()
+        }
+        baseline = measure(first, clusters, chosen, queries).mean(0)
+        for name, found in differences.items():
+            found.append(measure(values[name], clusters, chosen, queries).mean(0) - baseline)
+    return {
+        name: np.array([_middle(column[np.isfinite(column)]) for column in np.array(found).T])
+        for name, found in differences.items()
+    }
+
+
+def _middle(values: np.ndarray) -> tuple[float, float]:
+    """The ends of the middle `CONFIDENCE` of these values, nan where there are none."""
+    tail = 50 * (1 - CONFIDENCE)
+    return tuple(np.percentile(values, (tail, 100 - tail))) if len(values) else (np.nan, np.nan)
+
+
+def _as_json(table: np.ndarray) -> list[list[float | None]]:
+    """The table's lines, None for nan: there is no such cluster or no zero-shot collection."""
+    return [[None if np.isnan(value) else float(value) for value in line] for line in table]
+
+
+def _cell(mean: float, low: float, high: float, form: str = ".3f") -> str:
+    """A mean and the ends of its range, "-" where there is nothing to be measured."""
+    if np.isnan(mean):
+        return "-"
+    return f"{mean:{form}}" + (f" ({low:{form}} to {high:{form}})" if low < high else "")
+
+
+def read_objectives(texts: list[str]) -> dict[str, list[Path]]:
+    """Objective → its runs' folders; each objective must have as many."""
+    found: dict[str, list[Path]] = {}
+    for text in texts:
+        name, equals, folders = text.partition("=")
+        if not (name and equals and all(folders.split(","))) or name in found:
+            raise InputError(f"the objective {text!r} is not NAME=RUN_DIR[,RUN_DIR…], or is given twice")
+        found[name] = [Path(folder) for folder in folders.split(",")]
+    if len({len(folders) for folders in found.values()}) > 1:
+        raise InputError("all objectives must have the same number of runs, with the same seeds in order")
+    return found
+
+
+def main() -> None:
+    args = parse(Arguments, __doc__)
+    objectives = read_objectives(args.objectives)
+    start = next(iter(objectives.values()))[0]
+    clusters = DevClusters.read(start / "ann_data" / "clusters_0", start / "preprocessed" / "dev-query")
+    values = {name: read_values(folders, args.step, clusters) for name, folders in objectives.items()}
+    initial = read_values([start], 0, clusters)
+    everything = {"": np.arange(initial.dev.shape[1])}
+    everything |= {name: np.arange(of_set.shape[1]) for name, of_set in initial.zero_shot.items()}
+    reached = {
+        name: measure(of_name, clusters, np.arange(len(of_name.dev)), everything)
+        for name, of_name in {"initial checkpoint": initial, **values}.items()
+    }
+    table = [["", "seeds", *COLUMNS]]
+    for name, found in reached.items():
+        cells = map(_cell, found.mean(0), found.min(0), found.max(0))
+        table.append([name, str(len(found)) if name in values else "", *cells])
+    baseline = next(iter(values))
+    ends = intervals(values, clusters, args.seed)
+    differences = [[f"difference from {baseline}", *COLUMNS]]
+    for name, interval in ends.items():
+        gains = reached[name].mean(0) - reached[baseline].mean(0)
+        differences.append(
+            [name, *(_cell(gain, *of_gain, "+.3f") for gain, of_gain in zip(gains, interval, strict=True))]
+        )
+    tables = [table, differences] if ends else [table]
+    with atomic_file(Path(args.out_dir) / "objectives.md") as handle:
+        handle.write("\n".join(map(markdown, tables)))
+    content = {
+        "columns": COLUMNS,
+        "reached": {name: _as_json(found) for name, found in reached.items()},
+        "baseline": baseline,
+        "intervals": {name: _as_json(interval) for name, interval in ends.items()},
+    }
+    write_json(Path(args.out_dir) / "objectives.json", content)
+    print("\n\n".join(map(plain_text, tables)))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,72 @@
+"""commands/run_comparison.sh, the real script, with a stub for Python."""
+
+import pytest
+
+from tests.commands.stub_environment import Checkout
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Checkout:
+    checkout = Checkout(tmp_path)
+    for name in ("raw", "initial", "beir/sci fact"):
+        (checkout.work / name).mkdir(parents=True)
+    return checkout
+
+
+SETTINGS = {"DATA_DIR": "raw", "CHECKPOINT": "initial", "ZERO_SHOT_DIRS": "beir/sci fact", "OUT_DIR": "the out"}
+
+
+def test_all_train_on_what_the_first_has_mined_and_are_compared(checkout):
+    flags = ("--steps", 7, "--seeds", "3 4", "--objectives", "erm idro")
+    finished = checkout.run("run_comparison.sh", *flags, **SETTINGS, EPISODES=5, SEED=9)
+    assert finished.returncode == 0, finished.stderr
+    calls = checkout.calls()
+    scripts = [call.script for call in calls]
+    assert [scripts.count(name) for name in ("msmarco_data", "beir_data", "run_ann_data_gen", "run_ann")] == [
+        1,
+        1,
+        1,
+        4,
+    ]
+    trained = [call.flags for call in calls if call.script == "run_ann"]
+    assert [(flags["group"], flags["seed"], flags["max_steps"]) for flags in trained] == [
+        ("0", "3", "7"),
+        ("0", "4", "7"),
+        ("1", "3", "7"),
+        ("1", "4", "7"),
+    ]
+    out = checkout.work / "the out"
+    assert [flags["output_dir"] for flags in trained] == [
+        str(out / run / "saved_models") for run in ("erm-3", "erm-4", "idro-3", "idro-4")
+    ]
+    assert (out / "idro-4" / "preprocessed").resolve() == out / "erm-3" / "preprocessed"
+    assert not (out / "idro-4" / "results" / "ann_ndcg_0").is_symlink()
+    table = calls[-1]
+    assert (table.script, table.flags["step"]) == ("compare_objectives", "7")
+    assert table.values[-2:] == [f"erm={out}/erm-3,{out}/erm-4", f"idro={out}/idro-3,{out}/idro-4"]
+
+    again = checkout.run("run_comparison.sh", *flags, **SETTINGS)
+    assert again.returncode == 0, again.stderr
+    assert "run_ann" not in [call.script for call in checkout.calls()]
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--seed", 1], "--seed is not a setting here"),
+        (["--out_dir"], "--out_dir wants a value"),
+        (["--step"], "--step wants a value"),
+        (["--step", 1], "unknown argument '--step'"),
+    ],
+)
+def test_misuse_is_told_before_anything_runs(checkout, flags, reason):
+    finished = checkout.run("run_comparison.sh", *flags, **SETTINGS)
+    assert finished.returncode == 2
+    assert reason in finished.stderr
+    assert checkout.calls() == []
+
+
+def test_help_says_what_is_compared(checkout):
+    shown = checkout.run("run_comparison.sh", "--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert all(setting in shown.stdout for setting in ("OUT_DIR", "OBJECTIVES", "SEEDS"))
