@@ -12,6 +12,7 @@ together (evaluate/significance.py). Prints the tables; RESULTS gets the same as
 comparison.json.
 """
 
+import math
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ import numpy as np
 
 from evaluate.metrics_file import read_metrics, read_per_query
 from evaluate.results_table import markdown, plain_text
-from evaluate.significance import Difference, compare, holm, mean_of_means
+from evaluate.significance import Difference, Parts, compare, holm, mean_of_means
 from utils.arguments import option, parse, required
 from utils.errors import InputError, run
 from utils.files import atomic_file, write_json
@@ -41,50 +42,45 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Collection:
-    """A run's values on one collection, by query id: their mean is the collection's.
-
-    Of a collection that is evaluated in parts, ids are PART/ID and values are scaled so that the parts count alike.
-    """
+    """A run's values on one collection: of each part by query id. Nearly all collections are one part."""
 
     name: str
     path: Path
-    values: dict[str, float]
+    parts: dict[str, dict[str, float]]
 
     @classmethod
     def read(cls, path: Path, measure: str) -> "Collection":
         """What lies beside this metrics.json."""
         metrics = read_metrics(path)
-        if not metrics.parts:
-            return cls(metrics.collection, path, _values(path, measure))
-        parts = [cls.read(path.parent / part, measure) for part in metrics.parts]
-        queries = sum(len(part.values) for part in parts)
-        return cls(
-            metrics.collection,
-            path,
-            {
-                f"{part.name}/{query}": value * queries / (len(parts) * len(part.values))
-                for part in parts
-                for query, value in part.values.items()
-            },
-        )
+        files = [path.parent / part for part in metrics.parts] or [path]
+        return cls(metrics.collection, path, dict(_part(file, measure) for file in files))
 
-    def in_order_of(self, other: "Collection") -> np.ndarray:
-        """The values in the order of the other's queries, float64 (queries,); `InputError` where they differ."""
+    def in_order_of(self, other: "Collection") -> list[np.ndarray]:
+        """The values of each part in the order of the other's queries; `InputError` where those differ."""
         if self.name != other.name:
             raise InputError(f"is of {self.name}, and the baseline's file in that place of {other.name}", self.path)
-        if self.values.keys() != other.values.keys():
+        same_parts = self.parts.keys() == other.parts.keys()
+        if not same_parts or any(self.parts[name].keys() != values.keys() for name, values in other.parts.items()):
             raise InputError(f"has not the queries of {other.path}; evaluate both runs on the same ones", self.path)
-        return np.array([self.values[query] for query in other.values])
+        return [np.array([self.parts[name][query] for query in values]) for name, values in other.parts.items()]
 
 
-def _values(path: Path, measure: str) -> dict[str, float]:
-    """One measure a query, from the per_query.json beside a metrics.json."""
-    path = path.with_name("per_query.json")
+def _part(path: Path, measure: str) -> tuple[str, dict[str, float]]:
+    """The collection's name and one measure a query, from a metrics.json and the per_query.json beside it."""
+    metrics, path = read_metrics(path), path.with_name("per_query.json")
     values = read_per_query(path)
     measures = next(iter(values.values())).keys()
     if measure not in measures:
         raise InputError(f"holds no {measure}, only {', '.join(measures)}; evaluate again", path)
-    return {query: of_query[measure] for query, of_query in values.items()}
+    found = {query: of_query[measure] for query, of_query in values.items()}
+    mean = math.fsum(found.values()) / len(found)
+    if not math.isclose(mean, metrics.metrics[measure], abs_tol=1e-6):
+        raise InputError(
+            f"its mean {measure} is {mean:.6f}, and {metrics.metrics[measure]:.6f} in metrics.json beside it: they "
+            "are of two evaluations; evaluate again",
+            path,
+        )
+    return metrics.collection, found
 
 
 def read_run(text: str, measure: str) -> tuple[str, list[Collection]]:
@@ -96,8 +92,8 @@ def read_run(text: str, measure: str) -> tuple[str, list[Collection]]:
     return label.strip(), [Collection.read(Path(path), measure) for path in paths]
 
 
-def read_runs(texts: list[str], measure: str) -> tuple[list[str], dict[str, list[np.ndarray]]]:
-    """The collections' names, and each run's values on each of them, in one order of queries: float64 (queries,)."""
+def read_runs(texts: list[str], measure: str) -> tuple[list[str], dict[str, list[Parts]]]:
+    """The collections' names, and each run's values on each of them, in one order of parts and queries."""
     runs = dict(read_run(text, measure) for text in texts)
     if len(runs) < len(texts):
         raise InputError("two runs have the same label; give each its own")
@@ -118,7 +114,7 @@ def read_runs(texts: list[str], measure: str) -> tuple[list[str], dict[str, list
 
 
 def compare_all(
-    names: list[str], runs: dict[str, list[np.ndarray]], seed: int, apart: int = 0
+    names: list[str], runs: dict[str, list[Parts]], seed: int, apart: int = 0
 ) -> dict[str, dict[str, Difference]]:
     """Label → collection (of several also `MEAN`) → its difference from the first run, with corrected p-values."""
     baseline, *others = runs
@@ -137,11 +133,11 @@ def compare_all(
     return differences
 
 
-def means_table(measure: str, names: list[str], runs: dict[str, list[np.ndarray]], apart: int = 0) -> list[list[str]]:
+def means_table(measure: str, names: list[str], runs: dict[str, list[Parts]], apart: int = 0) -> list[list[str]]:
     """A row a collection, and of several one of their mean; a column a run."""
-    counts = [len(values) for values in next(iter(runs.values()))]
+    counts = [sum(map(len, parts)) for parts in next(iter(runs.values()))]
     rows = [
-        [name, f"{count:,}", *(f"{collections[i].mean():.3f}" for collections in runs.values())]
+        [name, f"{count:,}", *(f"{mean_of_means([collections[i]]):.3f}" for collections in runs.values())]
         for i, (name, count) in enumerate(zip(names, counts, strict=True))
     ]
     if len(names) - apart > 1:
@@ -172,7 +168,7 @@ def main() -> None:
         "measure": args.measure,
         "baseline": baseline,
         "means": {
-            label: dict(zip(names, [float(values.mean()) for values in collections], strict=True))
+            label: dict(zip(names, [mean_of_means([parts]) for parts in collections], strict=True))
             for label, collections in runs.items()
         },
         "differences": {label: {name: asdict(d) for name, d in of.items()} for label, of in differences.items()},

@@ -1,10 +1,10 @@
 """Whether one run is better than another: paired tests over queries, and intervals, for one collection or several.
 
-What is compared is the mean over collections of the means over their queries, as BEIR's averages are; of one
-collection, the mean over its queries.
+What is compared is the mean over collections of the means over their queries, as BEIR's averages are. A collection
+is a list of parts, nearly always of one; several (CQADupStack's forums) count alike, however many queries they have.
 
-- The interval is a percentile bootstrap: queries are drawn with replacement within each collection (Efron and
-  Tibshirani, An Introduction to the Bootstrap, 1993), with scipy.
+- The interval is a percentile bootstrap: queries are drawn with replacement within each part (Efron and Tibshirani,
+  An Introduction to the Bootstrap, 1993), with scipy.
 - The p-value is of a two-sided paired randomisation test: if the runs were alike, each query's difference might as
   well have the other sign (Smucker, Allan and Carterette, CIKM 2007), with scipy.
 - Several tests are corrected by Holm's step-down procedure (Scandinavian Journal of Statistics 1979).
@@ -20,6 +20,8 @@ RESAMPLES = 9_999
 CONFIDENCE = 0.95
 BATCH_NUMBERS = 2**24  # drawn at once: 128 MB
 
+Parts = Sequence[np.ndarray]  # a collection: of each part the values of its queries, float64 (queries,)
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -31,29 +33,35 @@ class Difference:
     p: float
 
 
-def compare(first: Sequence[np.ndarray], second: Sequence[np.ndarray], seed: int = 0) -> Difference:
-    """Compares two runs: of each collection the values of its queries, float (queries,), in one order in both."""
-    differences = [b - a for a, b in zip(first, second, strict=True)]
+def compare(first: Sequence[Parts], second: Sequence[Parts], seed: int = 0) -> Difference:
+    """Compares two runs on the same collections, with parts and queries in one order in both."""
+    differences = [[b - a for a, b in zip(*parts, strict=True)] for parts in zip(first, second, strict=True)]
     low, high = bootstrap_interval(differences, seed)
     return Difference(mean_of_means(differences), low, high, randomisation_test(differences, seed))
 
 
-def mean_of_means(collections: Sequence[np.ndarray]) -> float:
-    """The mean over collections of the mean of their values."""
-    return float(np.mean([values.mean() for values in collections]))
+def mean_of_means(collections: Sequence[Parts]) -> float:
+    """The mean over collections of the mean over their parts of the mean of their values."""
+    return float(sum(weight * values.mean() for values, weight in _weighted_parts(collections)))
 
 
-def bootstrap_interval(collections: Sequence[np.ndarray], seed: int = 0) -> tuple[float, float]:
+def _weighted_parts(collections: Sequence[Parts]) -> list[tuple[np.ndarray, float]]:
+    """All parts, each with its share of `mean_of_means`."""
+    return [(values, 1 / (len(collections) * len(parts))) for parts in collections for values in parts]
+
+
+def bootstrap_interval(collections: Sequence[Parts], seed: int = 0) -> tuple[float, float]:
     """The ends of the `CONFIDENCE` interval of `mean_of_means`; both are the mean where no value differs."""
-    if all(len(values) == 1 or np.ptp(values) == 0 for values in collections):
+    parts = _weighted_parts(collections)
+    if all(np.ptp(values) == 0 for values, _ in parts):
         mean = mean_of_means(collections)
         return mean, mean
 
     def statistic(*samples: np.ndarray, axis: int) -> np.ndarray:
-        return np.mean([sample.mean(axis=axis) for sample in samples], axis=0)
+        return sum(weight * sample.mean(axis=axis) for sample, (_, weight) in zip(samples, parts, strict=True))
 
     # One query alone cannot be drawn otherwise, which scipy refuses: twice the same is the same.
-    samples = [np.repeat(values, 2) if len(values) == 1 else values for values in collections]
+    samples = [np.repeat(values, 2) if len(values) == 1 else values for values, _ in parts]
     found = stats.bootstrap(
         samples,
         statistic,
@@ -66,14 +74,12 @@ def bootstrap_interval(collections: Sequence[np.ndarray], seed: int = 0) -> tupl
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def randomisation_test(collections: Sequence[np.ndarray], seed: int = 0) -> float:
+def randomisation_test(collections: Sequence[Parts], seed: int = 0) -> float:
     """The two-sided p-value that `mean_of_means` of these differences is 0, by changing their signs."""
-    shares = np.concatenate([values / (len(values) * len(collections)) for values in collections])
+    shares = np.concatenate([values * weight / len(values) for values, weight in _weighted_parts(collections)])
     shares = shares[shares != 0]  # a change of sign changes nothing there
-    if not len(shares):
-        return 1.0
-    if len(shares) == 1:
-        return 1.0  # both signs are equally far from 0
+    if len(shares) < 2:
+        return 1.0  # of one, both signs are equally far from 0
     found = stats.permutation_test(
         (shares,),
         lambda values, axis: values.sum(axis=axis),

@@ -10,7 +10,7 @@ import pytest
 from evaluate import compare_runs, mean_of_parts
 from evaluate.compare_runs import Collection, read_runs
 from evaluate.metrics_file import RunMetrics, read_metrics, write_metrics
-from evaluate.significance import compare, holm
+from evaluate.significance import compare, holm, mean_of_means
 from utils.errors import InputError
 from utils.files import write_json
 
@@ -49,7 +49,7 @@ def test_the_table_has_every_mean_and_every_difference_with_its_corrected_p(main
     main(compare_runs, "--out_dir", tmp_path, "--runs", *runs)
     found = json.loads((tmp_path / "comparison.json").read_text())
     values = {
-        label: [np.array([*random_values(seed, size).values()]) for size in (30, 9)]
+        label: [[np.array([*random_values(seed, size).values()])] for size in (30, 9)]
         for seed, label in enumerate(files)
     }
     expected = [
@@ -61,9 +61,9 @@ def test_the_table_has_every_mean_and_every_difference_with_its_corrected_p(main
     listed = [of_run[name] for of_run in found["differences"].values() for name in ("a", "b", "mean")]
     assert [one["mean"] for one in listed] == pytest.approx([difference.mean for difference in expected])
     assert [one["p"] for one in listed] == pytest.approx(ps)
-    assert found["means"]["other"]["b"] == pytest.approx(values["other"][1].mean())
+    assert found["means"]["other"]["b"] == pytest.approx(values["other"][1][0].mean())
     printed = capsys.readouterr().out
-    macro = (values["better"][0].mean() + values["better"][1].mean()) / 2
+    macro = (values["better"][0][0].mean() + values["better"][1][0].mean()) / 2
     assert f"{macro:.3f}" in next(line for line in printed.splitlines() if line.startswith("mean"))
     assert "| mean | 39 |" in (tmp_path / "comparison.md").read_text()
 
@@ -78,9 +78,9 @@ def test_parts_count_alike_however_many_queries_they_have(main, tmp_path):
     expected = np.mean([np.mean([*random_values(i, size).values()]) for i, size in enumerate((3, 40))])
     assert metrics.metrics["ndcg@10"] == pytest.approx(expected)
     assert (metrics.queries, metrics.parts) == (43, ["android/metrics.json", "english/metrics.json"])
-    values = Collection.read(tmp_path / "cqa" / "metrics.json", "ndcg@10").values
-    assert np.mean([*values.values()]) == pytest.approx(expected)
-    assert {query.split("/")[0] for query in values} == {"android", "english"}
+    whole = Collection.read(tmp_path / "cqa" / "metrics.json", "ndcg@10")
+    assert {name: len(values) for name, values in whole.parts.items()} == {"android": 3, "english": 40}
+    assert mean_of_means([whole.in_order_of(whole)]) == pytest.approx(expected)
 
 
 def test_of_a_published_collection_all_parts_must_be_there_and_of_one_run(main, tmp_path):
@@ -107,6 +107,14 @@ def test_runs_on_different_queries_are_not_compared(tmp_path):
             read_runs(runs, "ndcg@10")
     with pytest.raises(InputError, match=r"holds no recall@5, only ndcg@10, mrr@10"):
         read_runs([f"x={first}"], "recall@5")
+
+
+def test_files_of_two_evaluations_are_refused(tmp_path):
+    path = write(tmp_path, "a", random_values(0, 5))
+    write(tmp_path / "later", "a", random_values(1, 5))
+    (tmp_path / "later" / "per_query.json").replace(tmp_path / "per_query.json")
+    with pytest.raises(InputError, match="they are of two evaluations"):
+        read_runs([f"x={path}"], "ndcg@10")
 
 
 def test_a_collection_apart_does_not_count_in_the_mean_and_one_name_twice_is_told_apart(main, tmp_path, capsys):
