@@ -168,7 +168,9 @@ def mine(args: Arguments, number: int, checkpoint: str, step: int, device: torch
     train_qrels, dev_qrels = read_train_and_dev_qrels(args.data_dir)
     encoder, folder = load(args, checkpoint, device), embedding_dir(args, checkpoint)
     embeddings = encode_all(args, encoder, folder)
-    zero_shot = evaluate_collections(encoder, args.zero_shot_dirs, "test", folder)
+    exchange = Path(args.output_dir, "search-zero-shot")
+    zero_shot = evaluate_collections(encoder, args.zero_shot_dirs, "test", folder, exchange)
+    del encoder  # searching wants the GPU's memory
     dev_ranking, negatives = search(args, number, embeddings, train_qrels, device)
     say(f"episode {number}: {len(dev_ranking) + len(negatives):,} queries searched, and negatives drawn")
 

@@ -8,9 +8,9 @@ what the others are compared with. Prints, for the checkpoint after --step steps
 MRR@10, of the worst cluster's (evaluate/dev_clusters.py; the clusters of the first run) and of the zero-shot nDCG@10
 averaged over the collections, and the lowest and highest seed. Then the differences from the first objective. Their
 95% interval is a bootstrap of both: in each of 2,000 resamples seeds are drawn with replacement, in pairs of the same
-seed, and queries within each collection. The worst cluster is found anew in every resample. So an interval says what
-other queries and other seeds might give; not what another collection, start or hyperparameter would. Few seeds give
-intervals that are too narrow. OUT gets objectives.md and objectives.json.
+seed, and queries within each collection. The worst cluster is found anew in every resample, among those that are large
+enough by all queries. So an interval says what other queries and other seeds might give; not what another collection,
+start or hyperparameter would. Few seeds give intervals that are too narrow. OUT gets objectives.md and objectives.json.
 """
 
 import sys
@@ -44,46 +44,70 @@ class Arguments:
 
 
 @dataclass(frozen=True)
+class Queries:
+    """What all runs are measured on: the judged dev queries with their clusters, and each zero-shot set's query ids."""
+
+    dev: DevClusters
+    zero_shot: dict[str, list[str]]
+
+    @classmethod
+    def of(cls, folder: Path) -> "Queries":
+        """Those that the initial checkpoint was evaluated on in this run."""
+        results = folder / "results"
+        judged = read_per_query(per_query_file(results / "dev", 0))
+        names = sorted(path.parents[1].name for path in results.glob("zero_shot/*/step-0/per_query.json"))
+        return cls(
+            DevClusters.read(folder / "ann_data" / "clusters_0", folder / "preprocessed" / "dev-query").only(judged),
+            {name: sorted(read_per_query(per_query_file(results / "zero_shot" / name, 0))) for name in names},
+        )
+
+
+@dataclass(frozen=True)
 class Values:
-    """What an objective reached on each query, float64 (seeds, queries); of `dev` nan where it was not judged."""
+    """What an objective reached on each query, float64 (seeds, queries)."""
 
     dev: np.ndarray
     zero_shot: dict[str, np.ndarray]
 
+    @classmethod
+    def read(cls, folders: list[Path], step: int, queries: Queries) -> "Values":
+        """Reads each run's values a query; `InputError` where a run was measured on other queries than these."""
 
-def read_values(folders: list[Path], step: int, clusters: DevClusters) -> Values:
-    """Reads each run's values a query; `InputError` where the runs were measured on different queries."""
-    dev = [
-        clusters.values(read_per_query(folder / "results" / "dev" / f"step-{step}" / "per_query.json"), DEV_MEASURE)
-        for folder in folders
-    ]
-    zero_shot: dict[str, np.ndarray] = {}
-    names = sorted(path.name for path in (folders[0] / "results" / "zero_shot").glob("*"))
-    for name in names:
-        of_seeds = [
-            read_per_query(folder / "results" / "zero_shot" / name / f"step-{step}" / "per_query.json")
-            for folder in folders
-        ]
-        if any(values.keys() != of_seeds[0].keys() for values in of_seeds):
-            raise InputError(f"{name}: the runs were measured on different queries", folders[0])
-        zero_shot[name] = np.array(
-            [[values[query][ZERO_SHOT_MEASURE] for query in sorted(of_seeds[0])] for values in of_seeds]
+        def read(collection: str, ids: list[str], measure: str) -> np.ndarray:
+            files = [per_query_file(folder / "results" / collection, step) for folder in folders]
+            return np.array([_read_values(path, ids, measure) for path in files])
+
+        return cls(
+            read("dev", queries.dev.ids, DEV_MEASURE),
+            {name: read(f"zero_shot/{name}", ids, ZERO_SHOT_MEASURE) for name, ids in queries.zero_shot.items()},
         )
-    return Values(np.array(dev), zero_shot)
 
 
-def measure(values: Values, clusters: DevClusters, seeds: np.ndarray, queries: dict[str, np.ndarray]) -> np.ndarray:
-    """The `COLUMNS` of each of these seeds on these queries (of "" the dev queries'), float64 (seeds, 3)."""
-    chosen = queries[""]
-    resampled = DevClusters(clusters.ids, clusters.assignment[chosen], clusters.count)
+def per_query_file(results: Path, step: int) -> Path:
+    """Where commands/run_ance.sh leaves the values a query of the checkpoint after `step` steps."""
+    return results / f"step-{step}" / "per_query.json"
+
+
+def _read_values(path: Path, ids: list[str], measure: str) -> np.ndarray:
+    """One measure of these queries, float64 (queries,)."""
+    values = read_per_query(path)
+    if values.keys() != set(ids):
+        raise InputError("is of other queries than the first run's; evaluate all runs on the same ones", path)
+    if measure not in values[ids[0]]:
+        raise InputError(f"holds no {measure}, only {', '.join(values[ids[0]])}; evaluate again", path)
+    return np.array([values[query][measure] for query in ids])
+
+
+def measure(values: Values, clusters: DevClusters, seeds: np.ndarray, chosen: dict[str, np.ndarray]) -> np.ndarray:
+    """The `COLUMNS` of each of these seeds on the chosen queries (under "" the dev queries'), float64 (seeds, 3)."""
+    large = clusters.large(values.dev[0])
+    resampled = DevClusters(clusters.ids, clusters.assignment[chosen[""]], clusters.count)
     rows = []
     for seed in seeds:
-        dev = values.dev[seed, chosen]
-        zero_shot = [of_set[seed, queries[name]].mean() for name, of_set in values.zero_shot.items()]
-        worst = resampled.worst(dev)
-        rows.append(
-            (np.nanmean(dev), np.nan if worst is None else worst, np.mean(zero_shot) if zero_shot else np.nan)
-        )
+        dev = values.dev[seed, chosen[""]]
+        zero_shot = [of_set[seed, chosen[name]].mean() for name, of_set in values.zero_shot.items()]
+        worst = resampled.worst(dev, large)
+        rows.append((dev.mean(), np.nan if worst is None else worst, np.mean(zero_shot) if zero_shot else np.nan))
     return np.array(rows)
 
 
@@ -91,13 +115,11 @@ def intervals(values: dict[str, Values], clusters: DevClusters, seed: int) -> di
     """The interval of each objective's difference from the first, float64 (3, 2)."""
     generator = np.random.default_rng(seed)
     first = next(iter(values.values()))
-    judged = np.flatnonzero(~np.isnan(first.dev[0]))
-    seeds = len(first.dev)
+    seeds, judged = first.dev.shape
     differences: dict[str, list[np.ndarray]] = {name: [] for name in list(values)[1:]}
     for _ in progress(range(RESAMPLES), unit="resamples", label="compare"):
         chosen = generator.integers(seeds, size=seeds)
-        queries = {"": generator.choice(judged, len(judged))}
-        queries |= {
+        queries = {"": generator.integers(judged, size=judged)} | {
             name: generator.integers(of_set.shape[1], size=of_set.shape[1])
             for name, of_set in first.zero_shot.items()
         }
@@ -145,9 +167,10 @@ def main() -> None:
     args = parse(Arguments, __doc__)
     objectives = read_objectives(args.objectives)
     start = next(iter(objectives.values()))[0]
-    clusters = DevClusters.read(start / "ann_data" / "clusters_0", start / "preprocessed" / "dev-query")
-    values = {name: read_values(folders, args.step, clusters) for name, folders in objectives.items()}
-    initial = read_values([start], 0, clusters)
+    queries = Queries.of(start)
+    clusters = queries.dev
+    values = {name: Values.read(folders, args.step, queries) for name, folders in objectives.items()}
+    initial = Values.read([start], 0, queries)
     everything = {"": np.arange(initial.dev.shape[1])}
     everything |= {name: np.arange(of_set.shape[1]) for name, of_set in initial.zero_shot.items()}
     reached = {

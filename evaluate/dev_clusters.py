@@ -4,6 +4,7 @@ A cluster with few dev queries is good or bad by chance: the worst one is looked
 `LEAST_QUERIES` judged ones.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,25 +33,36 @@ class DevClusters:
         ids = TokenStore(dev_query_dir).ids
         return cls(ids, *read_dev_assignment(clusters_dir, len(ids)))
 
+    def only(self, judged: Collection[str]) -> "DevClusters":
+        """Those of these queries; `InputError` where one is not among them."""
+        self._check_has(judged)
+        rows = [row for row, query in enumerate(self.ids) if query in judged]
+        return DevClusters([self.ids[row] for row in rows], self.assignment[rows], self.count)
+
     def values(self, per_query: PerQuery, measure: str) -> np.ndarray:
         """One measure of each dev query, float64 (dev queries,); nan where it was not judged.
 
         Raises `InputError` for the values of other queries than these.
         """
-        strangers = per_query.keys() - set(self.ids)
-        if strangers:
-            raise InputError(f"the dev queries of the token store lack {min(strangers)!r}, which was evaluated")
+        self._check_has(per_query)
         if measure not in next(iter(per_query.values())):
             raise InputError(f"the values a query hold no {measure}; evaluate again")
         return np.array([per_query[query][measure] if query in per_query else np.nan for query in self.ids])
+
+    def _check_has(self, judged: Collection[str]) -> None:
+        if strangers := set(judged) - set(self.ids):
+            raise InputError(f"the dev queries of the token store lack {min(strangers)!r}, which was evaluated")
 
     def means(self, values: np.ndarray) -> list[float | None]:
         """The mean of each cluster; None where it has no judged query."""
         means = mean_by_cluster(values, self.assignment, self.count)
         return [None if np.isnan(mean) else float(mean) for mean in means]
 
-    def worst(self, values: np.ndarray) -> float | None:
-        """The lowest mean of a cluster with `LEAST_QUERIES` judged queries; None where there is none."""
-        judged = np.bincount(self.assignment[~np.isnan(values)], minlength=self.count)
-        means = mean_by_cluster(values, self.assignment, self.count)[judged >= LEAST_QUERIES]
-        return float(means.min()) if len(means) else None
+    def large(self, values: np.ndarray) -> np.ndarray:
+        """Which clusters hold `LEAST_QUERIES` judged queries, bool (clusters,)."""
+        return np.bincount(self.assignment[~np.isnan(values)], minlength=self.count) >= LEAST_QUERIES
+
+    def worst(self, values: np.ndarray, among: np.ndarray | None = None) -> float | None:
+        """The lowest mean of a cluster that is large, or of those that `among` marks; None where none has a query."""
+        means = mean_by_cluster(values, self.assignment, self.count)[self.large(values) if among is None else among]
+        return None if np.isnan(means).all() else float(np.nanmin(means))

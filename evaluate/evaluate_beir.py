@@ -70,7 +70,8 @@ def main() -> None:
         precision=choose_precision(args.fp16, device),
         dtype=args.embedding_dtype,
     )
-    result = evaluate_collection(encoder, args.data_dir, args.split, args.embedding_dir, args.depth)
+    exchange = Path(args.out_dir, "search")
+    result = evaluate_collection(encoder, args.data_dir, args.split, args.embedding_dir, exchange, args.depth)
 
     def write() -> None:
         metrics = RunMetrics.of(result.evaluation, args.run_name, args.collection, args.model_name_or_path)

@@ -32,19 +32,24 @@ class CollectionResult:
 
 
 def evaluate_collection(
-    encoder: StoreEncoder, folder: str | Path, split: str, embedding_dir: str | Path, depth: int = DEPTH
+    encoder: StoreEncoder,
+    folder: str | Path,
+    split: str,
+    embedding_dir: str | Path,
+    exchange: Path,
+    depth: int = DEPTH,
 ) -> CollectionResult | None:
     """Evaluates on the queries of `folder`/SPLIT-query; all processes must call it, and the main one gets the result.
 
     `folder` holds token stores and judgments as data/beir_data.py or data/msmarco_data.py writes them. Embeddings are
-    found in `embedding_dir` or made there, and what the processes exchange lies there for a while. In BEIR's layout
-    the passage with the query's own id is left out of its ranking (`utils.rankings`).
+    found in `embedding_dir` or made there. What the processes exchange lies in `exchange` for a while, a folder of
+    this run's own; embeddings may be shared between runs. In BEIR's layout the passage with the query's own id is left
+    out of its ranking (`utils.rankings`).
     """
     queries = encoder.open_queries(Path(folder, f"{split}-query"))
     passages = encoder.open_passages(Path(folder, "passages"))
     qrels = read_qrels(Path(folder, f"{split}-qrel.tsv"), len(queries.store), len(passages.store))
     embeddings = [encoder.encode(sequences, embedding_dir) for sequences in (queries, passages)]
-    exchange = Path(embedding_dir, f"search-{split}-query")
     found = search_rows(*embeddings, passages, depth + 1, encoder.device, exchange)
     _, scores, rows = zip(*found, strict=True)
     scores, rows = (distributed.gather_rows(np.concatenate(of_windows)) for of_windows in (scores, rows))
@@ -70,7 +75,7 @@ def check_names(folders: Sequence[str | Path]) -> None:
 
 
 def evaluate_collections(
-    encoder: StoreEncoder, folders: Sequence[str | Path], split: str, embedding_dir: Path
+    encoder: StoreEncoder, folders: Sequence[str | Path], split: str, embedding_dir: Path, exchange: Path
 ) -> dict[str, dict[str, float]]:
     """The means of every measure by each collection's name; on other processes than the main one none.
 
@@ -79,6 +84,6 @@ def evaluate_collections(
     means = {}
     for folder in folders:
         name = Path(folder).resolve().name
-        if result := evaluate_collection(encoder, folder, split, embedding_dir / name):
+        if result := evaluate_collection(encoder, folder, split, embedding_dir / name, exchange):
             means[name] = result.evaluation.means
     return means

@@ -106,9 +106,44 @@ def test_seeds_are_resampled_in_pairs():
 
 def test_measures_are_those_of_the_chosen_seeds_and_queries():
     clusters = DevClusters(["a", "b", "c"], np.zeros(3, np.int64), 1)
-    values = Values(np.array([[1, 0, np.nan], [0, 0, 1]], float), {"x": np.array([[0.5, 1], [0, 0]])})
+    values = Values(np.array([[1, 0, 0.5], [0, 0, 1]], float), {"x": np.array([[0.5, 1], [0, 0]])})
     found = measure(values, clusters, np.array([0, 0]), {"": np.array([0, 1]), "x": np.array([1, 1])})
     np.testing.assert_array_equal(found, [[0.5, np.nan, 1]] * 2)
+
+
+def test_which_clusters_are_large_enough_is_asked_of_all_queries():
+    clusters = DevClusters([str(i) for i in range(21)], np.repeat([0, 1], (12, 9)), 2)
+    values = Values(np.repeat([[0.8, 0.2]], (12, 9), axis=1), {})
+    few_of_the_large, many_of_the_small = np.array([0, 1]), np.repeat(np.arange(12, 21), 2)
+    for chosen in (few_of_the_large, np.concatenate([few_of_the_large, many_of_the_small])):
+        assert measure(values, clusters, np.array([0]), {"": chosen})[0, 1] == 0.8
+
+
+def test_runs_that_were_measured_on_other_queries_are_refused_by_the_file(main, tmp_path):
+    for name in ("erm", "idro"):
+        write_run(tmp_path / name, 1, 0.1)
+    runs = "--objectives", f"erm={tmp_path}/erm", f"idro={tmp_path}/idro"
+    for collection, change, reason in (
+        ("zero_shot/a b", lambda values: values.pop("x"), "is of other queries than the first run's"),
+        ("dev", lambda values: values.popitem(), "is of other queries than the first run's"),
+        (
+            "zero_shot/a b",
+            lambda values: [value.update(p=value.pop("ndcg@10")) for value in values.values()],
+            "only p",
+        ),
+    ):
+        path = tmp_path / "idro" / "results" / collection / "step-9" / "per_query.json"
+        kept = path.read_text()
+        values = json.loads(kept)["queries"]
+        change(values)
+        write_json(path, {"queries": values})
+        with pytest.raises(InputError, match=reason) as raised:
+            main("--out_dir", tmp_path, "--step", 9, *runs)
+        assert str(path) in str(raised.value)
+        path.write_text(kept)
+    shutil.rmtree(tmp_path / "idro" / "results" / "zero_shot")
+    with pytest.raises(InputError, match=r"zero_shot/a b/step-9/per_query\.json"):
+        main("--out_dir", tmp_path, "--step", 9, *runs)
 
 
 def test_unequal_numbers_of_seeds_are_refused(main, tmp_path):

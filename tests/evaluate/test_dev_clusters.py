@@ -27,8 +27,15 @@ def test_the_worst_cluster_is_the_lowest_mean_of_those_with_enough_judged_querie
 def test_values_of_other_queries_or_without_the_measure_are_refused():
     with pytest.raises(InputError, match="lack 'q99'"):
         CLUSTERS.values({"q1": {"mrr@10": 1.0}, "q99": {"mrr@10": 1.0}}, "mrr@10")
+    with pytest.raises(InputError, match="lack 'q99'"):
+        CLUSTERS.only(["q99"])
     with pytest.raises(InputError, match="hold no ndcg@3"):
         CLUSTERS.values({"q1": {"mrr@10": 1.0}}, "ndcg@3")
+
+
+def test_some_of_the_queries_keep_their_clusters():
+    chosen = CLUSTERS.only({"q30": 1, "q2": 1, "q13": 1})
+    assert (chosen.ids, chosen.assignment.tolist(), chosen.count) == (["q2", "q13", "q30"], [0, 1, 2], 4)
 
 
 def test_where_no_cluster_has_enough_queries_none_is_the_worst():
