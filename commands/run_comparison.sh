@@ -36,8 +36,27 @@ done
 unset EPISODES OBJECTIVE SEED ASYNC
 read -ra objectives <<< "$OBJECTIVES"
 read -ra seeds <<< "$SEEDS"
+all_differ() { [[ -z "$(printf '%s\n' "$@" | sort | uniq -d)" ]]; }
+for objective in ${objectives[@]+"${objectives[@]}"}; do
+    [[ "$objective" =~ ^(erm|dro-greedy|idro)$ ]] || fail "OBJECTIVES names '$objective'; there are erm dro-greedy idro"
+done
+for seed in ${seeds[@]+"${seeds[@]}"}; do
+    [[ "$seed" =~ ^(0|[1-9][0-9]*)$ ]] || fail "SEEDS names '$seed', which is no whole number"
+done
+((${#objectives[@]} && ${#seeds[@]})) || fail "OBJECTIVES is '$OBJECTIVES' and SEEDS '$SEEDS'; name at least one of each"
+all_differ "${objectives[@]}" && all_differ "${seeds[@]}" || fail "OBJECTIVES or SEEDS names one twice"
+[[ "$OUT_DIR" != *[,=]* ]] || fail "OUT_DIR is '$OUT_DIR'; a comma or an equals sign cannot stand in it"
 mkdir -p "$OUT_DIR" && OUT_DIR="$(cd "$OUT_DIR" && pwd)"
 first="$OUT_DIR/${objectives[0]}-${seeds[0]}"
+
+# All begin with what one run has mined, whose folder is noted: another would be another start.
+if [[ -f "$OUT_DIR/first" ]]; then
+    noted="$(< "$OUT_DIR/first")"
+    [[ "$noted" == "${first##*/}" ]] ||
+        fail "the runs in $OUT_DIR begin with what $noted has mined; name its objective and seed first, or choose another OUT_DIR"
+else
+    printf '%s\n' "${first##*/}" > "$OUT_DIR/first.partial" && mv "$OUT_DIR/first.partial" "$OUT_DIR/first"
+fi
 
 share() { # OUT: links there what the first run has made before its training
     mkdir -p "$1/ann_data" "$1/results/dev"

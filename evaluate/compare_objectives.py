@@ -8,9 +8,10 @@ what the others are compared with. Prints, for the checkpoint after --step steps
 MRR@10, of the worst cluster's (evaluate/dev_clusters.py; the clusters of the first run) and of the zero-shot nDCG@10
 averaged over the collections, and the lowest and highest seed. Then the differences from the first objective. Their
 95% interval is a bootstrap of both: in each of 2,000 resamples seeds are drawn with replacement, in pairs of the same
-seed, and queries within each collection. The worst cluster is found anew in every resample, among those that are large
-enough by all queries. So an interval says what other queries and other seeds might give; not what another collection,
-start or hyperparameter would. Few seeds give intervals that are too narrow. OUT gets objectives.md and objectives.json.
+seed, and queries within each collection. The worst cluster is found anew in every resample, among those that are
+large enough by all queries. So an interval says what other queries and other seeds might give; not what another
+collection, start or hyperparameter would. Few seeds give intervals that are too narrow. OUT gets objectives.md and
+objectives.json.
 """
 
 import sys
@@ -45,7 +46,7 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Queries:
-    """What all runs are measured on: the judged dev queries with their clusters, and each zero-shot set's query ids."""
+    """What all runs are measured on: the judged dev queries by cluster, and each zero-shot set's query ids."""
 
     dev: DevClusters
     zero_shot: dict[str, list[str]]

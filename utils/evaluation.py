@@ -42,9 +42,9 @@ def evaluate_collection(
     """Evaluates on the queries of `folder`/SPLIT-query; all processes must call it, and the main one gets the result.
 
     `folder` holds token stores and judgments as data/beir_data.py or data/msmarco_data.py writes them. Embeddings are
-    found in `embedding_dir` or made there. What the processes exchange lies in `exchange` for a while, a folder of
-    this run's own; embeddings may be shared between runs. In BEIR's layout the passage with the query's own id is left
-    out of its ranking (`utils.rankings`).
+    found in `embedding_dir` or made there, and may be shared between runs. What the processes exchange lies for a
+    while in `exchange`, a folder of this run's own. In BEIR's layout the passage with the query's own id is left out
+    of its ranking (`utils.rankings`).
     """
     queries = encoder.open_queries(Path(folder, f"{split}-query"))
     passages = encoder.open_passages(Path(folder, "passages"))

@@ -16,7 +16,7 @@ from tests.commands.stub_environment import COMMANDS, Call, Checkout
 SCRIPT = (COMMANDS / "run_ance.sh").read_text()
 SETTINGS = re.search(r"settings=\((.*?)\)", SCRIPT, re.DOTALL)[1].split()
 EPISODES = ["run_ann_data_gen", "run_ann"] * 2
-TABLES = ["results_table", "compare_runs", "model_card"]
+TABLES = ["results_table", "compare_runs"]
 
 
 class Run:
@@ -108,7 +108,7 @@ def test_the_stages_run_in_the_methods_order_and_a_second_run_only_prints_the_ta
     assert finished.returncode == 0, finished.stderr
     assert "the table" in finished.stdout
     evaluations = ["bm25", "bm25", *["evaluate_beir"] * 6]
-    assert names(run.calls()) == ["msmarco_data", "beir_data", *EPISODES, *evaluations, *TABLES]
+    assert names(run.calls()) == ["msmarco_data", "beir_data", *EPISODES, *evaluations, *TABLES, "model_card"]
     again = run(BM25=1)
     assert (again.returncode, "the table" in again.stdout) == (0, True)
     assert names(run.calls()) == TABLES
@@ -123,6 +123,8 @@ def test_the_last_checkpoint_gets_a_model_card_with_the_license_of_this_run(run,
         "license": license,
         "checkpoint": f"{run.out}/saved_models/checkpoint-18",
     }
+    assert run(STEPS=9).returncode == 0
+    assert only(run.calls(), "model_card") == [], "it may have been edited"
     assert run("--license", "mit", STEPS=9).returncode == 0, "it may change"
     assert only(run.calls(), "model_card")[0]["license"] == "mit"
 
@@ -296,6 +298,33 @@ def test_a_killed_training_holds_to_the_settings_of_its_checkpoint(run):
     assert "BATCH_SIZE was '64' and is '32'" in run(EPISODES=1, BATCH_SIZE=32).stderr
 
 
+def test_without_its_checkpoints_a_run_is_held_to_what_it_mined_with_them(run):
+    assert run().returncode == 0
+    shutil.rmtree(run.out / "saved_models")
+    assert "BATCH_SIZE was '64' and is '32'" in run(BATCH_SIZE=32).stderr
+
+
+def test_a_checkpoint_that_is_trained_anew_is_evaluated_anew(run):
+    assert run().returncode == 0
+    run.calls()
+    shutil.rmtree(run.out / "saved_models" / "checkpoint-90000")
+    assert run().returncode == 0
+    calls = run.calls()
+    assert names(calls) == ["run_ann", "evaluate_beir", "evaluate_beir", *TABLES, "model_card"]
+    assert {flags["model_name_or_path"] for flags in only(calls, "evaluate_beir")} == {
+        str(run.out / "saved_models" / "checkpoint-90000")
+    }
+
+
+def test_a_settings_file_of_a_version_that_lacked_a_setting_is_gone_on_with(run):
+    assert run().returncode == 0
+    path = run.out / "settings.mine"
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("INDEX_FACTORY=")]
+    path.write_text("\n".join(lines) + "\n")
+    finished = run()
+    assert finished.returncode == 0, finished.stderr
+
+
 def test_the_demo_needs_no_settings_and_builds_its_collection_once(checkout):
     finished = checkout.run("run_ance.sh", OUT_DIR="a demo")
     assert finished.returncode == 0, finished.stderr
@@ -429,7 +458,8 @@ def test_side_by_side_one_that_fails_stops_the_other_and_the_same_command_goes_o
 
 
 def test_side_by_side_what_the_miner_left_unfinished_goes_when_training_has_ended_and_not_before(side_by_side):
-    names = "search-train-query/0a/rows-0-0.npy", "embeddings-9/passages.0-of-2.unfinished.npy"
+    embeddings = [f"embeddings-9/{name}passages.0-of-2.unfinished.npy" for name in ("", "sci fact/")]
+    names = "search-train-query/0a/rows-0-0.npy", *embeddings
     unfinished = [side_by_side.out / "ann_data" / name for name in names]
     whole = side_by_side.out / "ann_data" / "embeddings-9" / "passages.1-of-2.npy"
     for path in (*unfinished, whole):

@@ -57,6 +57,11 @@ def test_all_train_on_what_the_first_has_mined_and_are_compared(checkout):
         (["--out_dir"], "--out_dir wants a value"),
         (["--step"], "--step wants a value"),
         (["--step", 1], "unknown argument '--step'"),
+        (["--objectives", "erm,idro"], "OBJECTIVES names 'erm,idro'; there are erm dro-greedy idro"),
+        (["--seeds", "1,2"], "SEEDS names '1,2', which is no whole number"),
+        (["--seeds", " "], "name at least one of each"),
+        (["--seeds", "1 2 1"], "names one twice"),
+        (["--out_dir", "a,b"], "a comma or an equals sign cannot stand in it"),
     ],
 )
 def test_misuse_is_told_before_anything_runs(checkout, flags, reason):
@@ -64,6 +69,18 @@ def test_misuse_is_told_before_anything_runs(checkout, flags, reason):
     assert finished.returncode == 2
     assert reason in finished.stderr
     assert checkout.calls() == []
+
+
+def test_runs_that_would_begin_elsewhere_are_refused(checkout):
+    assert checkout.run("run_comparison.sh", "--seeds", "3", "--objectives", "erm idro", **SETTINGS).returncode == 0
+    checkout.calls()
+    for flags in (("--seeds", "4 3", "--objectives", "erm idro"), ("--seeds", "3", "--objectives", "idro erm")):
+        refused = checkout.run("run_comparison.sh", *flags, **SETTINGS)
+        assert refused.returncode == 2
+        assert "begin with what erm-3 has mined" in refused.stderr
+    assert checkout.calls() == []
+    more = checkout.run("run_comparison.sh", "--seeds", "3 4", "--objectives", "erm dro-greedy", **SETTINGS)
+    assert more.returncode == 0, more.stderr
 
 
 def test_help_says_what_is_compared(checkout):

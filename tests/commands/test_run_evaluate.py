@@ -45,6 +45,9 @@ def test_help_lists_every_setting_with_its_default(checkout):
         (["beir/arguana", "elsewhere/arguana"], "two collections are named 'arguana'"),
         (["beir/arguana", "arguana"], "two collections are named 'arguana'"),
         (["beir/a,b"], "has a comma"),
+        (["beir/arguana", "--pooling", "max"], "POOLING is 'max'; it can be: cls mean"),
+        (["beir/arguana", "--processes", "0"], "PROCESSES is '0'; a whole number, at least 1"),
+        (["beir/arguana", "--max_seq_length", "long"], "MAX_SEQ_LENGTH is 'long'; a whole number of tokens"),
     ],
 )
 def test_misuse_is_told_before_anything_runs(checkout, arguments, reason):

@@ -31,6 +31,8 @@ def test_help_lists_every_setting_with_its_default(checkout):
     [
         (["--out", "x", "a question"], "unknown argument '--out'"),
         (["a question", "--depth"], "--depth wants a value"),
+        (["--depth", "many", "a question"], "DEPTH is 'many'; a whole number is needed"),
+        (["--normalize", "yes", "a question"], "NORMALIZE is 'yes'; it can be: 0 1"),
         ([""], "the question is empty"),
         ([" ", "\t"], "the question is empty"),
     ],
