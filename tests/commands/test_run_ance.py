@@ -354,7 +354,7 @@ def test_a_demo_collection_that_was_cut_short_is_built_again(checkout, last):
 def test_the_launcher_starts_every_script_that_runs_in_many_processes(run):
     run.checkout.add_program("on-all-nodes", 'exec "$ANCE_VENV/bin/python" agent --nproc_per_node 4 "${@:2}"')
     assert run(LAUNCHER="on-all-nodes --quietly", BM25=1).returncode == 0
-    alone = {"msmarco_data", "beir_data", "bm25", *TABLES}
+    alone = {"msmarco_data", "beir_data", "bm25", *TABLES, "model_card"}
     for call in run.calls():
         assert call.processes == (0 if call.script in alone else 4), call
 
