@@ -133,23 +133,35 @@ evaluate() { # FOLDER OUT
     ((BM25 == 0)) || "$python" "$root/evaluate/bm25.py" --data_dir "$1" --split "$SPLIT" \
         --collection "$(basename "$1")" --out_dir "$2/bm25"
 }
-mean_of_parts() { # COLLECTION OUT METRICS…
+mean_of_parts() { # COLLECTION OUT METRICS… [--check_only]
     "$python" "$root/evaluate/mean_of_parts.py" --collection "$1" --out_dir "$2" --parts "${@:3}"
 }
+parts_of() { # FOLDER: the folders of its parts, where it has no collection of its own
+    [[ ! -f "$1/corpus.jsonl" && ! -f "$1/corpus.jsonl.gz" ]] || return 0
+    local path
+    for path in "$1"/*/corpus.jsonl*; do [[ ! -f "$path" ]] || printf '%s\n' "${path%/*}"; done | uniq
+}
+of_parts() { # FOLDER [/bm25]: where the parts' metrics are
+    parts_of "$1" | while read -r part; do
+        printf '%s\n' "$OUT_DIR/$(basename "$1")/$(basename "$part")${2:-}/metrics.json"
+    done
+}
+for folder in "${folders[@]}"; do # a part that is missing shows now, not after hours
+    mapfile -t outs < <(of_parts "$folder")
+    ((${#outs[@]} == 0)) || mean_of_parts "$(basename "$folder")" "$OUT_DIR" "${outs[@]}" --check_only
+done
 own="" baseline=""
 for folder in "${folders[@]}"; do
     name="$(basename "$folder")"
-    parts=("$folder"/*/corpus.jsonl*)
-    if [[ -f "$folder/corpus.jsonl" || -f "$folder/corpus.jsonl.gz" || ! -f "${parts[0]}" ]]; then
+    mapfile -t parts < <(parts_of "$folder")
+    if ((${#parts[@]} == 0)); then
         evaluate "$folder" "$OUT_DIR/$name"
     else
-        outs=()
-        for part in "${parts[@]%/*}"; do
-            evaluate "$part" "$OUT_DIR/$name/$(basename "$part")"
-            outs+=("$OUT_DIR/$name/$(basename "$part")")
-        done
-        mean_of_parts "$name" "$OUT_DIR/$name" "${outs[@]/%//metrics.json}"
-        ((BM25 == 0)) || mean_of_parts "$name" "$OUT_DIR/$name/bm25" "${outs[@]/%//bm25/metrics.json}"
+        for part in "${parts[@]}"; do evaluate "$part" "$OUT_DIR/$name/$(basename "$part")"; done
+        mapfile -t outs < <(of_parts "$folder")
+        mean_of_parts "$name" "$OUT_DIR/$name" "${outs[@]}"
+        mapfile -t outs < <(of_parts "$folder" /bm25)
+        ((BM25 == 0)) || mean_of_parts "$name" "$OUT_DIR/$name/bm25" "${outs[@]}"
     fi
     own+=",$name/metrics.json" baseline+=",$name/bm25/metrics.json"
 done

@@ -15,7 +15,6 @@ from zipfile import BadZipFile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from beir.util import download_and_unzip
 from requests import RequestException
 
 from data.beir_sets import named_set
@@ -45,6 +44,12 @@ def fetch(name: str, out_dir: str | Path, url: str = PUBLIC) -> Path:
     place = f"put its corpus.jsonl, queries.jsonl and qrels/test.tsv into {folder}"
     if entry.access:
         raise InputError(f"BEIR may not distribute {name}; get it by {entry.access}, and {place}")
+    try:
+        from beir.util import download_and_unzip
+    except ImportError:
+        raise InputError(
+            f"fetching wants BEIR's library: bash commands/install.sh beir installs it; without it, {place}"
+        ) from None
     partial = Path(out_dir, f".{name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -158,7 +158,8 @@ def make_rate(args: Arguments, first: int, last: int) -> LearningRate:
 def main() -> None:
     args = parse(Arguments, __doc__)
     device = distributed.set_up(args.no_cuda, args.local_rank)
-    keep_freed_memory()
+    if device.type == "cpu":
+        keep_freed_memory()
     checkpoint, saved = newest_or_initial([args.training_dir, args.output_dir], args.init_model_dir)
     if saved and is_trained(args, saved):
         say(f"{args.task_name} round {args.round} is trained already: {checkpoint}")

@@ -3,7 +3,8 @@
     python evaluate/mean_of_parts.py --out_dir RESULTS/cqadupstack --parts RESULTS/cqadupstack/*/metrics.json
 
 Writes RESULTS/cqadupstack/metrics.json, with the parts' own files beside it. Each part counts alike, however many
-queries it has. Of a collection that BEIR publishes in parts, all must be there.
+queries it has. Of a collection that BEIR publishes in parts, all must be there; --check_only sees to that by the
+folders' names, before hours are spent on evaluating them.
 """
 
 import math
@@ -25,9 +26,18 @@ class Arguments:
     out_dir: str = required("where metrics.json goes")
     parts: list[str] = field(metadata={"help": "metrics.json of each part"})
     collection: str = option("", "name of the collection in the result (default: OUT_DIR's name)")
+    check_only: bool = option(False, "read and write nothing; see whether these are the parts")
 
     def __post_init__(self) -> None:
         self.collection = self.collection or Path(self.out_dir).resolve().name
+
+
+def check_parts(collection: str, found: set[str]) -> None:
+    """`InputError` where BEIR publishes the collection in other parts than these."""
+    wanted = set(find_set(collection).parts)
+    if wanted and found != wanted:
+        missing, unknown = (", ".join(sorted(names)) or "none" for names in (wanted - found, found - wanted))
+        raise InputError(f"{collection} is a mean over {len(wanted)} parts; missing: {missing}; unknown: {unknown}")
 
 
 def mean_of_parts(parts: dict[str, RunMetrics], collection: str) -> RunMetrics:
@@ -38,10 +48,7 @@ def mean_of_parts(parts: dict[str, RunMetrics], collection: str) -> RunMetrics:
     runs = {(part.run, part.checkpoint) for part in parts.values()}
     if len(runs) > 1:
         raise InputError(f"{collection}: the parts are of several runs: {', '.join(sorted(run for run, _ in runs))}")
-    found, wanted = {part.collection for part in parts.values()}, set(find_set(collection).parts)
-    if wanted and found != wanted:
-        missing, unknown = (", ".join(sorted(names)) or "none" for names in (wanted - found, found - wanted))
-        raise InputError(f"{collection} is a mean over {len(wanted)} parts; missing: {missing}; unknown: {unknown}")
+    check_parts(collection, {part.collection for part in parts.values()})
     measures = set.intersection(*(set(part.metrics) for part in parts.values()))
     first = next(iter(parts.values()))
     return RunMetrics(
@@ -60,6 +67,9 @@ def mean_of_parts(parts: dict[str, RunMetrics], collection: str) -> RunMetrics:
 
 def main() -> None:
     args = parse(Arguments, __doc__)
+    check_parts(args.collection, {Path(path).resolve().parent.name for path in args.parts})
+    if args.check_only:
+        return
     out = Path(args.out_dir).resolve()
     parts = {os.path.relpath(Path(path).resolve(), out): read_metrics(path) for path in args.parts}
     metrics = mean_of_parts(parts, args.collection)

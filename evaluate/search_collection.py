@@ -40,6 +40,7 @@ from utils.arguments import check_at_least_one, option, parse
 from utils.batching import PackedTokens
 from utils.checkpoint import checkpoint_step
 from utils.embedding_store import check_dtype
+from utils.encoding import longest_sequence
 from utils.errors import InputError, run
 from utils.files import open_binary, read_lines
 from utils.plain_text import printable
@@ -74,7 +75,10 @@ class Arguments:
     no_cuda: bool = option(False, "stay on the CPU")
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, "depth")
+        check_at_least_one(self, "depth", "per_gpu_eval_batch_size")
+        for name in ("text_lines", "max_query_length"):
+            if getattr(self, name) < 0:
+                raise InputError(f"--{name} is {getattr(self, name)}; a number from 0 on is needed")
         check_dtype(self.embedding_dtype)
 
 
@@ -259,7 +263,13 @@ class Searcher:
         self._encoder, self._tokenizer = loaded.encoder, loaded.tokenizer.backend_tokenizer
         self._sequences = loaded.open_passages(store.folder)
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(question_length(collection.tokens, args.max_query_length))
+        length, specials = question_length(collection.tokens, args.max_query_length), 2
+        if not specials < length <= longest_sequence(loaded.encoder.config):
+            raise InputError(
+                f"--max_query_length {length}: a question has {specials} special tokens and some of its own, and the "
+                f"encoder has positions for {longest_sequence(loaded.encoder.config)}"
+            )
+        self._tokenizer.enable_truncation(length)
 
         kept = Path(args.embedding_dir or collection.kept)
         found = next(

@@ -48,7 +48,7 @@ class Reading:
     """How a text's vector is read off the last layer.
 
     `pooling` is cls, the first token's vector, or mean, the mean of all tokens' (special ones too); a head, where the
-    encoder has one, follows. `normalized` vectors are scaled to length 1, so that dot products are cosines.
+    checkpoint has one, follows. `normalized` vectors are scaled to length 1, so that dot products are cosines.
     """
 
     pooling: str = "cls"
@@ -110,7 +110,10 @@ def _layer(layer: BertLayer | RobertaLayer, rows: Tensor, hidden: Tensor, tokens
 
 
 class RobertaDot(RobertaPreTrainedModel):
-    """RoBERTa's first token, a linear head to 768 dimensions and LayerNorm. `PackedTokens` → (n, 768)."""
+    """RoBERTa's first token, a linear head to 768 dimensions and LayerNorm. `PackedTokens` → (n, 768).
+
+    `leave_out_head` is for evaluating models of others, which have none: then (n, hidden size).
+    """
 
     def __init__(self, config) -> None:
         super().__init__(config)
@@ -121,17 +124,22 @@ class RobertaDot(RobertaPreTrainedModel):
         replace_dropout(self)
         self.post_init()
 
-    @property
-    def embedding_dim(self) -> int:
-        return EMBEDDING_DIM
+    def leave_out_head(self) -> None:
+        self.embeddingHead = self.norm = None
 
     @property
-    def head(self) -> tuple[nn.Linear, nn.LayerNorm]:
-        """What follows the first token's vector."""
-        return self.embeddingHead, self.norm
+    def embedding_dim(self) -> int:
+        return EMBEDDING_DIM if self.head else self.config.hidden_size
+
+    @property
+    def head(self) -> tuple[nn.Linear, nn.LayerNorm] | None:
+        """What follows the pooled vector."""
+        return None if self.embeddingHead is None else (self.embeddingHead, self.norm)
 
     def forward(self, tokens: PackedTokens) -> Tensor:
         pooled = pooled_vectors(self.roberta, tokens, self.reading.pooling, self.config.pad_token_id + 1)  # n, H
+        if self.head is None:
+            return self.reading.finish(pooled)
         with torch.autocast(pooled.device.type, enabled=False):  # one row a text: nothing to gain, digits to lose
             return self.reading.finish(self.norm(self.embeddingHead(pooled.to(self.norm.weight.dtype))))
 
@@ -192,7 +200,8 @@ def load_encoder(
 
     `reading` is for evaluating models that are meant to be read otherwise than by their first token.
     A plain RoBERTa has no `embeddingHead` and `norm`: these are the only weights that may be missing, and are named
-    in a warning. They start at random but the same in every process and every script, which all load for themselves.
+    in a warning. They start at random but the same in every process and every script, which all load for themselves;
+    with the mean of all tokens, by which nothing is trained here, the head is left out instead.
     Raises `InputError` for a checkpoint of another architecture, a damaged one, and one that lacks other weights or
     has them in another shape.
     """
@@ -245,7 +254,10 @@ def load_encoder(
     if any(not name.startswith(("embeddingHead.", "norm.")) for name in missing):
         raise InputError(f"lacks weights of the encoder: {', '.join(missing[:5])} …; it is another model", checkpoint)
     encoder.reading = reading or encoder.reading
-    if missing:
+    if missing and encoder.reading.pooling == "mean":
+        encoder.leave_out_head()
+        say(f"{checkpoint} has no {', '.join(missing)}: its vectors are the mean of the last layer's")
+    elif missing:
         say(f"warning: {checkpoint} has no {', '.join(missing)}: they start at random")
     return encoder, tokenizer
 

@@ -99,7 +99,8 @@ def test_a_collection_in_parts_is_the_mean_over_them(checkout):
         path.touch()
     finished = checkout.run("run_evaluate.sh", "beir/cqadupstack", "--out_dir", "o", CHECKPOINT="a/b")
     assert finished.returncode == 0, finished.stderr
-    *calls, own, baseline, table = checkout.calls()
+    check, *calls, own, baseline, table = checkout.calls()
+    assert (check.script, "check_only" in check.flags) == ("mean_of_parts", True)
     assert [call.flags["out_dir"] for call in calls if call.script == "evaluate_beir"] == [
         "o/cqadupstack/android",
         "o/cqadupstack/tex",
@@ -109,6 +110,16 @@ def test_a_collection_in_parts_is_the_mean_over_them(checkout):
     assert baseline.flags["out_dir"] == "o/cqadupstack/bm25"
     assert baseline.values[-2:] == ["o/cqadupstack/android/bm25/metrics.json", "o/cqadupstack/tex/bm25/metrics.json"]
     assert table.values[-2:] == ["BM25=cqadupstack/bm25/metrics.json", "a-b=cqadupstack/metrics.json"]
+
+
+def test_parts_that_are_missing_are_told_before_anything_is_evaluated(checkout):
+    path = checkout.work / "beir" / "cqadupstack" / "android" / "corpus.jsonl"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    checkout.let_fail("mean_of_parts")
+    finished = checkout.run("run_evaluate.sh", "beir/arguana", "beir/cqadupstack", CHECKPOINT="a/b")
+    assert finished.returncode == 2
+    assert [call.script for call in checkout.calls()] == ["mean_of_parts"]
 
 
 def test_a_name_is_fetched_where_it_is_not_there_and_before_anything_is_evaluated(checkout):

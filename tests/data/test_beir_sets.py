@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import threading
 import zipfile
 from functools import partial
@@ -82,6 +83,12 @@ def test_a_set_in_parts_wants_them_all(tmp_path, server):
     archive(tmp_path, "cqadupstack", CQADUPSTACK[1:])
     with pytest.raises(InputError, match=r"could not be fetched.*android"):
         fetch("cqadupstack", tmp_path / "again", server)
+
+
+def test_without_beirs_library_the_message_says_how_to_install_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "beir.util", None)
+    with pytest.raises(InputError, match=r"commands/install\.sh beir.*scifact"):
+        fetch("scifact", tmp_path)
 
 
 def test_what_cannot_be_fetched_says_what_to_put_where(tmp_path, server):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.beir_sets import CQADUPSTACK
 from evaluate import compare_runs, mean_of_parts
 from evaluate.compare_runs import Collection, read_runs
 from evaluate.metrics_file import RunMetrics, read_metrics, write_metrics
@@ -87,6 +88,12 @@ def test_of_a_published_collection_all_parts_must_be_there_and_of_one_run(main, 
     parts = [write(tmp_path / name, name, random_values(0, 3)) for name in ("android", "cooking")]
     with pytest.raises(InputError, match=r"missing: english, gaming.*unknown: cooking"):
         main(mean_of_parts, "--collection", "cqadupstack", "--out_dir", tmp_path, "--parts", *parts)
+    nowhere = [tmp_path / "nowhere" / name / "metrics.json" for name in CQADUPSTACK]
+    check = "--check_only", "--collection", "cqadupstack", "--out_dir", tmp_path / "out", "--parts"
+    main(mean_of_parts, *check, *nowhere)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match=r"missing: wordpress; unknown: none"):
+        main(mean_of_parts, *check, *nowhere[:-1])
     parts[1] = write(tmp_path / "b", "b", random_values(0, 3), run="another")
     with pytest.raises(InputError, match="several runs: another, run"):
         main(mean_of_parts, "--collection", "mine", "--out_dir", tmp_path, "--parts", *parts)

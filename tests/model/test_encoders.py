@@ -184,7 +184,7 @@ def test_a_saved_checkpoint_loads_here_in_transformers_and_in_sentence_transform
 
 @torch.no_grad()
 @pytest.mark.parametrize("normalized", [False, True])
-@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "roberta without a head"])
 def test_the_mean_of_all_tokens_is_sentence_transformers_mean_pooling(tmp_path, architecture, normalized):
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Normalize, Pooling, Transformer
@@ -195,17 +195,19 @@ def test_the_mean_of_all_tokens_is_sentence_transformers_mean_pooling(tmp_path, 
     else:
         model_type, encoder = "rdot_nll", tiny_roberta(vocabulary=len(tokenizer), positions=64)
     encoder.config.pad_token_id = tokenizer.pad_token_id
-    encoder.save_pretrained(tmp_path)
+    has_head = architecture == "roberta"
+    (encoder.roberta if architecture == "roberta without a head" else encoder).save_pretrained(tmp_path)
     words = Transformer(str(tmp_path), max_seq_length=20)
     library = SentenceTransformer(modules=[words, Pooling(16, pooling_mode="mean")], device="cpu")
     texts = ["the cat sat on the mat", "a", "dog and cat " * 20]
     expected = torch.tensor(library.encode(texts))
-    if encoder.head is not None:
+    if has_head:
         expected = encoder.norm(encoder.embeddingHead(expected))
     if normalized:
         expected = Normalize()({"sentence_embedding": expected})["sentence_embedding"]
 
     found, _ = load_encoder(model_type, str(tmp_path), reading=Reading("mean", normalized))
+    assert found.embedding_dim == expected.shape[1]
     ids = [torch.tensor(tokenizer(text, truncation=True, max_length=20)["input_ids"]) for text in texts]
     lengths = [len(one) for one in ids]
     firsts = torch.tensor([0, *lengths[:-1]]).cumsum(0)
