@@ -60,10 +60,11 @@ fi
 
 share() { # OUT: links there what the first run has made before its training
     mkdir -p "$1/ann_data" "$1/results/dev"
-    local path
+    local path up
     for path in collection preprocessed zero_shot ann_data/{ann_training_data_0,clusters_0,embeddings-0} \
         results/dev/bm25; do
-        [[ ! -e "$first/$path" || -e "$1/$path" ]] || ln -s "$first/$path" "$1/$path"
+        up="${path//[!\/]/}" # relative links, so that OUT_DIR can be moved
+        [[ ! -e "$first/$path" || -e "$1/$path" ]] || ln -s "../${up//\//../}${first##*/}/$path" "$1/$path"
     done
     cp "$first/results/ann_ndcg_0" "$1/results/"
 }

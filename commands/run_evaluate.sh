@@ -21,7 +21,7 @@
 #   SPLIT              which qrels file                                                     test
 #   BM25               0: without BM25                                                      1
 #   PROCESSES          on this machine                                                      the GPUs, else 1
-#   MIXED_PRECISION    1: float16 on CUDA, bfloat16 on a CPU that has it                    1
+#   MIXED_PRECISION    1: bfloat16 where the hardware has it, else float16 (GPU)            1
 #   EVAL_BATCH_SIZE    texts a process encodes at once                                      128
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

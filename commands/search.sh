@@ -17,7 +17,8 @@
 #   DEPTH              passages shown                                                         10
 #   TEXT_LINES         lines shown of a passage; 0: all of it                                 6
 #   MAX_QUERY_LENGTH   tokens of a question at most; 0: as the collection's own queries       0
-#   MIXED_PRECISION    1: passages that have no embeddings yet are encoded in half precision  1
+#   MIXED_PRECISION    1: passages that have no embeddings yet are encoded in bfloat16        1
+#                      where the hardware has it, else in float16 (GPU)
 #   EVAL_BATCH_SIZE    passages encoded at once                                               128
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

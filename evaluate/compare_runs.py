@@ -158,6 +158,8 @@ def differences_table(baseline: str, differences: dict[str, dict[str, Difference
 def main() -> None:
     args = parse(Arguments, __doc__)
     names, runs = read_runs(args.runs, args.measure)
+    if not 0 <= args.apart <= len(names):
+        raise InputError(f"--apart is {args.apart}, and the runs name {len(names)} collections")
     baseline, differences = next(iter(runs)), compare_all(names, runs, args.seed, args.apart)
     tables = [means_table(args.measure, names, runs, args.apart)]
     if differences:
