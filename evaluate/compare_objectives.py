@@ -24,7 +24,7 @@ import numpy as np
 
 from evaluate.dev_clusters import DevClusters
 from evaluate.metrics_file import read_per_query
-from evaluate.results_table import markdown, plain_text
+from evaluate.tables import markdown, plain_text
 from utils.arguments import option, parse, required
 from utils.errors import InputError, run
 from utils.files import atomic_file, write_json

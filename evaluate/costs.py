@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from evaluate.operations import encoding_operations, useful_operations
-from evaluate.results_table import markdown
+from evaluate.tables import markdown
 from utils.arguments import option, parse
 from utils.errors import InputError, run
 from utils.files import read_json

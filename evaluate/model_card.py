@@ -25,6 +25,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from evaluate.metrics_file import RunMetrics
 from evaluate.run_folder import RunFolder
+from evaluate.tables import markdown
 from utils.arguments import option, parse, required
 from utils.errors import InputError, run
 from utils.files import atomic_file, read_json
@@ -111,8 +112,7 @@ def code(text: str) -> str:
 
 
 def table(rows: list[list[str]]) -> str:
-    """A Markdown table of cells that are Markdown already, its heading first."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
+    return markdown(rows, numbers=False).strip()
 
 
 def without_folders(value: str) -> str:

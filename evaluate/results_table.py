@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluate.dev_clusters import DevClusters
 from evaluate.metrics_file import RunMetrics, measure, read_metrics, read_per_query
+from evaluate.tables import markdown, plain_text
 from utils.arguments import option, parse, required
 from utils.errors import InputError, run
 from utils.files import atomic_file, write_json
@@ -81,22 +82,6 @@ def table_of(rows: list[Row]) -> list[list[str]]:
     clusters = [f"worst cluster {CLUSTER_MEASURE.upper()}"] if any(row.cluster_means for row in rows) else []
     heading = ["", *DEV_MEASURES, *clusters, *ZERO_SHOT_MEASURES]
     return [heading] + [[row.label, *("-" if cell is None else f"{cell:.3f}" for cell in row.cells)] for row in rows]
-
-
-def plain_text(table: list[list[str]]) -> str:
-    """Columns aligned by blanks: labels to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = (
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
-        for line in table
-    )
-    return "\n".join(lines)
-
-
-def markdown(table: list[list[str]]) -> str:
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in table]
-    lines.insert(1, ["---", *["---:"] * (len(table[0]) - 1)])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def differences(rows: list[Row]) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from evaluate.results_table import markdown
+from evaluate.tables import markdown
 from utils.arguments import parse, required
 from utils.errors import InputError, run
 from utils.files import atomic_file, read_json, write_json

@@ -10,7 +10,7 @@ import pytest
 
 from evaluate.dev_clusters import DevClusters
 from evaluate.metrics_file import RunMetrics, write_metrics
-from evaluate.results_table import differences, markdown, read_row, table_of
+from evaluate.results_table import differences, read_row, table_of
 from utils.errors import InputError
 from utils.files import write_json
 
@@ -58,10 +58,6 @@ def test_rows_over_different_queries_are_pointed_out(metrics_of):
     assert "same dev queries (10 or 12)" in note
     (note,) = differences([read_row(f"a={ten},{ten}"), read_row(f"b={ten},{ten},{ten}")])
     assert "same zero-shot queries (10 or 10 + 10)" in note
-
-
-def test_a_bar_in_a_label_does_not_break_the_markdown_table():
-    assert markdown([["", "x"], ["a|b", "1"]]) == "|  | x |\n| --- | ---: |\n| a\\|b | 1 |\n"
 
 
 def test_the_script_prints_aligned_text_and_writes_markdown_and_json(tmp_path, metrics_of):
