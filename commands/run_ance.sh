@@ -366,8 +366,15 @@ base_model=()
 [[ -z "$LICENSE" && -f "$models/checkpoint-$((EPISODES * STEPS))/README.md" ]] ||
     "$python" "$root/evaluate/model_card.py" --run_dir "$OUT_DIR" --license "${LICENSE:-other}" \
         --checkpoint "$models/checkpoint-$((EPISODES * STEPS))" ${base_model[@]+"${base_model[@]}"}
+
+# 8. The report, and its pictures: half a minute.
+stage "report"
+embeddings=()
+[[ -z "$PUBLIC_ANN_DATA_DIR" ]] || embeddings=(--embedding_dir "$PUBLIC_ANN_DATA_DIR")
+"$python" "$root/evaluate/report.py" --run_dir "$OUT_DIR" ${embeddings[@]+"${embeddings[@]}"}
 cat << END
 
+report       $OUT_DIR/report.html
 checkpoint   $models/checkpoint-$((EPISODES * STEPS))
 metrics      $results (table.md, comparison.md; values a query and run files beside each metrics.json)
 curves       $python -m tensorboard.main --logdir "$OUT_DIR/logs"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluate.metrics_file import PerQuery
-from utils.clustering import read_dev_assignment
+from utils.clustering import read_assignment
 from utils.errors import InputError
 from utils.metrics import mean_by_cluster
 from utils.token_store import TokenStore
@@ -31,7 +31,7 @@ class DevClusters:
     def read(cls, clusters_dir: str | Path, dev_query_dir: str | Path) -> "DevClusters":
         """Reads clusters_N of a mined episode and the ids of the dev queries' token store."""
         ids = TokenStore(dev_query_dir).ids
-        return cls(ids, *read_dev_assignment(clusters_dir, len(ids)))
+        return cls(ids, *read_assignment(clusters_dir, "dev_assignment", len(ids)))
 
     def only(self, judged: Collection[str]) -> "DevClusters":
         """Those of these queries; `InputError` where one is not among them."""

@@ -108,13 +108,14 @@ def main() -> None:
     content = [
         {
             "run": row.label,
+            "cells": row.cells,
             "dev": asdict(row.dev),
             "zero_shot": [asdict(metrics) for metrics in row.zero_shot],
             "cluster_means": row.cluster_means,
         }
         for row in rows
     ]
-    write_json(Path(args.out_dir) / "results.json", {"rows": content})
+    write_json(Path(args.out_dir) / "results.json", {"columns": table[0][1:], "rows": content})
     print("\n".join([plain_text(table), *differences(rows)]))
 
 

@@ -123,14 +123,15 @@ def evaluate_clusters(clusters: Clusters, dev_assignment: np.ndarray, dev_mrr: n
     }
 
 
-def read_dev_assignment(folder: str | Path, dev_queries: int) -> tuple[np.ndarray, int]:
-    """The cluster of each dev query, int64 (dev_queries,), and the number of clusters, as `Clusters.save` wrote them.
+def read_assignment(folder: str | Path, name: str, queries: int) -> tuple[np.ndarray, int]:
+    """The cluster of each query, int64 (queries,), and the number of clusters, as `Clusters.save` wrote them.
 
-    Raises `InputError` where they are missing, damaged or of other dev queries.
+    `name` is assignment (training queries) or dev_assignment. Raises `InputError` where they are missing, damaged or
+    of other queries.
     """
     arrays = []
-    for name in ("dev_assignment", "sizes"):
-        path = Path(folder, f"{name}.npy")
+    for of in (name, "sizes"):
+        path = Path(folder, f"{of}.npy")
         try:
             array = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
@@ -139,10 +140,10 @@ def read_dev_assignment(folder: str | Path, dev_queries: int) -> tuple[np.ndarra
             raise InputError(f"holds {array.dtype} {array.shape}, not one int64 a row; mine the episode again", path)
         arrays.append(array)
     assignment, count = arrays[0], len(arrays[1])
-    if len(assignment) != dev_queries or (dev_queries and not 0 <= assignment.min() <= assignment.max() < count):
+    if len(assignment) != queries or (queries and not 0 <= assignment.min() <= assignment.max() < count):
         raise InputError(
-            f"holds the clusters of {len(assignment)} dev queries, and there are {dev_queries}, or clusters beyond "
-            f"{count}; mine the episode again",
+            f"holds the clusters of {len(assignment)} queries, and there are {queries}, or clusters beyond {count}; "
+            "mine the episode again",
             folder,
         )
     return assignment, count

@@ -82,6 +82,14 @@ class EmbeddingMatrix:
             return pieces[0].astype(np.float32, copy=False)
         return np.concatenate([np.empty((0, self.shape[1]), np.float32), *pieces])
 
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """These rows, int64 (n,), float32 (n, dimensions); no other one is read."""
+        taken = np.empty((len(rows), self.shape[1]), np.float32)
+        for shard, first in zip(self._shards, self._starts[:-1], strict=True):
+            here = (first <= rows) & (rows < first + len(shard))
+            taken[here] = shard[rows[here] - first]
+        return taken
+
     def mapped_until(self, row: int) -> int:
         """The end of the shard of float32 that holds this row, or just the row where its shard is of another type."""
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
@@ -100,6 +108,19 @@ def find_embeddings(folder: str | Path, name: str, source: EmbeddingSource) -> E
     if not isinstance(entry, dict) or {k: v for k, v in entry.items() if k != "shards"} != asdict(source):
         return None
     return EmbeddingMatrix(folder, name, source, entry["shards"])
+
+
+def open_embeddings(folder: str | Path, name: str) -> EmbeddingMatrix:
+    """The whole matrix NAME in `folder`, whatever it was made from; `InputError` where there is none."""
+    entry = _read_manifest(Path(folder)).get(name)
+    try:
+        shards = entry["shards"]
+        source = EmbeddingSource(**{key: value for key, value in entry.items() if key != "shards"})
+    except (TypeError, KeyError):
+        raise InputError(
+            f"holds no embeddings of {name}; encode them (drivers/run_ann_data_gen.py)", folder
+        ) from None
+    return EmbeddingMatrix(Path(folder), name, source, shards)
 
 
 def record_embeddings(folder: str | Path, name: str, source: EmbeddingSource, shards: int) -> EmbeddingMatrix:

@@ -81,7 +81,8 @@ class TrainingLog:
         self._last: tuple[int, float] | None = None
 
     def metrics(self, step: int, result: Mapping[str, object]) -> None:
-        """The dev metrics that a mined episode carries, those of each cluster and zero-shot collection too."""
+        """Where an episode's training begins: its number and the metrics that it was mined with, by cluster too."""
+        self.scalars(step, {"episode": result["episode"]} if "episode" in result else {})
         self.scalars(step, {f"dev/{name}": result[name] for name in ("ndcg", *MEASURES) if name in result})
         for collection, means in result.get("zero_shot", {}).items():
             self.scalars(step, {f"zero_shot/{collection}/{name}": value for name, value in means.items()})

@@ -50,6 +50,7 @@ case "$script" in
         fi
         make "${flag[output_dir]}/checkpoint-$step/model.safetensors" ;;
     bm25 | evaluate_beir | mean_of_parts) make "${flag[out_dir]}/metrics.json" ;;
+    report) make "${flag[run_dir]}/report.html" ;;
     results_table | compare_runs | compare_objectives | table) echo "the table" ;;
     model_card) make "${flag[checkpoint]}/README.md" ;;
     search_collection) echo "the answer" ;;

@@ -16,7 +16,7 @@ from tests.commands.stub_environment import COMMANDS, Call, Checkout
 SCRIPT = (COMMANDS / "run_ance.sh").read_text()
 SETTINGS = re.search(r"settings=\((.*?)\)", SCRIPT, re.DOTALL)[1].split()
 EPISODES = ["run_ann_data_gen", "run_ann"] * 2
-TABLES = ["results_table", "compare_runs"]
+TABLES, CARD, REPORT = ["results_table", "compare_runs"], ["model_card"], ["report"]
 
 
 class Run:
@@ -108,10 +108,10 @@ def test_the_stages_run_in_the_methods_order_and_a_second_run_only_prints_the_ta
     assert finished.returncode == 0, finished.stderr
     assert "the table" in finished.stdout
     evaluations = ["bm25", "bm25", *["evaluate_beir"] * 6]
-    assert names(run.calls()) == ["msmarco_data", "beir_data", *EPISODES, *evaluations, *TABLES, "model_card"]
+    assert names(run.calls()) == ["msmarco_data", "beir_data", *EPISODES, *evaluations, *TABLES, *CARD, *REPORT]
     again = run(BM25=1)
     assert (again.returncode, "the table" in again.stdout) == (0, True)
-    assert names(run.calls()) == TABLES
+    assert names(run.calls()) == [*TABLES, *REPORT]
 
 
 @pytest.mark.parametrize(("flags", "license"), [([], "other"), (["--license", "cc-by-4.0"], "cc-by-4.0")])
@@ -310,7 +310,7 @@ def test_a_checkpoint_that_is_trained_anew_is_evaluated_anew(run):
     shutil.rmtree(run.out / "saved_models" / "checkpoint-90000")
     assert run().returncode == 0
     calls = run.calls()
-    assert names(calls) == ["run_ann", "evaluate_beir", "evaluate_beir", *TABLES, "model_card"]
+    assert names(calls) == ["run_ann", "evaluate_beir", "evaluate_beir", *TABLES, *CARD, *REPORT]
     assert {flags["model_name_or_path"] for flags in only(calls, "evaluate_beir")} == {
         str(run.out / "saved_models" / "checkpoint-90000")
     }
@@ -339,7 +339,7 @@ def test_the_demo_needs_no_settings_and_builds_its_collection_once(checkout):
     assert card["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"
     assert card["checkpoint"].endswith("a demo/saved_models/checkpoint-200")
     assert checkout.run("run_ance.sh", OUT_DIR="a demo").returncode == 0
-    assert names(checkout.calls()) == TABLES
+    assert names(checkout.calls()) == [*TABLES, *REPORT]
 
 
 @pytest.mark.parametrize("last", ["msmarco/qrels.dev.small.tsv", "python-docs/qrels/test.tsv"])
@@ -348,13 +348,13 @@ def test_a_demo_collection_that_was_cut_short_is_built_again(checkout, last):
     checkout.calls()
     (checkout.work / "a demo" / "collection" / last).unlink()
     assert checkout.run("run_ance.sh", OUT_DIR="a demo").returncode == 0
-    assert names(checkout.calls()) == ["demo_data", *TABLES]
+    assert names(checkout.calls()) == ["demo_data", *TABLES, *REPORT]
 
 
 def test_the_launcher_starts_every_script_that_runs_in_many_processes(run):
     run.checkout.add_program("on-all-nodes", 'exec "$ANCE_VENV/bin/python" agent --nproc_per_node 4 "${@:2}"')
     assert run(LAUNCHER="on-all-nodes --quietly", BM25=1).returncode == 0
-    alone = {"msmarco_data", "beir_data", "bm25", *TABLES, "model_card"}
+    alone = {"msmarco_data", "beir_data", "bm25", *TABLES, *CARD, *REPORT}
     for call in run.calls():
         assert call.processes == (0 if call.script in alone else 4), call
 
@@ -434,7 +434,7 @@ def test_side_by_side_the_miner_is_stopped_when_training_ends(side_by_side):
     rows = table[table.index("--rows") + 1 :]
     assert [row.split("=")[0] for row in rows] == ["initial checkpoint", "after 18 steps"]
     assert side_by_side(STEPS=9).returncode == 0
-    assert names(side_by_side.calls()) == TABLES
+    assert names(side_by_side.calls()) == [*TABLES, *REPORT]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from evaluate import bm25, evaluate_beir
 from evaluate.metrics_file import read_per_query
 from tests.tiny import WORDS, tiny_bert_tokenizer
 from tests.tiny_models import tiny_bert
-from utils.clustering import read_dev_assignment
+from utils.clustering import read_assignment
 from utils.errors import InputError
 from utils.rankings import queries_may_be_passages
 
@@ -144,7 +144,7 @@ def test_the_miner_measures_zero_shot_collections_as_the_evaluation_does(script,
     assert 0 < mined_by["zero_shot"]["odd set"]["ndcg@10"] < 1
     assert (embeddings / "passages.0-of-1.npy").stat().st_mtime_ns == before
 
-    assignment, count = read_dev_assignment(tmp_path / "ann" / "clusters_0", len(QUERIES))
+    assignment, count = read_assignment(tmp_path / "ann" / "clusters_0", "dev_assignment", len(QUERIES))
     assert count == 2
     assert np.bincount(assignment, minlength=2).tolist() == mined_by["cluster_dev_queries"]
 

@@ -11,7 +11,7 @@ from utils.clustering import (
     cluster_queries,
     evaluate_clusters,
     nearest_centroid,
-    read_dev_assignment,
+    read_assignment,
 )
 from utils.errors import InputError
 
@@ -116,7 +116,7 @@ def test_clusters_are_kept_on_disk(tmp_path):
     clusters.save(folder, dev_assignment)
     for name, array in vars(clusters).items():
         assert np.array_equal(np.load(folder / f"{name}.npy"), array)
-    found, count = read_dev_assignment(folder, 3)
+    found, count = read_assignment(folder, "dev_assignment", 3)
     assert (found.tolist(), count) == ([3, 0, 1], 4)
 
 
@@ -132,7 +132,7 @@ def test_damaged_clusters_of_dev_queries_are_refused(tmp_path, content):
     else:
         np.save(path, np.array(content))
     with pytest.raises(InputError, match="mine the episode again"):
-        read_dev_assignment(folder, 3)
+        read_assignment(folder, "dev_assignment", 3)
 
 
 def test_more_clusters_than_queries_is_an_error():

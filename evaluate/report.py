@@ -1,0 +1,167 @@
+"""Writes a run's report: one page that opens without a network, and its pictures, as files and into TensorBoard.
+
+    python evaluate/report.py --run_dir runs/demo
+
+RUN_DIR/report.html holds everything that it shows: tables, and pictures as data. It has no script and fetches
+nothing, which its Content-Security-Policy also forbids. The pictures are in RUN_DIR/results/pictures and, as the run
+"report", in RUN_DIR/logs too. What is shown was measured before: metrics by results_table.py and compare_runs.py,
+clusters by mining, weights and losses by training.
+
+Clusters are those of the first episode, by the initial checkpoint; the weights and losses of a later episode are of
+clusters of its own. Queries and names from a collection are anybody's text: all of it is made printable, and jinja2
+escapes it.
+"""
+
+import io
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.image import imread
+from torch.utils.tensorboard import SummaryWriter
+
+from evaluate.finished_run import (
+    Gains,
+    TrainedEpisode,
+    checkpoint_metrics,
+    cluster_gains,
+    read_results,
+    trained_episodes,
+)
+from evaluate.report_pictures import (
+    Clusters,
+    Picture,
+    picture_of_clusters,
+    picture_of_episode,
+    picture_of_gains,
+    picture_of_metrics,
+    shown_episodes,
+)
+from evaluate.run_folder import RunFolder
+from utils.arguments import option, parse, required
+from utils.errors import InputError, run
+from utils.files import atomic_file, read_json
+from utils.logs import say
+from utils.plain_text import printable
+
+BASELINE = "BM25"  # the row that is not of a checkpoint
+TEMPLATE = "report.html.jinja"
+SETTINGS_SHOWN = 120  # characters of a value
+
+
+@dataclass
+class Arguments:
+    run_dir: str = required("the folder of a run of commands/run_ance.sh")
+    embedding_dir: str = option("", "the initial checkpoint's embeddings (default: ann_data/embeddings-0 of the run)")
+
+    def __post_init__(self) -> None:
+        self.embedding_dir = self.embedding_dir or str(Path(self.run_dir, "ann_data", "embeddings-0"))
+
+
+def cluster_table(clusters: Clusters, gains: Gains, episode: TrainedEpisode | None) -> list[dict]:
+    """A row a cluster, the largest first. A weight is that at the end of the first episode."""
+    rows = []
+    for i in np.argsort(-clusters.sizes, kind="stable").tolist():
+        curve = episode.weights.get(i) if episode else None
+        rows.append(
+            {
+                "number": i,
+                "size": int(clusters.sizes[i]),
+                "words": clusters.words[i],
+                "examples": clusters.examples(i),
+                "queries": int(gains.queries[i]),
+                "before": _number(gains.before[i]),
+                "after": _number(gains.after[i]),
+                "weight": _number(curve.values[-1]) if curve and len(curve.values) else None,
+            }
+        )
+    return rows
+
+
+def _shown(value: object) -> object:
+    """What stands for a value on the page, before it is escaped; `Markup` is of the template itself."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def render(run: RunFolder, embedding_dir: str) -> tuple[str, list[Picture]]:
+    """The page and its pictures."""
+    steps = checkpoint_metrics(run.path / "results" / "dev")
+    if len(steps) < 2:
+        raise InputError(
+            "holds no two evaluated checkpoints to compare; finish the run", run.path / "results" / "dev"
+        )
+    episodes = trained_episodes(run)
+    clusters = Clusters.read(run, 0)
+    gains = cluster_gains(run, 0, min(steps), max(steps))
+    shown = shown_episodes(episodes)
+    of_episodes = [picture_of_episode(run, episode, clusters) for episode in shown]
+    drawn = {
+        "metrics": picture_of_metrics(run),
+        "clusters": picture_of_clusters(clusters, embedding_dir),
+        "gains": picture_of_gains(gains, clusters),
+    }
+    columns, rows = read_results(run)
+    initial = next(cells for label, cells in rows if label != BASELINE)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        finalize=_shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    page = environment.get_template(TEMPLATE).render(
+        name=run.path.resolve().name,
+        objective=run.setting("OBJECTIVE"),
+        episodes=len(episodes),
+        last_step=max(steps),
+        columns=columns,
+        tiles=[tile for tile in zip(columns, initial, rows[-1][1], strict=True) if None not in tile],
+        rows=rows,
+        comparison=read_json(run.path / "results" / "comparison.json"),
+        pictures=drawn,
+        of_episodes=of_episodes,
+        all_episodes=len(episodes),
+        clusters=cluster_table(clusters, gains, next((e for e in shown if e.number == 0), None)),
+        has_weights=bool(shown),
+        settings={name: value[:SETTINGS_SHOWN] for name, value in run.settings.items()},
+    )
+    return page, [*drawn.values(), *of_episodes]
+
+
+def write_pictures(run: RunFolder, drawn: Sequence[Picture], step: int) -> None:
+    """As PNG files, and as images of the run "report" in TensorBoard, which replace those of an earlier report."""
+    for picture in drawn:
+        with atomic_file(run.path / "results" / "pictures" / f"{picture.name}.png", "wb") as handle:
+            handle.write(picture.content)
+    folder = run.path / "logs" / "report"
+    shutil.rmtree(folder, ignore_errors=True)
+    with SummaryWriter(str(folder)) as writer:
+        for picture in drawn:
+            image = imread(io.BytesIO(picture.content))[..., :3]
+            writer.add_image(picture.name, image, step, dataformats="HWC")
+
+
+def main() -> None:
+    args = parse(Arguments, __doc__)
+    run_folder = RunFolder(Path(args.run_dir))
+    page, drawn = render(run_folder, args.embedding_dir)
+    write_pictures(run_folder, drawn, max(checkpoint_metrics(run_folder.path / "results" / "dev")))
+    path = run_folder.path / "report.html"
+    with atomic_file(path) as handle:
+        handle.write(page)
+    say(f"report: {path}")
+
+
+if __name__ == "__main__":
+    run(main)

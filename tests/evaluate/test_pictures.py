@@ -1,0 +1,80 @@
+"""The pictures as figures: what stands in them."""
+
+import io
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from evaluate import pictures
+from evaluate.finished_run import Curve, Gains, TrainedEpisode
+
+HOSTILE = r"$\undefined{ <b> 中 \x00"
+
+
+def curve(*values: float) -> Curve:
+    return Curve(np.arange(len(values)) * 10, np.array(values))
+
+
+def texts(figure) -> list[str]:
+    return [text.get_text() for axes in figure.axes for text in (*axes.texts, *axes.get_yticklabels())]
+
+
+def test_every_picture_is_a_png_whatever_stands_in_it():
+    episode = TrainedEpisode(0, 0, 10, {0: curve(0.1, 0.9)}, {0: curve(1.0)})
+    points = np.random.default_rng(0).random((9, 2))
+    gains = Gains(np.array([2]), *(np.array([value]) for value in (0.1, 0.4, 0.3, 0.05)))
+    for figure in (
+        pictures.cluster_map(points, np.zeros(9, np.int64), [HOSTILE]),
+        pictures.metrics_over_training({HOSTILE: curve(0.1, 0.2)}, {HOSTILE: 0.3}),
+        pictures.cluster_curves(episode, [HOSTILE]),
+        pictures.gains_by_cluster(gains, [HOSTILE], "MRR@10"),
+    ):
+        assert any(HOSTILE in text for text in texts(figure))
+        image = imread(io.BytesIO(pictures.png(figure)))
+        assert min(image.shape[:2]) > 150
+        assert image.std() > 0.01, "an empty picture"
+
+
+def test_of_many_clusters_the_ones_of_the_highest_means_are_named():
+    weights = {cluster: curve(0.0, cluster / 50) for cluster in range(50)}
+    figure = pictures.cluster_curves(TrainedEpisode(0, 0, 10, weights, {}), [str(i) for i in range(50)])
+    assert set(texts(figure)) >= {"44", "45", "46", "47", "48", "49"}
+    assert "43" not in texts(figure)
+    assert len(figure.axes[0].lines) == 50
+
+
+def test_gains_are_shown_in_their_order_with_two_standard_errors_and_without_unknown_ones():
+    values = np.array([0.1, np.nan, 0.3])
+    gains = Gains(np.array([5, 0, 7]), values, values, values, np.array([0.01, np.nan, 0.02]))
+    figure = pictures.gains_by_cluster(gains, ["a", "b", "c"], "MRR@10")
+    assert texts(figure) == ["a  (5)", "c  (7)"]
+    (container,) = figure.axes[0].containers
+    ends = [segment[:, 0].tolist() for segment in container[2][0].get_segments()]
+    assert ends == [pytest.approx([0.08, 0.12]), pytest.approx([0.26, 0.34])]
+
+
+def test_labels_that_overlap_are_moved_apart_and_others_stay():
+    size = np.array([0.2, 0.1])
+    places = np.array([[0.0, 0.0], [0.1, 0.02], [0.05, 0.02], [0.9, 0.0]])
+    moved = pictures.moved_apart(places, size)
+    heights = np.sort(moved[:3, 1])
+    assert (np.diff(heights) > 0.09).all()
+    np.testing.assert_array_equal(moved[3], places[3])
+    np.testing.assert_array_equal(moved[:, 0], places[:, 0])
+
+
+def test_neighbours_stay_neighbours_in_two_dimensions():
+    generator = np.random.default_rng(0)
+    centres = generator.normal(size=(3, 20)) * 10
+    clusters = np.arange(90) % 3
+    points = pictures.in_two_dimensions((centres[clusters] + generator.normal(size=(90, 20))).astype(np.float32))
+    distances = np.linalg.norm(points[:, None] - points[None], axis=2) + np.eye(90) * 1e9
+    assert (clusters[distances.argmin(1)] == clusters).mean() == 1
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (3, 1), (4, 1), (5, 2), (6, 8)])
+def test_few_queries_have_a_place_too(shape):
+    points = pictures.in_two_dimensions(np.random.default_rng(0).random(shape, dtype=np.float32))
+    assert points.shape == (shape[0], 2)
+    assert np.isfinite(points).all()

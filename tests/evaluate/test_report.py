@@ -1,0 +1,278 @@
+"""A run's report: what is read for it, and a page that holds it all and nothing that could act."""
+
+import base64
+import html
+import io
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from evaluate import compare_runs, report, results_table
+from evaluate.finished_run import cluster_gains, metric_curves, sample_queries, trained_episodes
+from evaluate.report_pictures import shown_episodes
+from evaluate.run_folder import RunFolder
+from tests.tiny_run import COLLECTION, QUERIES, STEP, call, make_run
+from utils.clustering import Clusters
+from utils.embedding_store import EmbeddingSource, record_embeddings
+from utils.episode import write_result
+from utils.errors import InputError
+from utils.files import write_json
+from utils.logs import TrainingLog
+from utils.metrics import MEASURES
+
+CLUSTERS = np.arange(len(QUERIES)) % 3
+HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(1)> & \' $x^{ \u202eevil\x07 {{ 7 * 7 }}'
+
+
+def change_values(results: Path, step: int, change: float) -> None:
+    """results/step-STEP becomes that of another checkpoint too, with other values."""
+    shutil.copytree(results / f"step-{STEP}", results / f"step-{step}")
+    for name in ("per_query", "metrics"):
+        path = results / f"step-{step}" / f"{name}.json"
+        content = json.loads(path.read_text())
+        for values in content["queries"].values() if name == "per_query" else [content["metrics"]]:
+            values |= {measure: value * change for measure, value in values.items()}
+        write_json(path, content)
+
+
+def log_training(run: Path, episode: int, first: int, last: int, clusters: int) -> None:
+    """What training logs of an episode, a step at a time."""
+    log = TrainingLog(run / "logs", first_step=first)
+    log.metrics(first, {"episode": episode, "ndcg": 0.1, **dict.fromkeys(MEASURES, 0.1)})
+    for step in range(first + 1, last + 1):
+        losses, counts = torch.arange(float(clusters)) + step, torch.arange(clusters) != step % clusters
+        result = SimpleNamespace(
+            loss=torch.tensor(1.0), gradient_norm=torch.tensor(1.0), cluster_losses=losses, counts=counts
+        )
+        log.step(step, result, torch.full((clusters,), 1 / step), 0.1)
+    log.close()
+
+
+def tables(run: Path, names: list[str]) -> None:
+    """What commands/run_ance.sh makes of the metrics."""
+    results = run / "results"
+    files = {
+        step: ",".join(f"{results / name / f'step-{step}'}/metrics.json" for name in names) for step in (0, STEP)
+    }
+    rows = [f"initial checkpoint={files[0]}", f"after {HOSTILE.replace('=', '')}={files[STEP]}"]
+    clusters = ("--clusters_dir", run / "ann_data" / "clusters_0", "--dev_query_dir", run / "preprocessed/dev-query")
+    call(results_table, "--out_dir", results, *clusters, "--rows", *rows)
+    call(compare_runs, "--out_dir", results, "--apart", 1, "--runs", *rows)
+
+
+@pytest.fixture(scope="module")
+def made_run(tmp_path_factory) -> Path:
+    """A finished run of one episode, whose queries and names are hostile."""
+    run = make_run(tmp_path_factory.mktemp("of a report") / "<b>run")
+    for name in ("dev", f"zero_shot/{COLLECTION}"):
+        change_values(run / "results" / name, 0, 0.5)
+    queries = run / "collection" / "msmarco" / "queries.train.tsv"
+    queries.write_text("".join(f"{i}\t{text} {HOSTILE}\n" for i, text in QUERIES.items()))
+    vectors = np.random.default_rng(0).random((len(QUERIES), 6), dtype=np.float32)
+    clusters = Clusters(vectors[:3], np.bincount(CLUSTERS), CLUSTERS)
+    clusters.save(run / "ann_data" / "clusters_0", CLUSTERS)
+    folder = run / "ann_data" / "embeddings-0"
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "train-query.0-of-1.npy", vectors)
+    source = EmbeddingSource("w", "t", 8, 0, "float32", "float32", len(QUERIES), 6)
+    record_embeddings(folder, "train-query", source, 1)
+    write_result(run / "results", 0, {"step": 0, "episode": 0, "ndcg": 0.1, **dict.fromkeys(MEASURES, 0.1)})
+    log_training(run, 0, 0, STEP, 3)
+    tables(run, ["dev", f"zero_shot/{COLLECTION}"])
+    return run
+
+
+@pytest.fixture
+def run(made_run, tmp_path) -> Path:
+    copy = shutil.copytree(made_run, tmp_path / "beside" / made_run.name, symlinks=True)
+    shutil.copytree(made_run.parent / COLLECTION, tmp_path / "beside" / COLLECTION)
+    return copy
+
+
+class Page(HTMLParser):
+    """Every element with its attributes, and all text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attributes) -> None:
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_data(self, data) -> None:
+        self.text += data
+
+
+def test_the_page_holds_all_of_it_and_nothing_that_acts_or_fetches(run):
+    call(report, "--run_dir", run)
+    page = Page(run / "report.html")
+    tags = {tag for tag, _ in page.elements}
+    assert not tags & {"script", "link", "iframe", "object", "embed", "base", "form", "a", "b"} - {"b"}
+    for tag, attributes in page.elements:
+        assert not [name for name in attributes if name.startswith("on") or name in ("href", "srcset", "action")]
+        assert "src" not in attributes or (tag, attributes["src"][:22]) == ("img", "data:image/png;base64,")
+    policy = next(a["content"] for tag, a in page.elements if tag == "meta" and "http-equiv" in a)
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert "url(" not in (run / "report.html").read_text()
+    assert "@import" not in (run / "report.html").read_text()
+    images = [attributes for tag, attributes in page.elements if tag == "img"]
+    assert len(images) == 4
+    for image in images:
+        assert image["alt"]
+        assert imread(io.BytesIO(base64.b64decode(image["src"].partition(",")[2]))).ndim == 3
+
+
+def test_what_a_collection_says_is_text(run):
+    call(report, "--run_dir", run)
+    page = Page(run / "report.html")
+    assert '<script>alert("1")</script>' in page.text
+    assert "{{ 7 * 7 }}" in page.text
+    assert r"\u202eevil\x07" in page.text
+    assert not set("\u202e\x07") & set(page.text)
+    assert "<b>run" in page.text
+    assert "<h1>&lt;b&gt;run</h1>" in (run / "report.html").read_text()
+
+
+def test_tables_are_those_of_the_results(run):
+    call(report, "--run_dir", run)
+    text = html.unescape((run / "report.html").read_text())
+    dev = json.loads((run / "results" / "dev" / f"step-{STEP}" / "metrics.json").read_text())["metrics"]
+    assert f"<td>{dev['mrr@10']:.3f}</td><td>{dev['ndcg@10']:.3f}</td>" in text
+    assert f'<b>{dev["mrr@10"]:.3f}</b><span class="soft">was {dev["mrr@10"] / 2:.3f}</span>' in text
+    difference = json.loads((run / "results" / "comparison.json").read_text())["differences"]
+    (of_run,) = difference.values()
+    assert f"<td>{of_run['dev']['mean']:+.3f}</td>" in text
+    assert f"<td>{1 / STEP:.3f}</td>" in text, "the weight at the end"
+
+
+def test_pictures_are_files_and_in_tensorboard_once(run):
+    for _ in range(2):
+        call(report, "--run_dir", run)
+    names = {"metrics", "clusters", "gains", "episode-0"}
+    assert {path.stem for path in (run / "results" / "pictures").iterdir()} == names
+    events = EventAccumulator(str(run / "logs" / "report"))
+    events.Reload()
+    assert set(events.Tags()["images"]) == names
+    assert [[image.step for image in events.Images(name)] for name in sorted(names)] == [[STEP]] * 4
+    assert len(list((run / "logs" / "report").iterdir())) == 1
+
+
+def test_gains_are_means_of_paired_differences_with_their_standard_errors(made_run):
+    found = cluster_gains(RunFolder(made_run), 0, 0, STEP)
+    values = [
+        json.loads((made_run / "results" / "dev" / f"step-{step}" / "per_query.json").read_text())["queries"]
+        for step in (0, STEP)
+    ]
+    for cluster in range(3):
+        own = [str(query) for query in QUERIES if CLUSTERS[list(QUERIES).index(query)] == cluster]
+        gains = np.array([values[1][query]["mrr@10"] - values[0][query]["mrr@10"] for query in own])
+        assert found.queries[cluster] == len(own)
+        assert found.gain[cluster] == pytest.approx(gains.mean())
+        assert found.error[cluster] == pytest.approx(gains.std(ddof=1) / len(own) ** 0.5)
+        assert found.after[cluster] - found.before[cluster] == pytest.approx(gains.mean())
+
+
+def test_a_cluster_without_judged_queries_has_no_gain_and_one_of_a_single_query_no_error(run):
+    folder = run / "ann_data" / "clusters_0"
+    np.save(folder / "dev_assignment.npy", np.array([0] * (len(QUERIES) - 1) + [1]))
+    found = cluster_gains(RunFolder(run), 0, 0, STEP)
+    assert found.queries.tolist() == [len(QUERIES) - 1, 1, 0]
+    assert np.isnan(found.error).tolist() == [False, True, True]
+    assert np.isnan(found.gain).tolist() == [False, False, True]
+    call(report, "--run_dir", run)
+
+
+def test_metrics_are_those_of_evaluated_checkpoints_and_of_those_that_mined(run):
+    zero_shot = {COLLECTION: {"ndcg@10": 0.25}}
+    result = {"step": 3, "episode": 1, "ndcg": 0.75, **dict.fromkeys(MEASURES, 0.75), "zero_shot": zero_shot}
+    write_result(run / "results", 1, result)
+    curves = metric_curves(RunFolder(run))
+    own = [
+        json.loads((run / "results" / "dev" / f"step-{step}" / "metrics.json").read_text())["metrics"]["ndcg@10"]
+        for step in (0, STEP)
+    ]
+    assert curves["dev nDCG@10"].steps.tolist() == [0, 3, STEP]
+    np.testing.assert_allclose(curves["dev nDCG@10"].values, [own[0], 0.75, own[1]])
+    assert curves["zero-shot nDCG@10"].steps.tolist() == [0, 3, STEP]
+    assert curves["zero-shot nDCG@10"].values[1] == 0.25
+
+
+def test_an_episodes_curves_are_those_of_its_own_steps_also_after_a_crash(run):
+    log_training(run, 1, STEP, STEP + 9, 3)  # 5 of these steps are lost
+    log_training(run, 1, STEP, STEP + 4, 3)
+    first, second = trained_episodes(RunFolder(run))
+    assert (first.number, first.first, first.last) == (0, 0, STEP)
+    assert (second.number, second.first, second.last) == (1, STEP, STEP + 4)
+    assert second.weights[2].steps.tolist() == list(range(STEP + 1, STEP + 5))
+    np.testing.assert_allclose(first.weights[0].values, 1 / np.arange(1, STEP + 1))
+    present = [step for step in range(1, STEP + 1) if step % 3 != 1]
+    assert first.losses[1].steps.tolist() == present
+    np.testing.assert_allclose(first.losses[1].values, np.array(present) + 1)
+
+
+def test_of_many_episodes_the_first_and_the_last_ones_are_shown(run):
+    (episode,) = trained_episodes(RunFolder(run))
+    assert [shown is episode for shown in shown_episodes([episode] * 5)] == [True] * 3
+    many = [SimpleNamespace(number=i, weights=episode.weights) for i in range(6)]
+    assert [shown.number for shown in shown_episodes(many)] == [0, 4, 5]
+
+
+def test_a_run_without_weights_or_zero_shot_collections_says_so(run):
+    shutil.rmtree(run / "logs")
+    log_training(run, 0, 0, STEP, 1)
+    shutil.rmtree(run / "results" / "zero_shot")
+    settings = run / "settings.train"
+    settings.write_text(settings.read_text().replace("idro", "erm"))
+    tables(run, ["dev"])
+    call(report, "--run_dir", run)
+    page = Page(run / "report.html")
+    assert "all queries alike (ERM)" in page.text
+    assert "it has no weights or losses of clusters" in page.text
+    assert "weight</th>" not in (run / "report.html").read_text()
+    assert "was \u2013" not in page.text
+
+
+def test_a_sample_of_the_queries_has_their_texts_and_clusters(made_run):
+    sample, sizes = sample_queries(RunFolder(made_run), 0, 5)
+    assert len(sample.rows) == len(sample.texts) == 5
+    assert sample.texts == [f"{QUERIES[row]} {HOSTILE}" for row in sample.rows.tolist()]
+    np.testing.assert_array_equal(sample.clusters, CLUSTERS[sample.rows])
+    np.testing.assert_array_equal(sizes, np.bincount(CLUSTERS))
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("logs", "logs: holds no training curves"),
+        ("results/dev/step-0", "dev: holds no two evaluated checkpoints"),
+        ("results/results.json", r"results\.json"),
+        ("results/comparison.json", r"comparison\.json"),
+        ("ann_data/clusters_0/assignment.npy", r"assignment\.npy: cannot be read"),
+        ("ann_data/embeddings-0", "embeddings-0: holds no embeddings of train-query"),
+        ("collection/msmarco/queries.train.tsv", r"queries\.train\.tsv: no such file; the report shows queries"),
+        ("settings.train", r"settings\.train: no such file"),
+    ],
+)
+def test_what_is_missing_is_named(run, path, reason):
+    path = run / path
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(InputError, match=reason):
+        call(report, "--run_dir", run)
+    assert not (run / "report.html").exists()
+
+
+def test_queries_that_changed_since_are_refused(run):
+    path = run / "collection" / "msmarco" / "queries.train.tsv"
+    path.write_text(path.read_text().partition("\n")[2])
+    with pytest.raises(InputError, match="lacks query '0' of"):
+        call(report, "--run_dir", run)
