@@ -116,7 +116,7 @@ def _metric(metrics: dict[int, dict[str, float]], name: str) -> Curve:
 
 
 def trained_episodes(run: RunFolder) -> list[TrainedEpisode]:
-    """The episodes that training has gone through, in their order, with what it logged of their clusters."""
+    """The episodes that training has gone through, in their order, with what it logged; none without its logs."""
     events = EventAccumulator(str(run.path / "logs"), size_guidance={"scalars": POINTS_A_CURVE})
     tags = []
     with suppress(DirectoryDeletedError):
@@ -131,8 +131,6 @@ def trained_episodes(run: RunFolder) -> list[TrainedEpisode]:
 
     weights, losses = by_cluster("cluster_weight"), by_cluster("cluster_loss")
     starts, last = read("episode"), int(read("loss").steps.max(initial=0))
-    if not len(starts.steps):
-        raise InputError("holds no training curves; they were removed, or nothing was trained yet", run.path / "logs")
     ends = [*starts.steps[1:].tolist(), last]
     return [
         TrainedEpisode(
@@ -142,7 +140,7 @@ def trained_episodes(run: RunFolder) -> list[TrainedEpisode]:
             {cluster: curve.between(first, end) for cluster, curve in weights.items()},
             {cluster: curve.between(first, end) for cluster, curve in losses.items()},
         )
-        for number, first, end in zip(starts.values.tolist(), starts.steps.tolist(), ends, strict=True)
+        for number, first, end in zip(starts.values.tolist(), starts.steps.tolist(), ends, strict=False)
     ]
 
 

@@ -123,7 +123,6 @@ def render(run: RunFolder, embedding_dir: str) -> tuple[str, list[Picture]]:
     page = environment.get_template(TEMPLATE).render(
         name=run.path.resolve().name,
         objective=run.setting("OBJECTIVE"),
-        episodes=len(episodes),
         last_step=max(steps),
         columns=columns,
         tiles=[tile for tile in zip(columns, initial, rows[-1][1], strict=True) if None not in tile],

@@ -242,6 +242,12 @@ def test_a_run_without_weights_or_zero_shot_collections_says_so(run):
     assert "was \u2013" not in page.text
 
 
+def test_a_run_whose_logs_were_removed_says_so(run):
+    shutil.rmtree(run / "logs")
+    call(report, "--run_dir", run)
+    assert "logs holds no curves of this run" in Page(run / "report.html").text
+
+
 def test_a_sample_of_the_queries_has_their_texts_and_clusters(made_run):
     sample, sizes = sample_queries(RunFolder(made_run), 0, 5)
     assert len(sample.rows) == len(sample.texts) == 5
@@ -253,7 +259,6 @@ def test_a_sample_of_the_queries_has_their_texts_and_clusters(made_run):
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("logs", "logs: holds no training curves"),
         ("results/dev/step-0", "dev: holds no two evaluated checkpoints"),
         ("results/results.json", r"results\.json"),
         ("results/comparison.json", r"comparison\.json"),
