@@ -13,6 +13,7 @@ sequence of the token store: a text, or one chunk of a long one.
 """
 
 import hashlib
+import os
 import re
 import shutil
 import time
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.errors import InputError
+from utils.errors import InputError, disk_errors
 from utils.files import read_json, sync_folder, write_json
 
 FORMAT_VERSION = 1
@@ -172,7 +173,11 @@ class ShardWriter:
                 stale.unlink(missing_ok=True)
             sync_folder(self._path.parent)
             shape = (len(order), source.dimensions)
-            self._data = np.lib.format.open_memmap(self._unfinished, mode="w+", dtype=source.dtype, shape=shape)
+            with disk_errors(self._path):
+                self._data = np.lib.format.open_memmap(self._unfinished, mode="w+", dtype=source.dtype, shape=shape)
+                if hasattr(os, "posix_fallocate"):  # a full disk shows here, and not as SIGBUS when rows come
+                    with self._unfinished.open("r+b") as handle:
+                        os.posix_fallocate(handle.fileno(), 0, self._unfinished.stat().st_size)
         elif not self._path.exists():
             self._data = np.lib.format.open_memmap(self._unfinished, mode="r+")
         self._marked = time.monotonic()

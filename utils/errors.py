@@ -5,10 +5,23 @@ its `main` through `run`, which turns it into one line on stderr and exit code 2
 mistake and keeps its traceback.
 """
 
+import errno
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+DISK_ERRORS = {
+    errno.ENOSPC: "the disk is full; free some space, and run this again",
+    errno.EDQUOT: "the quota of this disk is used up; free some space, and run this again",
+    errno.EFBIG: "a limit on file sizes forbids it; raise it (ulimit -f), and run this again",
+    errno.EROFS: "the disk is read-only; choose another folder",
+    errno.EACCES: "writing there is not permitted; choose another folder, or change its permissions",
+    errno.EPERM: "writing there is not permitted; choose another folder, or change its permissions",
+    errno.EIO: "the disk reports an error; what is written there may be lost, so choose another one",
+}
 
 
 class InputError(Exception):
@@ -19,6 +32,24 @@ class InputError(Exception):
             place = f"{Path(path)}:{line}" if line is not None else f"{Path(path)}"
             message = f"{place}: {message}"
         super().__init__(message)
+
+
+@contextmanager
+def disk_errors(path: str | os.PathLike) -> Iterator[None]:
+    """What the block cannot write to the disk becomes an `InputError` that names `path` and the cure.
+
+    Libraries hide the system's error number in their own message (safetensors), or tell none (numpy and torch).
+    """
+    try:
+        yield
+    except Exception as error:
+        told = re.search(r"os error (\d+)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        if number in DISK_ERRORS:
+            raise InputError(f"cannot be written: {DISK_ERRORS[number]}", path) from None
+        if re.search(r"requested and \d+ written|inline_container\.cc", str(error)):
+            raise InputError("cannot be written: is the disk full, or file size limited (ulimit -f)?", path) from None
+        raise
 
 
 def run(main: Callable[[], None]) -> None:

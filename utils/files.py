@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from utils.errors import InputError
+from utils.errors import InputError, disk_errors
 
 GZIP_MAGIC = b"\x1f\x8b"
 
@@ -47,43 +47,45 @@ def atomic_file(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     Text is UTF-8 with `\\n` line ends. `mode` is "w" or "wb". One writer a path at a time.
     """
     path = Path(path)
-    partial = _partial_path(path)
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-    try:
-        with partial.open(mode, **text) as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    with disk_errors(path):
+        partial = _partial_path(path)
+        text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+        try:
+            with partial.open(mode, **text) as handle:
+                yield handle
+                handle.flush()
+                os.fsync(handle.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
 
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Yields an empty folder to fill; it appears at `path`, in place of what was there, when the block ends well."""
     path = Path(path)
-    partial = _partial_path(path)
-    partial.mkdir()
-    try:
-        yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-        if path.exists():
-            outgoing = path.parent / f".{path.name}.partial-outgoing"
-            path.replace(outgoing)
-            partial.replace(path)
-            shutil.rmtree(outgoing)
-        else:
-            partial.replace(path)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    sync_folder(path.parent)
+    with disk_errors(path):
+        partial = _partial_path(path)
+        partial.mkdir()
+        try:
+            yield partial
+            for file in partial.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as handle:
+                        os.fsync(handle.fileno())
+            if path.exists():
+                outgoing = path.parent / f".{path.name}.partial-outgoing"
+                path.replace(outgoing)
+                partial.replace(path)
+                shutil.rmtree(outgoing)
+            else:
+                partial.replace(path)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        sync_folder(path.parent)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

@@ -29,7 +29,7 @@ from torch.nn.functional import pad
 from utils import distributed
 from utils.batching import Sequences
 from utils.embedding_store import EmbeddingMatrix
-from utils.errors import InputError
+from utils.errors import InputError, disk_errors
 from utils.logs import progress, say, say_once
 
 BLOCK_BYTES = 2**29  # of passages, in float32, that are copied into memory
@@ -395,8 +395,9 @@ def _left(folder: Path, piece: int, rank: int) -> tuple[Path, Path]:
 def _leave(paths: tuple[Path, Path], *arrays: np.ndarray) -> None:
     for path, array in zip(paths, arrays, strict=True):
         partial = path.with_suffix(".partial.npy")
-        np.save(partial, array)
-        partial.replace(path)
+        with disk_errors(path):
+            np.save(partial, array)
+            partial.replace(path)
 
 
 def _merge(names: list[tuple[Path, Path]], queries: int, k: int) -> tuple[np.ndarray, np.ndarray]:
