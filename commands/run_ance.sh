@@ -48,6 +48,8 @@
 #   IDRO_LAYERS        last layers that iDRO compares gradients over; 0: 3, large 2         0
 #   IDRO_SKETCH_DIM    numbers that a cluster's gradient is projected to; 0: exact          0
 #   SAVE_STEPS         steps between checkpoints                                            5000 [50]
+#   SAVE_TOTAL_LIMIT   newest checkpoints that an episode keeps; 0: all. (The last checkpoint 0
+#                      of each episode stays in any case, for mining and evaluation.)
 #   GRADIENT_CHECKPOINTING   1: compute every layer but the last twice, and keep less       0
 #   SEED                                                                                    42
 # How
@@ -68,7 +70,7 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 settings=(DATA_DIR OUT_DIR CHECKPOINT ZERO_SHOT_DIRS PUBLIC_ANN_DATA_DIR MODEL_TYPE MODEL_SIZE DATA_TYPE
     MAX_SEQ_LENGTH MAX_QUERY_LENGTH TOPK NEGATIVES CLUSTERS EMBEDDING_DTYPE INDEX_FACTORY INDEX_PARAMETERS
     EPISODES STEPS BATCH_SIZE ACCUMULATION OPTIMIZER LEARNING_RATE WARMUP_STEPS OBJECTIVE ALPHA EMA RHO EPS
-    IDRO_LAYERS IDRO_SKETCH_DIM SAVE_STEPS GRADIENT_CHECKPOINTING SEED PROCESSES LAUNCHER ASYNC MINING_GPUS
+    IDRO_LAYERS IDRO_SKETCH_DIM SAVE_STEPS SAVE_TOTAL_LIMIT GRADIENT_CHECKPOINTING SEED PROCESSES LAUNCHER ASYNC MINING_GPUS
     TRAINING_GPUS MIXED_PRECISION EVAL_BATCH_SIZE BM25 LICENSE)
 
 fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
@@ -123,7 +125,7 @@ case "$MODEL_SIZE" in
 esac
 : "${EPISODES:=3}" "${ACCUMULATION:=1}" "${OPTIMIZER:=lamb}" "${LEARNING_RATE:=5e-6}" "${WARMUP_STEPS:=3000}"
 : "${OBJECTIVE:=idro}" "${ALPHA:=0.25}" "${EMA:=0.1}" "${RHO:=0.05}" "${EPS:=0.01}"
-: "${IDRO_LAYERS:=0}" "${IDRO_SKETCH_DIM:=0}" "${SAVE_STEPS:=5000}" "${SEED:=42}"
+: "${IDRO_LAYERS:=0}" "${IDRO_SKETCH_DIM:=0}" "${SAVE_STEPS:=5000}" "${SAVE_TOTAL_LIMIT:=0}" "${SEED:=42}"
 : "${PROCESSES:=$((gpus > 0 ? gpus : 1))}" "${MIXED_PRECISION:=1}" "${EVAL_BATCH_SIZE:=512}" "${LICENSE:=}"
 : "${BM25:=0}" "${ZERO_SHOT_DIRS:=}" "${PUBLIC_ANN_DATA_DIR:=}" "${GRADIENT_CHECKPOINTING:=0}" "${LAUNCHER:=}"
 : "${TRAINING_GPUS:=$(seq -s , 0 $((gpus / 2 - 1)))}" "${MINING_GPUS:=$(seq -s , $((gpus / 2)) $((gpus - 1)))}"
@@ -166,7 +168,23 @@ export TOKENIZERS_PARALLELISM=true
 torchrun=("$python" -m torch.distributed.run --standalone --nproc_per_node)
 launcher=("${torchrun[@]}" "$PROCESSES")
 [[ -z "$LAUNCHER" ]] || read -ra launcher <<< "$LAUNCHER"
-launch() { "${launcher[@]}" "$@"; }
+child=""
+run() { # COMMAND…: in the background, so that a signal reaches this script at once, and `stop` passes it on
+    local status=0
+    "$@" &
+    child=$!
+    wait "$child" || status=$?
+    child=""
+    return "$status"
+}
+stop() {
+    trap '' TERM INT
+    [[ -z "$child" ]] || { kill "$child" 2> /dev/null && wait "$child"; } || true
+    printf '\nstopped; run this again, and it goes on\n' >&2
+    exit 143
+}
+trap stop TERM INT
+launch() { run "${launcher[@]}" "$@"; }
 become() { # GPUS SCRIPT ARGUMENT…: runs a script in place of this shell, in a process on each GPU, or one on the CPU
     local commas="${1//[^,]/}"
     CUDA_VISIBLE_DEVICES="$1" exec "${torchrun[@]}" "$((${#commas} + 1))" "${@:2}"
@@ -192,14 +210,16 @@ hold() { # FILE PRODUCT NAME…: notes these settings in FILE; where PRODUCT is 
 
 # One at a time: a script that was killed may have left behind what it started, which keeps the lock. (Status 1 is a
 # taken lock; on a disk without locks flock says so, and there is none.)
-exec {lock}> "$OUT_DIR/.lock"
-flock --nonblock "$lock" || (($? != 1)) || fail "another run is at work in $OUT_DIR; wait for it, or end it"
+exec {lock}<> "$OUT_DIR/.lock"
+flock --nonblock "$lock" || (($? != 1)) ||
+    fail "another run is at work in $OUT_DIR ($(< "$OUT_DIR/.lock")); wait for it, or end it"
+printf 'process %s on %s, since %s\n' "$$" "$(hostname)" "$(date)" > "$OUT_DIR/.lock"
 
 # 1. The demo's collection: half a minute.
 if ((${#demo[@]})); then
     stage "demo collection: the documentation of installed Python libraries"
     [[ -f "$DATA_DIR/qrels.dev.small.tsv" && -f "$OUT_DIR/collection/python-docs/qrels/test.tsv" ]] ||
-        "$python" "$root/data/demo_data.py" --msmarco_dir "$DATA_DIR" --beir_dir "$OUT_DIR/collection/python-docs"
+        run "$python" "$root/data/demo_data.py" --msmarco_dir "$DATA_DIR" --beir_dir "$OUT_DIR/collection/python-docs"
 fi
 
 [[ -d "$DATA_DIR" ]] || fail "DATA_DIR is '$DATA_DIR', which is no folder"
@@ -237,14 +257,14 @@ done
 # 2. Token stores of the training collection and of the zero-shot ones: seconds (demo), half an hour (MS MARCO).
 stage "tokenize $DATA_DIR"
 [[ -f "$preprocessed/dev-qrel.tsv" ]] ||
-    "$python" "$root/data/msmarco_data.py" --data_dir "$DATA_DIR" --out_data_dir "$preprocessed" "${model[@]}" \
+    run "$python" "$root/data/msmarco_data.py" --data_dir "$DATA_DIR" --out_data_dir "$preprocessed" "${model[@]}" \
         --model_name_or_path "$CHECKPOINT" "${lengths[@]}" --data_type "$DATA_TYPE"
 
 zero_shot_stores=()
 for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
     stage "tokenize ${zero_shot[$name]}"
     [[ -f "$OUT_DIR/zero_shot/$name/test-qrel.tsv" ]] ||
-        "$python" "$root/data/beir_data.py" "${model[@]}" --model_name_or_path "$CHECKPOINT" \
+        run "$python" "$root/data/beir_data.py" "${model[@]}" --model_name_or_path "$CHECKPOINT" \
             --data_dir "${zero_shot[$name]}" --out_data_dir "$OUT_DIR/zero_shot/$name"
     zero_shot_stores+=("$OUT_DIR/zero_shot/$name")
 done
@@ -269,7 +289,8 @@ train=("$root/drivers/run_ann.py" "${model[@]}" "${lengths[@]}" ${precision[@]+"
     --group "$group" --dro_type "${OBJECTIVE/erm/idro}" --n_groups "$CLUSTERS"
     --alpha "$ALPHA" --ema "$EMA" --rho "$RHO" --eps "$EPS"
     --idro_layers "$IDRO_LAYERS" --idro_sketch_dim "$IDRO_SKETCH_DIM"
-    --logging_steps 10 --save_steps "$SAVE_STEPS" --log_dir "$OUT_DIR/logs" --seed "$SEED")
+    --logging_steps 10 --save_steps "$SAVE_STEPS" --save_total_limit "$SAVE_TOTAL_LIMIT"
+    --log_dir "$OUT_DIR/logs" --seed "$SEED")
 
 forget() { rm -rf "$results"/{dev,zero_shot/*}/"step-$1"; } # STEP: metrics of a checkpoint that is trained anew
 in_turn() { # EPISODE
@@ -318,7 +339,7 @@ add_row() { # LABEL NAME: a row of the table from the metrics that lie under NAM
 }
 evaluate_bm25() { # COLLECTION FOLDER OUT
     [[ -f "$3/metrics.json" ]] ||
-        "$python" "$root/evaluate/bm25.py" --collection "$1" --data_dir "$2" --out_dir "$3"
+        run "$python" "$root/evaluate/bm25.py" --collection "$1" --data_dir "$2" --out_dir "$3"
 }
 evaluate_checkpoint() { # COLLECTION SPLIT DATA OUT EMBEDDINGS
     [[ -f "$4/metrics.json" ]] ||

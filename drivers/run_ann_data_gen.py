@@ -35,6 +35,7 @@ from utils.encoding import StoreEncoder
 from utils.episode import mined_file, newest_episode, read_result, write_mined_file, write_result
 from utils.errors import InputError, run
 from utils.evaluation import DEPTH, check_names, evaluate_collections
+from utils.lock import hold_lock
 from utils.logs import say
 from utils.metrics import evaluate_run
 from utils.negatives import check_candidates, deal_passes, draw_negatives
@@ -210,6 +211,7 @@ def mine_episodes(args: Arguments, device: torch.device) -> None:
 def main() -> None:
     args = parse(Arguments, __doc__)
     device = distributed.set_up(args.no_cuda, args.local_rank)
+    distributed.on_main(lambda: hold_lock(args.output_dir))
     if args.inference:
         checkpoint, _ = newest_or_initial([args.training_dir], args.init_model_dir)
         encode_all(args, load(args, checkpoint, device), embedding_dir(args, checkpoint))

@@ -21,13 +21,17 @@ from utils.precision import Precision
 
 @dataclass
 class StepResult:
-    """What a step saw. `loss`: mean l_i; `cluster_losses` f_g and `counts` n_g, (K,); `skipped`: not finite."""
+    """What a step saw. `loss`: mean l_i; `cluster_losses` f_g and `counts` n_g, (K,); `skipped`: not finite.
+
+    `stop`: a process was asked to stop, the same in all of them.
+    """
 
     loss: Tensor
     cluster_losses: Tensor
     counts: Tensor
     gradient_norm: Tensor
     skipped: bool
+    stop: bool
 
 
 class TrainingStep:
@@ -56,13 +60,17 @@ class TrainingStep:
         self.parameters = list(model.parameters())
         self.watch = watch
 
-    def __call__(self, batches: list[TripletBatch], learning_rate: float) -> StepResult:
-        """Steps on this process's batches of the global batch (more than one: gradient accumulation)."""
+    def __call__(self, batches: list[TripletBatch], learning_rate: float, stop: bool = False) -> StepResult:
+        """Steps on this process's batches of the global batch (more than one: gradient accumulation).
+
+        `stop` says that this process was asked to stop: all learn of it without a message of its own.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         n_groups = len(self.objective.weights)
         clusters = torch.cat([batch.clusters for batch in batches])
-        counts = all_reduce_sum(_sums_by_cluster(clusters, torch.ones_like(clusters), n_groups))
+        own = _sums_by_cluster(clusters, torch.ones_like(clusters), n_groups)
+        counts, asked = all_reduce_sum(torch.cat([own, torch.full_like(own[:1], stop)])).split([n_groups, 1])
         losses = [
             self._accumulate(batch, counts, last=number == len(batches)).detach()
             for number, batch in enumerate(batches, start=1)
@@ -76,14 +84,14 @@ class TrainingStep:
         cluster_losses = loss_sums / counts.clamp(min=1)
         # The one place where the host waits for a GPU: an optimizer cannot be told afterwards not to have stepped.
         compared = norm if products is None else products.diagonal().sum() + norm
-        finite, comparable = torch.stack([norm.isfinite(), compared.isfinite()]).tolist()
+        finite, comparable, stop = torch.stack([norm.isfinite(), compared.isfinite(), asked[0] > 0]).tolist()
         if self.scaler.is_enabled() or finite:  # the scaler skips by itself, and learns from it
             self.scaler.step(self.optimizer)
         if comparable:
             self.objective.update(cluster_losses, counts, products)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(loss_sums.sum() / counts.sum(), cluster_losses, counts, norm, not finite)
+        return StepResult(loss_sums.sum() / counts.sum(), cluster_losses, counts, norm, not finite, stop)
 
     def _accumulate(self, batch: TripletBatch, counts: Tensor, last: bool) -> Tensor:
         """Forward and backward of one batch; gradients are exchanged with the other processes on the last one."""

@@ -5,6 +5,7 @@
         modules.json, 1_Pooling/, 2_Dense/, 3_LayerNorm/    for SentenceTransformer(path); the last two with a head
         optimizer.pt, random_states.pt                      read with weights_only=True: nothing in them can run
         trainer_state.json                                  round, step, position in the data, DRO state
+        checksums.json                                      SHA-256 of what training goes on from
 
 The folder appears by a rename once it is whole. STEP counts optimizer steps over all episodes.
 """
@@ -12,6 +13,7 @@ The folder appears by a rename once it is whole. STEP counts optimizer steps ove
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -20,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from utils import distributed
@@ -29,8 +30,12 @@ from utils.errors import InputError
 from utils.files import atomic_folder, read_json, sha256_of_file, write_json
 from utils.logs import say_once
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WEIGHTS = "model.safetensors"
+CHECKED = (WEIGHTS, "config.json", "optimizer.pt", "random_states.pt", "trainer_state.json")
+CHECKSUMS = "checksums.json"
+
+_intact: set[tuple[str, int, int]] = set()  # files that were found so: path, size, time of the last change in ns
 
 
 @dataclass
@@ -38,13 +43,16 @@ class TrainerState:
     """Where a run stands. Steps are optimizer steps.
 
     `round` is the episode and `episode_step` the steps done in it; `position` is the triplet, in the mined file's
-    order, that the next step begins with; `dro` is the objective's own state as plain lists.
+    order, that the next step begins with; `skipped_steps` had a gradient that was not finite, of which
+    `skipped_in_a_row` are the last ones; `dro` is the objective's own state as plain lists.
     """
 
     round: int = 0
     global_step: int = 0
     episode_step: int = 0
     position: int = 0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
     processes: int = 1
     optimizer: str = ""
     objective: str = ""
@@ -56,11 +64,13 @@ class TrainerState:
         """The steps that were done when the episode began."""
         return self.global_step - self.episode_step
 
-    def advance(self, position: int) -> None:
+    def advance(self, position: int, skipped: bool) -> None:
         """Counts a step, after which the next one begins at triplet `position`."""
         self.global_step += 1
         self.episode_step += 1
         self.position = position
+        self.skipped_steps += skipped
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
 
     def begin(self, round: int) -> None:
         """Goes to the front of another episode."""
@@ -86,9 +96,7 @@ def newest_checkpoint(training_dir: str | Path) -> Path | None:
     for folder in sorted(filter(steps.get, steps), key=steps.get, reverse=True):
         try:
             read_trainer_state(folder)
-            if not (folder / WEIGHTS).is_file() or not (folder / "config.json").is_file():
-                raise InputError("weights or configuration are missing", folder)
-            _check_header(folder / WEIGHTS)
+            check_files(folder)
         except InputError as error:
             say_once(f"warning: not a valid checkpoint, passed over: {error}")
         else:
@@ -113,13 +121,31 @@ def newest_or_initial(training_dirs: Sequence[str | Path], init_model_dir: str) 
     return init_model_dir, None
 
 
-def _check_header(path: Path) -> None:
-    """Raises `InputError` for a safetensors file that was cut off: its header says how long it is."""
-    try:
-        with safe_open(path, framework="pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"is damaged ({error})", path) from None
+def remove_old_checkpoints(training_dir: str | Path, keep: int, first: int) -> None:
+    """Removes all checkpoints of steps beyond `first`, the episode's, but the newest `keep`; the main process does.
+
+    Nothing is removed unless the newest of all is valid.
+    """
+    steps = {path: checkpoint_step(path, training_dir) for path in Path(training_dir).glob("checkpoint-*")}
+    own = sorted((path for path, step in steps.items() if step > first), key=steps.get)
+    if own and newest_checkpoint(training_dir) == own[-1]:
+        for path in own[:-keep]:
+            shutil.rmtree(path)
+
+
+def check_files(folder: Path) -> None:
+    """`InputError` naming the file that is missing or not as it was saved; each is read once by a process."""
+    digests = read_json(folder / CHECKSUMS)
+    for name in CHECKED:
+        path = folder / name
+        if not path.is_file():
+            raise InputError("no such file", path)
+        status = path.stat()
+        known = str(path.resolve()), status.st_size, status.st_mtime_ns
+        if known not in _intact:
+            if sha256_of_file(path) != digests.get(name):
+                raise InputError("is damaged: its content is not what was saved", path)
+            _intact.add(known)
 
 
 def read_trainer_state(folder: str | Path) -> TrainerState:
@@ -175,6 +201,7 @@ def save_checkpoint(
             torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}, partial / "optimizer.pt")
             torch.save(random_states, partial / "random_states.pt")
             write_json(partial / "trainer_state.json", asdict(state))
+            write_json(partial / CHECKSUMS, {name: sha256_of_file(partial / name) for name in CHECKED})
         return str(folder)
 
     distributed.on_main(write)

@@ -88,8 +88,8 @@ def _join(use_cuda: bool, device: torch.device) -> None:
         ) from None
 
 
-def leave() -> None:
-    """Waits for the other processes and ends this one, with exit code 0. Without a process group, it just returns.
+def leave(code: int = 0) -> None:
+    """Waits for the other processes and ends this one. Without a process group and with code 0, it just returns.
 
     The interpreter's own clean-up is skipped: when it destroys a gloo group, the destructor holds the interpreter
     lock and waits for gloo's worker thread, which may be waiting for that lock to free a tensor.
@@ -98,7 +98,9 @@ def leave() -> None:
         dist.barrier()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(code)
+    if code:
+        sys.exit(code)
 
 
 def rank() -> int:

@@ -185,14 +185,22 @@ def open_episode(
     n_groups: int | None,
 ) -> Episode:
     """Reads episode `number`, which must be ready and, where `n_groups` is given, mined with as many clusters."""
-    mined = read_result(result_dir, number).get("clusters", n_groups)
+    result, path = read_result(result_dir, number), mined_file(ann_dir, number)
+    mined = result.get("clusters", n_groups)
     if n_groups is not None and mined != n_groups:
         raise InputError(
             f"--n_groups is {n_groups}, and episode {number} was mined with {mined} clusters; give that number, or "
             "mine again",
             result_dir,
         )
-    return read_episode(mined_file(ann_dir, number), query_count, passage_count, n_groups)
+    episode = read_episode(path, query_count, passage_count, n_groups)
+    if episode.triplets != result.get("triplets", episode.triplets):
+        raise InputError(
+            f"holds {episode.triplets:,} triplets, and {result['triplets']:,} were mined: the file was cut off or "
+            f"altered; remove {result_file(result_dir, number)} and mine the episode again",
+            path,
+        )
+    return episode
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:

@@ -414,6 +414,25 @@ def test_a_folder_has_one_run_at_a_time_also_where_a_killed_script_left_its_proc
     assert run().returncode == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("script", ["msmarco_data", "run_ann_data_gen", "run_ann"])
+def test_a_script_that_is_stopped_passes_it_on_and_the_same_command_goes_on(run, script, number):
+    process = start_and_hang(run, script)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, "run this again" in stderr) == (143, True)
+    assert is_gone(run, script)
+    run.checkout.let_hang(script, False)
+    assert run().returncode == 0
+
+
+def test_a_refused_run_is_told_who_is_at_work(run):
+    process = start_and_hang(run, "run_ann")
+    assert f"(process {process.pid} on " in run().stderr
+    process.terminate()
+    process.communicate(timeout=60)
+
+
 @pytest.fixture
 def side_by_side(run) -> Run:
     run.script = "run_ance_async.sh"

@@ -16,6 +16,7 @@ from tests.tiny_models import tiny_bert, tiny_roberta
 from tests.tiny_run import PASSAGE_LENGTH, QUERY_LENGTH, save_tiny_checkpoint
 from utils.batching import PackedTokens, Sequences, pack
 from utils.checkpoint import (
+    CHECKED,
     TrainerState,
     checkpoint_step,
     fingerprint_of_weights,
@@ -23,6 +24,7 @@ from utils.checkpoint import (
     newest_checkpoint,
     newest_or_initial,
     read_trainer_state,
+    remove_old_checkpoints,
     save_checkpoint,
 )
 from utils.errors import InputError
@@ -63,7 +65,7 @@ def test_a_run_goes_on_from_the_newest_of_its_folders_or_begins_with_the_initial
     assert (found, state.global_step, state.round) == (str(folders[1] / "checkpoint-30"), 30, 2)
 
 
-@pytest.mark.parametrize("damage", ["trainer_state.json", "model.safetensors", "config.json"])
+@pytest.mark.parametrize("damage", [*CHECKED, "checksums.json"])
 def test_a_checkpoint_that_lacks_a_file_is_named_and_passed_over(tmp_path, save, damage, capsys):
     save(5)
     (save(10) / damage).unlink()
@@ -78,6 +80,44 @@ def test_a_checkpoint_whose_weights_were_cut_off_is_named_and_passed_over(tmp_pa
     weights.write_bytes(weights.read_bytes()[:kept])
     assert newest_checkpoint(tmp_path / "models").name == "checkpoint-5"
     assert "checkpoint-10/model.safetensors: is damaged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_a_checkpoint_with_an_altered_byte_is_named_and_passed_over(tmp_path, save, name, capsys):
+    save(5)
+    path = save(10) / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert newest_checkpoint(tmp_path / "models").name == "checkpoint-5"
+    assert f"checkpoint-10/{name}: " in capsys.readouterr().out
+
+
+def test_a_file_is_read_once_and_again_when_it_changes(tmp_path, save, monkeypatch):
+    weights = save(10) / "model.safetensors"
+    assert newest_checkpoint(tmp_path / "models")
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.checkpoint.sha256_of_file", lambda path: pytest.fail(f"{path} was read again"))
+        assert newest_checkpoint(tmp_path / "models")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
+    assert newest_checkpoint(tmp_path / "models") is None
+
+
+@pytest.mark.parametrize("keep", [1, 2, 9])
+def test_the_newest_checkpoints_of_an_episode_are_kept_and_the_ends_of_earlier_ones(tmp_path, save, keep):
+    for step in (5, 10, 12, 14, 16):
+        save(step)
+    remove_old_checkpoints(tmp_path / "models", keep, first=10)
+    left = sorted(checkpoint_step(path, tmp_path / "models") for path in (tmp_path / "models").glob("checkpoint-*"))
+    assert left == [5, 10, *[12, 14, 16][-keep:]]
+
+
+def test_no_checkpoint_is_removed_while_the_newest_is_damaged(tmp_path, save):
+    for step in (12, 14, 16):
+        save(step)
+    (tmp_path / "models" / "checkpoint-16" / "optimizer.pt").unlink()
+    remove_old_checkpoints(tmp_path / "models", 1, first=10)
+    assert len(list((tmp_path / "models").glob("checkpoint-*"))) == 3
 
 
 def test_only_a_checkpoint_inside_the_training_folder_has_a_step(tmp_path, monkeypatch):
@@ -113,7 +153,7 @@ def test_an_episode_has_finished_at_its_last_step_or_where_a_later_one_stands():
     assert [state.has_finished(round, 4) for round in (0, 1, 2)] == [True, True, False]
     assert not state.has_finished(1, 5)
     assert not state.has_finished(1, 0)
-    state.advance(0)  # the last triplet of the mined file
+    state.advance(0, skipped=False)  # the last triplet of the mined file
     assert (state.has_finished(1, 0), state.episode_start) == (True, 5)
     state.begin(2)
     assert (state.has_finished(2, 4), state.episode_start) == (False, 10)

@@ -1,0 +1,88 @@
+"""What drivers/run_ann.py can be asked for: one field a flag, and what cannot be asked for together."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.arguments import check_at_least_one, option, required
+from utils.errors import InputError
+
+
+@dataclass
+class Arguments:
+    data_dir: str = required("token stores, as data/msmarco_data.py writes them")
+    ann_dir: str = required("mined files, as drivers/run_ann_data_gen.py writes them")
+    training_dir: str = option("", "checkpoints; the newest valid one is gone on from (default: output_dir)")
+    output_dir: str = option("", "where checkpoints are saved (default: training_dir)")
+    result_dir: str = option("", "ann_ndcg_N files of the mined episodes (default: ann_dir)")
+    init_model_dir: str = option("", "checkpoint to begin with where training_dir holds none")
+    model_name_or_path: str = option("", "the same, as a hub name or folder; used where init_model_dir is not given")
+    model_type: str = option("rdot_nll", "rdot_nll, rdot_nll_multi_chunk or rdot_nll_condenser")
+    model_size: str = option("base", "base or large: iDRO compares gradients over the last 3 or 2 layers")
+    task_name: str = option("MSMarco", "name of the run in its log")
+    triplet: bool = option(True, "train on (query, positive, negative) triplets, the only form of mined files")
+    round: int = option(0, "the episode, from 0; -1: the newest that is mined, while another process mines on")
+    max_steps: int = option(0, "optimizer steps of one episode; 0: one pass over its mined file (not with round -1)")
+    max_seq_length: int = option(128, "tokens of a passage, as in the token store")
+    max_query_length: int = option(64, "tokens of a query, as in the token store")
+    per_gpu_train_batch_size: int = option(16, "triplets a process and backward pass")
+    per_gpu_eval_batch_size: int = option(128, "taken for the miner's sake; training does not evaluate")
+    gradient_accumulation_steps: int = option(1, "backward passes an optimizer step")
+    optimizer: str = option("lamb", "lamb or adamW")
+    learning_rate: float = option(5e-6, "peak learning rate of the first episode")
+    weight_decay: float = option(0.0, "weight decay of matrices")
+    adam_epsilon: float = option(1e-8, "epsilon in the optimizer's denominator")
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: never")
+    warmup_steps: int = option(0, "steps of linear warm-up")
+    num_training_steps: int = option(0, "steps of the decay to 0; 0: max_steps, or with single_warmup all")
+    total_training_steps: int = option(0, "steps of all episodes, over which their peaks sink; 0: peaks stay")
+    single_warmup: bool = option(False, "warm up and decay once a run rather than once an episode")
+    fp16: bool = option(False, "mixed precision: bfloat16 where the hardware has it, float16 on an older GPU")
+    group: int = option(0, "1: use the clusters of the mined file; 0: plain ERM")
+    n_groups: int = option(50, "clusters, as many as were mined with")
+    dro_type: str = option("idro", "idro or dro-greedy, in upper or lower case")
+    alpha: float = option(0.25, "iDRO: power of the losses; DRO-greedy: share of the data that weighs most")
+    ema: float = option(0.1, "iDRO: power of the old weights; DRO-greedy: decay of the running means")
+    rho: float = option(0.05, "iDRO: step size of the weights")
+    eps: float = option(0.01, "the least weight of a cluster")
+    idro_layers: int = option(0, "last layers that gradients are compared over; 0: by --model_size")
+    idro_sketch_dim: int = option(0, "numbers a cluster's gradient is projected to before exchange; 0: exact")
+    logging_steps: int = option(10, "steps between log entries")
+    gradient_checkpointing: bool = option(False, "compute layers twice rather than keep their activations")
+    save_steps: int = option(0, "steps between checkpoints; 0: only at the end of the episode")
+    save_total_limit: int = option(0, "newest checkpoints of the episode that are kept, its last one too; 0: all")
+    max_skipped_steps: int = option(50, "steps in a row whose gradient is not finite, after which training gives up")
+    log_dir: str = option("", "TensorBoard folder (default: output_dir/logs)")
+    cache_dir: str = option("", "where models from the hub are kept")
+    seed: int = option(42, "seed of dropout")
+    no_cuda: bool = option(False, "stay on the CPU")
+    local_rank: int = option(-1, "set by torch.distributed.launch")
+
+    def __post_init__(self) -> None:
+        self.training_dir = self.training_dir or self.output_dir
+        self.output_dir = self.output_dir or self.training_dir
+        self.result_dir = self.result_dir or self.ann_dir
+        self.init_model_dir = self.init_model_dir or self.model_name_or_path
+        self.log_dir = self.log_dir or str(Path(self.output_dir, "logs"))
+        self.objective = self.dro_type.lower() if self.group else "erm"
+        self.follow = self.round == -1
+        if self.round < -1:
+            raise InputError(f"--round is {self.round}; an episode counts from 0, and -1 follows the newest")
+        wanted = self.total_training_steps and self.save_steps and self.single_warmup
+        if self.follow and (self.max_steps or not wanted):
+            raise InputError(
+                "--round -1 wants --total_training_steps, where it ends, --save_steps, without which there is "
+                "nothing new to mine with, and --single_warmup, but no --max_steps: an episode has no set length"
+            )
+        if self.follow and self.save_total_limit == 1:
+            raise InputError("--save_total_limit 1 and --round -1: the miner may be reading the checkpoint before")
+        if self.single_warmup and not (self.num_training_steps or self.total_training_steps):
+            raise InputError("--single_warmup wants --num_training_steps or --total_training_steps: the run's length")
+        if not self.training_dir:
+            raise InputError("give --training_dir or --output_dir: where checkpoints are and go")
+        if not self.triplet:
+            raise InputError("--triplet false: mined files hold triplets only")
+        check_at_least_one(
+            self,
+            *("per_gpu_train_batch_size", "gradient_accumulation_steps", "logging_steps", "n_groups"),
+            "max_skipped_steps",
+        )
