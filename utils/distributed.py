@@ -6,6 +6,7 @@ whether it runs distributed. On CUDA the backend is nccl, else gloo.
 
 import ctypes
 import os
+import re
 import signal
 import sys
 import time
@@ -17,13 +18,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from utils.errors import InputError
+from utils.errors import InputError, explanations
 
 T = TypeVar("T")
 
 # Time for all processes to find each other, and the longest that one may wait for another inside a collective.
 RENDEZVOUS_TIMEOUT = timedelta(seconds=90)
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+COLLECTIVE_TIMEOUT = timedelta(seconds=float(os.environ.get("ANCE_TIMEOUT_SECONDS", "1800")))
+ROLL_CALL_SECONDS = 5  # by which the processes that have noticed that one is missing notice it together
 
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
@@ -80,12 +82,31 @@ def _join(use_cuda: bool, device: torch.device) -> None:
             timeout=COLLECTIVE_TIMEOUT,
             device_id=device if use_cuda else None,
         )
+        explanations.append(lambda error: _lost_peers(error, store))
     except (dist.DistError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
             f"rank {rank} of {size} could not join the others at {address}: {reason}. Is the port in use by another "
             "program (choose one with --master_port), or did another process of this run not start?"
         ) from None
+
+
+def _lost_peers(error: Exception, store: dist.Store) -> str | None:
+    """Which processes are dead or hang, where this error says that somebody did not take part in a collective (gloo).
+
+    Whoever gets such an error says so in the store; whoever has not said so a few seconds later is the one.
+    """
+    if not re.search(r"[Tt]imed out|Connection (closed|reset) by peer|Broken pipe", str(error)):
+        return None
+    store.set(f"alive/{rank()}", b"1")
+    time.sleep(ROLL_CALL_SECONDS)
+    lost = [str(one) for one in range(world_size()) if not store.check([f"alive/{one}"])]
+    if not lost:
+        return None
+    return (
+        f"rank {', '.join(lost)} of {world_size()} is dead or hangs: it takes no part (the others wait "
+        f"{COLLECTIVE_TIMEOUT.total_seconds():g} s, ANCE_TIMEOUT_SECONDS); the same command goes on from what is saved"
+    )
 
 
 def leave(code: int = 0) -> None:

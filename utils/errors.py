@@ -34,6 +34,10 @@ class InputError(Exception):
         super().__init__(message)
 
 
+# What else may turn an exception into a message for people; None where it has nothing to say about it.
+explanations: list[Callable[[Exception], str | None]] = []
+
+
 @contextmanager
 def disk_errors(path: str | os.PathLike) -> Iterator[None]:
     """What the block cannot write to the disk becomes an `InputError` that names `path` and the cure.
@@ -61,10 +65,19 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except InputError as error:
-        rank = os.environ.get("RANK")
-        where = "" if rank is None else f" (rank {rank})"
-        sys.stdout.flush()
-        print(f"error{where}: {error}", file=sys.stderr, flush=True)
-        if rank is not None:
-            os._exit(2)
-        sys.exit(2)
+        _leave(str(error))
+    except Exception as error:
+        message = next(filter(None, (explain(error) for explain in explanations)), None)
+        if message is None:
+            raise
+        _leave(message)
+
+
+def _leave(message: str) -> None:
+    rank = os.environ.get("RANK")
+    where = "" if rank is None else f" (rank {rank})"
+    sys.stdout.flush()
+    print(f"error{where}: {message}", file=sys.stderr, flush=True)
+    if rank is not None:
+        os._exit(2)
+    sys.exit(2)
