@@ -21,7 +21,7 @@ import torch
 
 from utils.embedding_store import EmbeddingMatrix
 from utils.errors import InputError
-from utils.files import atomic_folder
+from utils.files import atomic_folder, load_array
 from utils.metrics import mean_by_cluster
 
 ITERATIONS = 25
@@ -132,10 +132,7 @@ def read_assignment(folder: str | Path, name: str, queries: int) -> tuple[np.nda
     arrays = []
     for of in (name, "sizes"):
         path = Path(folder, f"{of}.npy")
-        try:
-            array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"cannot be read ({error}); mine the episode again with --cluster_query", path) from None
+        array = load_array(path, "mine the episode again with --cluster_query")
         if array.ndim != 1 or array.dtype != np.int64:
             raise InputError(f"holds {array.dtype} {array.shape}, not one int64 a row; mine the episode again", path)
         arrays.append(array)

@@ -104,8 +104,8 @@ def _lost_peers(error: Exception, store: dist.Store) -> str | None:
     if not lost:
         return None
     return (
-        f"rank {', '.join(lost)} of {world_size()} is dead or hangs: it takes no part (the others wait "
-        f"{COLLECTIVE_TIMEOUT.total_seconds():g} s, ANCE_TIMEOUT_SECONDS); the same command goes on from what is saved"
+        f"rank {', '.join(lost)} of {world_size()} is dead or hangs: it takes no part (others wait "
+        f"{COLLECTIVE_TIMEOUT.total_seconds():g} s, ANCE_TIMEOUT_SECONDS); the same command goes on from there"
     )
 
 

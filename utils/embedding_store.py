@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError, disk_errors
-from utils.files import read_json, sync_folder, write_json
+from utils.files import load_array, read_json, sync_folder, write_json
 
 FORMAT_VERSION = 1
 DTYPES = ("float32", "float16")
@@ -243,10 +243,7 @@ def _write_manifest(folder: Path, matrices: dict) -> None:
 
 
 def _open(path: Path, source: EmbeddingSource) -> np.ndarray:
-    try:
-        shard = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"cannot be read ({error}); remove the folder, and it is encoded again", path) from None
+    shard = load_array(path, "remove the folder, and it is encoded again", memory_map=True)
     if shard.shape[1:] != (source.dimensions,) or shard.dtype != source.dtype:
         found, expected = f"{shard.dtype} {shard.shape}", f"{source.dtype} (rows, {source.dimensions})"
         raise InputError(f"holds {found}, not {expected}; remove the folder", path)

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from utils.errors import InputError, disk_errors
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -109,6 +111,19 @@ def read_json(path: str | os.PathLike) -> dict:
     if not isinstance(value, dict):
         raise InputError(f"holds a JSON {type(value).__name__} where an object was expected", path)
     return value
+
+
+def load_array(path: str | os.PathLike, cure: str, memory_map: bool = False) -> np.ndarray:
+    """Opens a .npy file of numbers, as a memory map if asked for; `InputError` with the cure where it is none."""
+    try:
+        array = np.load(path, mmap_mode="r" if memory_map else None, allow_pickle=False)
+    except Exception as error:  # numpy hands its header to Python's parser, which raises many kinds for a damaged one
+        raise InputError(
+            f"cannot be read ({(str(error).splitlines() or [type(error).__name__])[0]}); {cure}", path
+        ) from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iuf":
+        raise InputError(f"is no array of numbers; {cure}", path)
+    return array
 
 
 def sha256_of_file(path: str | os.PathLike) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError
-from utils.files import atomic_folder, read_json, write_json
+from utils.files import atomic_folder, load_array, read_json, write_json
 
 FORMAT_VERSION = 1
 LARGEST_UINT16_VOCABULARY = 65_536
@@ -204,7 +204,10 @@ class TokenStore:
     @cached_property
     def ids(self) -> list[str]:
         """The collection's own id of each row."""
-        ids = (self.folder / "ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
+        try:
+            ids = (self.folder / "ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot be read ({error}); make the store again", self.folder / "ids.txt") from None
         if len(ids) != len(self):
             raise InputError(
                 f"holds {len(ids)} ids for {len(self)} rows; make the store again", self.folder / "ids.txt"
@@ -268,10 +271,7 @@ def _read_meta(path: Path) -> TokenStoreMeta:
 
 def _open_array(path: Path, length: int, memory_map: bool = False) -> np.ndarray:
     """Opens a one-dimensional .npy of integers that must have `length` entries."""
-    try:
-        array = np.load(path, mmap_mode="r" if memory_map and length else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"cannot be read ({error}); the store is damaged: make it again", path) from None
+    array = load_array(path, "the store is damaged: make it again", memory_map=memory_map and length > 0)
     if array.shape != (length,) or array.dtype.kind not in "iu":
         raise InputError(
             f"holds {array.dtype} of shape {array.shape} where {length} integers were expected; make the store again",

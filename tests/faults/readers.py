@@ -1,0 +1,204 @@
+"""Every reader of the project, each with a file that it reads, for fuzzing: one that is damaged in any way.
+
+Whatever stands in a file, a reader either reads it or raises `InputError`. The files are small, and their numbers too
+(8 queries, 30 passages), so that a changed byte is likely to matter.
+"""
+
+import gzip
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from data.beir_data import read_jsonl
+from data.judgments import read_split
+from data.msmarco_data import read_documents, read_numbered
+from data.tokenizing import write_token_store
+from evaluate.dev_clusters import DevClusters
+from evaluate.finished_run import read_results
+from evaluate.metrics_file import read_metrics, read_per_query
+from evaluate.run_folder import RunFolder, read_settings
+from model.encoders import load_encoder
+from tests.tiny import tiny_bert_tokenizer
+from tests.tiny_models import random_store
+from tests.tiny_run import save_tiny_checkpoint
+from utils.checkpoint import check_files, load_training_state, read_trainer_state
+from utils.clustering import Clusters
+from utils.embedding_store import EmbeddingSource, open_embeddings, record_embeddings
+from utils.episode import MinedLines, read_episode, read_result, write_mined_file, write_result
+from utils.errors import InputError
+from utils.files import write_json
+from utils.metrics import MEASURES
+from utils.qrels import read_qrels, write_qrels
+from utils.token_store import TokenStore
+
+QUERIES, PASSAGES, CLUSTERS = 8, 30, 3
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A file that was written properly, and what reads it, all of it."""
+
+    path: Path
+    read: Callable[[], object]
+
+    def survives(self, content: bytes) -> bool:
+        """Whether this content can be read; raises anything but `InputError`. The file is as before afterwards."""
+        kept = self.path.read_bytes()
+        self.path.write_bytes(content)
+        try:
+            self.read()
+        except InputError:
+            return False
+        else:
+            return True
+        finally:
+            self.path.write_bytes(kept)
+
+
+def _raw(folder: Path) -> dict[str, Reader]:
+    """What comes from elsewhere: collections, queries and judgments; read up to the tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert_tokenizer(folder / "tokenizer"))
+
+    def tokenized(path: Path, texts) -> None:
+        write_token_store(folder / "tokens", texts, tokenizer, 16, path, wanted={"1"}, label="texts", total=None)
+
+    contents = {
+        "collection.tsv": "1\tthe cat is blue\n22\tsky\tof the tree\n",
+        "documents.tsv": "D1\thttp://a.b/c\tthe tree\tsky of the tree\nD22\thttp://d.e\t\tdog\n",
+        "corpus.jsonl": '{"_id": "1", "title": "The Cat", "text": "is \\u0062lue"}\n{"_id": 2, "text": "sky"}\n',
+        "qrels.tsv": "1\t0\t7\t1\n2\t0\t8\t0\n",
+        "qrels.beir.tsv": "query-id\tcorpus-id\tscore\n1\ta\t2\n",
+        "queries.tsv": "1\twhat is blue\n2\thow\n",
+    }
+    for name, content in contents.items():
+        (folder / name).write_text(content)
+    (folder / "queries.tsv.gz").write_bytes(gzip.compress(contents["queries.tsv"].encode(), mtime=0))
+    paths = {name: folder / name for name in [*contents, "queries.tsv.gz"]}
+    queries = [(1, "1", "what is blue"), (2, "2", "how")]
+    return {
+        "collection.tsv": Reader(
+            paths["collection.tsv"],
+            lambda: tokenized(paths["collection.tsv"], read_numbered(paths["collection.tsv"], str.lower)),
+        ),
+        "documents.tsv": Reader(
+            paths["documents.tsv"],
+            lambda: tokenized(paths["documents.tsv"], read_documents(paths["documents.tsv"], str, " [SEP] ", 99)),
+        ),
+        "corpus.jsonl": Reader(
+            paths["corpus.jsonl"], lambda: tokenized(paths["corpus.jsonl"], read_jsonl(paths["corpus.jsonl"], str))
+        ),
+        "queries.tsv.gz": Reader(
+            paths["queries.tsv.gz"],
+            lambda: tokenized(paths["queries.tsv.gz"], read_numbered(paths["queries.tsv.gz"], str)),
+        ),
+        "qrels.tsv": Reader(
+            paths["qrels.tsv"], lambda: read_split("train", queries, paths["queries.tsv"], paths["qrels.tsv"])
+        ),
+        "qrels.beir.tsv": Reader(
+            paths["qrels.beir.tsv"],
+            lambda: read_split("test", queries, paths["queries.tsv"], paths["qrels.beir.tsv"]),
+        ),
+    }
+
+
+def _stores(folder: Path) -> dict[str, Reader]:
+    """Token stores, judgments by row, embeddings, clusters and mined files."""
+
+    def store() -> None:
+        opened = TokenStore(folder / "store")
+        opened.row_hashes(block_tokens=64)
+        assert len(opened.ids) == len(opened)
+        opened[len(opened) - 1].sum()
+
+    def shard() -> None:
+        embeddings = open_embeddings(folder / "embeddings", "passages")
+        assert np.isfinite(embeddings.all()).shape == embeddings.shape
+
+    random_store(folder / "store", PASSAGES)
+    write_qrels(folder / "train-qrel.tsv", [(0, 3, 1), (1, 29, 0), (7, 2, 3)])
+    (folder / "embeddings").mkdir()
+    np.save(folder / "embeddings" / "passages.0-of-1.npy", np.ones((PASSAGES, 4), np.float32))
+    source = EmbeddingSource("w", "t", 8, 0, "float32", "float32", PASSAGES, 4)
+    record_embeddings(folder / "embeddings", "passages", source, 1)
+    assignment = np.arange(PASSAGES) % CLUSTERS
+    Clusters(np.ones((CLUSTERS, 4), np.float32), np.bincount(assignment), assignment).save(
+        folder / "clusters", assignment
+    )
+    lines = MinedLines(np.arange(4), np.arange(4), np.arange(12).reshape(4, 3), np.arange(4) % CLUSTERS)
+    write_mined_file(folder / "mined", iter([lines]))
+    write_result(folder, 0, {"step": 0, "episode": 0, "ndcg": 0.1, **dict.fromkeys(MEASURES, 0.1)})
+    readers = {f"store/{name}": store for name in ("tokens.npy", "offsets.npy", "ids.txt", "meta.json")}
+    readers |= {f"embeddings/{name}": shard for name in ("passages.0-of-1.npy", "manifest.json")}
+    readers |= {
+        f"clusters/{name}.npy": lambda: DevClusters.read(folder / "clusters", folder / "store")
+        for name in ("dev_assignment", "sizes")
+    }
+    readers |= {
+        "train-qrel.tsv": lambda: read_qrels(folder / "train-qrel.tsv", QUERIES, PASSAGES),
+        "mined": lambda: read_episode(folder / "mined", QUERIES, PASSAGES, CLUSTERS),
+        "ann_ndcg_0": lambda: read_result(folder, 0),
+    }
+    return {name: Reader(folder / name, read) for name, read in readers.items()}
+
+
+def _results(folder: Path) -> dict[str, Reader]:
+    """Metrics, tables and settings."""
+    values = dict.fromkeys(MEASURES, 0.5)
+    metrics = {"run": "r", "collection": "c", "checkpoint": None, "queries": 1, "metrics": values, "parts": []}
+    results = {"columns": ["a"], "rows": [{"run": "r", "cells": [0.5]}]}
+    write_json(folder / "metrics.json", metrics)
+    write_json(folder / "per_query.json", {"run": "r", "collection": "c", "queries": {"1": values, "2": values}})
+    write_json(folder / "results" / "results.json", results)
+    (folder / "settings.train").write_text("OBJECTIVE=idro\nEPS=0.01\n")
+    readers = {
+        "metrics.json": lambda: read_metrics(folder / "metrics.json"),
+        "per_query.json": lambda: read_per_query(folder / "per_query.json"),
+        "results/results.json": lambda: read_results(RunFolder(folder)),
+        "settings.train": lambda: read_settings(folder / "settings.train"),
+    }
+    return {name: Reader(folder / name, read) for name, read in readers.items()}
+
+
+def _checkpoint(folder: Path) -> dict[str, Reader]:
+    """A checkpoint's files."""
+    checkpoint = save_tiny_checkpoint(folder / "models", "rdot_nll_condenser")
+    shutil.rmtree(folder / "models" / "tokenizer")
+
+    def training_state() -> None:
+        encoder, _ = load_encoder("rdot_nll_condenser", str(checkpoint))
+        optimizer, scaler = torch.optim.AdamW(encoder.parameters()), torch.amp.GradScaler("cpu", enabled=False)
+        load_training_state(checkpoint, optimizer, scaler, random_states=True)
+
+    readers = {
+        "trainer_state.json": lambda: read_trainer_state(checkpoint),
+        "checksums.json": lambda: check_files(checkpoint),
+        "model.safetensors": lambda: load_encoder("rdot_nll_condenser", str(checkpoint)),
+        "optimizer.pt": training_state,
+        "random_states.pt": training_state,
+    }
+    return {name: Reader(checkpoint / name, read) for name, read in readers.items()}
+
+
+def make_readers(folder: Path) -> dict[str, Reader]:
+    """Every reader by the name of its file, with the files in `folder`."""
+    readers: dict[str, Reader] = {}
+    for make in (_raw, _stores, _results, _checkpoint):
+        part = folder / make.__name__.strip("_")
+        part.mkdir(parents=True)
+        readers |= make(part)
+    return readers
+
+
+NAMES = (
+    *("collection.tsv", "documents.tsv", "corpus.jsonl", "queries.tsv.gz", "qrels.tsv", "qrels.beir.tsv"),
+    *("store/tokens.npy", "store/offsets.npy", "store/ids.txt", "store/meta.json"),
+    *("embeddings/passages.0-of-1.npy", "embeddings/manifest.json", "clusters/dev_assignment.npy"),
+    *("clusters/sizes.npy", "train-qrel.tsv", "mined", "ann_ndcg_0"),
+    *("metrics.json", "per_query.json", "results/results.json", "settings.train"),
+    *("trainer_state.json", "checksums.json", "model.safetensors", "optimizer.pt", "random_states.pt"),
+)

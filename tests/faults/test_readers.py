@@ -1,0 +1,53 @@
+"""Damaged files of every kind: our own error or a proper reading, never another exception."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.faults.readers import NAMES, make_readers
+
+SLOW = ("model.safetensors", "optimizer.pt", "random_states.pt")
+PIECES = (
+    *(b"\t", b"\n", b"\r", b"\0", b" ", b",", b"-1", b"0", b"99999999999999999999999", b"1e999", b"nan", b"null"),
+    *(b"{", b"}", b"[", b'"', b"\\ud800", b"[[[[[[[[[[", b"\xff\xfe", b"\xed\xa0\x80", "\u202e".encode(), b"../../x"),
+)
+
+
+@pytest.fixture(scope="module")
+def readers(tmp_path_factory):
+    return make_readers(tmp_path_factory.mktemp("readers") / "files")
+
+
+@st.composite
+def damages(draw) -> list[tuple[float, float, bytes]]:
+    """Places, as shares of the file, where something is taken away, and what is put there instead."""
+    piece = st.one_of(st.sampled_from(PIECES), st.binary(max_size=8))
+    share = st.floats(0, 1)
+    return draw(st.lists(st.tuples(share, st.one_of(st.just(0.0), st.floats(0, 0.2), share), piece), max_size=4))
+
+
+def damaged(content: bytes, damage: list[tuple[float, float, bytes]]) -> bytes:
+    for place, length, piece in damage:
+        start = round(place * len(content))
+        content = content[:start] + piece + content[start + round(length * len(content)) :]
+    return content
+
+
+def test_every_reader_is_fuzzed_and_reads_its_file(readers):
+    assert tuple(readers) == NAMES
+    assert all(reader.survives(reader.path.read_bytes()) for reader in readers.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_damaged_file_is_read_or_refused_by_our_own_error(readers, name):
+    reader = readers[name]
+    content = reader.path.read_bytes()
+    refused = []
+
+    @settings(max_examples=20 if name in SLOW else 100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(damages())
+    def fuzz(damage):
+        refused.append(not reader.survives(damaged(content, damage)))
+
+    fuzz()
+    assert any(refused), "no damage was noticed: is the file read at all?"
