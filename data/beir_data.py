@@ -10,6 +10,7 @@ name, is in data/beir_sets.py.
 """
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from utils.arguments import option, parse, required
 from utils.errors import InputError, run
 from utils.files import find_file, read_lines
 from utils.logs import say
+
+SURROGATE = re.compile("[\ud800-\udfff]")  # what Python's JSON makes of half of a pair
 
 
 @dataclass
@@ -59,6 +62,12 @@ def read_jsonl(path: Path, normalize: Callable[[str], str]) -> Iterator[Text]:
             if not isinstance(value, str):
                 found = f"found {value!r:.80}" if key in record else "found none"
                 raise InputError(f"expected a string as {key}, {found}: {content[:80]!r}", path, line)
+        if "\\u" in content and SURROGATE.search(f"{text_id}{title}{text}"):
+            raise InputError(
+                f"holds half of a pair of surrogates, like \\ud800, which is no character; remove it: {content[:80]!r}",
+                path,
+                line,
+            )
         if not text_id or "\n" in text_id or "\r" in text_id or "\t" in text_id:
             raise InputError(f"the id {text_id!r} is empty or holds a tab or line break", path, line)
         yield line, text_id, normalize(f"{title} {text}" if title else text)

@@ -77,6 +77,8 @@ def open_sequences(
 ) -> Sequences:
     """The sequences of a token store, which must be of this tokenizer and length (None: any) and fit the encoder."""
     store = TokenStore(folder)
+    if distributed.is_main():
+        store.check_content()
     store.expect(tokenizer, max_length or store.meta.max_length)
     check_length(config, store.folder.name, store.meta.max_length, chunk_length)
     return Sequences(store, chunk_length)

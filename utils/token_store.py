@@ -140,7 +140,6 @@ class TokenStoreWriter:
         self._tokens.close()
         self._offsets.close()
         self._ids.close()
-        content = f"{self._tokens.sha256.hexdigest()} {self._offsets.sha256.hexdigest()}"
         meta = TokenStoreMeta(
             format_version=FORMAT_VERSION,
             tokenizer=self.tokenizer.name,
@@ -152,7 +151,7 @@ class TokenStoreWriter:
             tokens=self._tokens.length,
             source_file=source.name,
             source_size=source.stat().st_size,
-            sha256=hashlib.sha256(content.encode()).hexdigest(),
+            sha256=_digest_of(self._tokens.sha256.hexdigest(), self._offsets.sha256.hexdigest()),
         )
         write_json(self._folder / "meta.json", asdict(meta))
 
@@ -214,6 +213,14 @@ class TokenStore:
             )
         return ids
 
+    def check_content(self) -> None:
+        """`InputError` where tokens or offsets are not what was written; reads all of them, about a GB a second."""
+        digests = (hashlib.sha256(array.data).hexdigest() for array in (self.tokens, self.offsets))
+        if _digest_of(*digests) != self.meta.sha256:
+            raise InputError(
+                "the tokens are not those that were written: they were altered; make the store again", self.folder
+            )
+
     def row_hashes(self, block_tokens: int = 2**17) -> np.ndarray:
         """A 64-bit hash of each row's tokens, uint64: equal rows have equal hashes.
 
@@ -253,6 +260,11 @@ class TokenStore:
                 self.folder,
             )
         return self
+
+
+def _digest_of(tokens: str, offsets: str) -> str:
+    """What meta.json holds of the digests of both."""
+    return hashlib.sha256(f"{tokens} {offsets}".encode()).hexdigest()
 
 
 def _read_meta(path: Path) -> TokenStoreMeta:

@@ -1,11 +1,14 @@
 """Damaged files of every kind: our own error or a proper reading, never another exception."""
 
+import os
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.faults.readers import NAMES, make_readers
 
+EXAMPLES = int(os.environ.get("ANCE_FUZZ_EXAMPLES", "100"))
 SLOW = ("model.safetensors", "optimizer.pt", "random_states.pt")
 PIECES = (
     *(b"\t", b"\n", b"\r", b"\0", b" ", b",", b"-1", b"0", b"99999999999999999999999", b"1e999", b"nan", b"null"),
@@ -44,7 +47,11 @@ def test_a_damaged_file_is_read_or_refused_by_our_own_error(readers, name):
     content = reader.path.read_bytes()
     refused = []
 
-    @settings(max_examples=20 if name in SLOW else 100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(
+        max_examples=EXAMPLES // 5 if name in SLOW else EXAMPLES,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
     @given(damages())
     def fuzz(damage):
         refused.append(not reader.survives(damaged(content, damage)))

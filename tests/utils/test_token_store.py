@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from tests.tiny import tiny_bert_tokenizer
+from tests.tiny_models import random_store
 from utils.errors import InputError
 from utils.token_store import TokenizerInfo, TokenStore, create_token_store
 
@@ -202,3 +203,18 @@ def test_a_tokenizer_without_padding_token_is_told(tmp_path):
     tokenizer.pad_token = None
     with pytest.raises(InputError, match="no padding token"):
         TokenizerInfo.of(tokenizer)
+
+
+def test_altered_tokens_are_noticed(tmp_path):
+    store = random_store(tmp_path / "store", 9)
+    store.check_content()
+    for name in ("tokens.npy", "offsets.npy"):
+        path = tmp_path / "store" / name
+        content = bytearray(path.read_bytes())
+        content[-8] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"they were altered|the store is damaged"):
+            TokenStore(tmp_path / "store").check_content()
+        content[-8] ^= 1
+        path.write_bytes(content)
+    TokenStore(tmp_path / "store").check_content()

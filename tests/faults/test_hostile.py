@@ -1,0 +1,85 @@
+"""Files and texts that mean harm: nothing runs, nothing leaves its folder, and text is just text."""
+
+import io
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data import beir_data
+from tests.faults.readers import NAMES, make_readers
+from tests.tiny import tiny_bert_tokenizer
+from tests.tiny_run import call
+from utils.token_store import TokenStore
+
+
+class Bomb:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+def bombs(marker: Path) -> dict[str, bytes]:
+    """The same pickle as it is, inside an array of objects, and inside a file of torch's, old and new."""
+    contents = {"pickle": pickle.dumps(Bomb(marker))}
+    array = np.empty(1, dtype=object)
+    array[0] = Bomb(marker)
+    for name, save in (
+        ("numpy", lambda buffer: np.save(buffer, array, allow_pickle=True)),
+        ("torch", lambda buffer: torch.save({"optimizer": Bomb(marker)}, buffer)),
+        ("torch, old", lambda buffer: torch.save(Bomb(marker), buffer, _use_new_zipfile_serialization=False)),
+    ):
+        buffer = io.BytesIO()
+        save(buffer)
+        contents[name] = buffer.getvalue()
+    return contents
+
+
+@pytest.fixture(scope="module")
+def readers(tmp_path_factory):
+    return make_readers(tmp_path_factory.mktemp("hostile") / "files")
+
+
+def test_the_bomb_goes_off_where_it_is_let(tmp_path):
+    marker = tmp_path / "ran"
+    for content in list(bombs(marker).values())[:1]:
+        pickle.loads(content)
+    torch.load(io.BytesIO(bombs(marker)["torch"]), weights_only=False)
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_file_that_is_read_can_run_code(readers, name, tmp_path):
+    marker = tmp_path / "ran"
+    for kind, content in bombs(marker).items():
+        assert not readers[name].survives(content), kind
+        assert not marker.exists(), kind
+
+
+IDS = ["../../evil", "/etc/passwd", "$(touch evil)", "`touch evil`", "a; rm -rf .", "<script>", "x\0y", "\u202eevil"]
+
+
+def test_hostile_ids_and_texts_are_just_text(tmp_path):
+    raw = tmp_path / "raw"
+    (raw / "qrels").mkdir(parents=True)
+    texts = [*IDS, "word " * 200_000, "\x1b[31m", "nul \0 inside", "\U0001f600 \u2066bidi"]
+    corpus = [{"_id": f"{number} {name}".replace(" ", "_", 1), "text": name} for number, name in enumerate(texts)]
+    corpus = [{**record, "_id": record["_id"] if len(record["_id"]) < 99 else "long"} for record in corpus]
+    corpus += [{"_id": name, "text": "the cat"} for name in IDS]
+    (raw / "corpus.jsonl").write_text("".join(json.dumps(record) + "\n" for record in corpus))
+    (raw / "queries.jsonl").write_text("".join(json.dumps({"_id": name, "text": name}) + "\n" for name in IDS))
+    (raw / "qrels" / "test.tsv").write_text("".join(f"{name}\t{name}\t1\n" for name in IDS))
+    tokenizer = tiny_bert_tokenizer(tmp_path / "tokenizer")
+    before = set(tmp_path.rglob("*"))
+    call(beir_data, "--data_dir", raw, "--out_data_dir", tmp_path / "out", "--model_name_or_path", tokenizer)
+    made = {path.relative_to(tmp_path).parts[0] for path in set(tmp_path.rglob("*")) - before}
+    assert made == {"out"}
+    assert TokenStore(tmp_path / "out" / "passages").ids == [record["_id"] for record in corpus]
+    assert TokenStore(tmp_path / "out" / "test-query").ids == IDS
