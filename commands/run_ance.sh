@@ -51,7 +51,8 @@
 #   SAVE_TOTAL_LIMIT   newest checkpoints that an episode keeps; 0: all. (The last checkpoint 0
 #                      of each episode stays in any case, for mining and evaluation.)
 #   GRADIENT_CHECKPOINTING   1: compute every layer but the last twice, and keep less       0
-#   SEED                                                                                    42
+#   SEED               of dropout, and of all that is drawn in mining                       42
+#   MINING_SEED        of clusters and negatives alone                                      SEED
 # How
 #   PROCESSES          on this machine, see above                                           the GPUs, else 1 [2]
 #   LAUNCHER           what starts a script with its arguments in all processes, words      torchrun, PROCESSES here
@@ -70,7 +71,8 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 settings=(DATA_DIR OUT_DIR CHECKPOINT ZERO_SHOT_DIRS PUBLIC_ANN_DATA_DIR MODEL_TYPE MODEL_SIZE DATA_TYPE
     MAX_SEQ_LENGTH MAX_QUERY_LENGTH TOPK NEGATIVES CLUSTERS EMBEDDING_DTYPE INDEX_FACTORY INDEX_PARAMETERS
     EPISODES STEPS BATCH_SIZE ACCUMULATION OPTIMIZER LEARNING_RATE WARMUP_STEPS OBJECTIVE ALPHA EMA RHO EPS
-    IDRO_LAYERS IDRO_SKETCH_DIM SAVE_STEPS SAVE_TOTAL_LIMIT GRADIENT_CHECKPOINTING SEED PROCESSES LAUNCHER ASYNC MINING_GPUS
+    IDRO_LAYERS IDRO_SKETCH_DIM SAVE_STEPS SAVE_TOTAL_LIMIT GRADIENT_CHECKPOINTING SEED MINING_SEED PROCESSES
+    LAUNCHER ASYNC MINING_GPUS
     TRAINING_GPUS MIXED_PRECISION EVAL_BATCH_SIZE BM25 LICENSE)
 
 fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
@@ -112,6 +114,8 @@ fi
 [[ -n "${OUT_DIR:-}" ]] || fail "OUT_DIR is not set: the folder for what the run makes"
 [[ -n "${CHECKPOINT:-}" ]] || fail "CHECKPOINT is not set: the model to begin with"
 mkdir -p "$OUT_DIR" && OUT_DIR="$(absolute "$OUT_DIR")"
+[[ -z "${PUBLIC_ANN_DATA_DIR:-}" ]] ||
+    { mkdir -p "$PUBLIC_ANN_DATA_DIR" && PUBLIC_ANN_DATA_DIR="$(absolute "$PUBLIC_ANN_DATA_DIR")"; }
 [[ ! -d "$CHECKPOINT" ]] || CHECKPOINT="$(absolute "$CHECKPOINT")"
 
 # The published run's hyperparameters, for everything that is not set.
@@ -126,6 +130,7 @@ esac
 : "${EPISODES:=3}" "${ACCUMULATION:=1}" "${OPTIMIZER:=lamb}" "${LEARNING_RATE:=5e-6}" "${WARMUP_STEPS:=3000}"
 : "${OBJECTIVE:=idro}" "${ALPHA:=0.25}" "${EMA:=0.1}" "${RHO:=0.05}" "${EPS:=0.01}"
 : "${IDRO_LAYERS:=0}" "${IDRO_SKETCH_DIM:=0}" "${SAVE_STEPS:=5000}" "${SAVE_TOTAL_LIMIT:=0}" "${SEED:=42}"
+: "${MINING_SEED:=$SEED}"
 : "${PROCESSES:=$((gpus > 0 ? gpus : 1))}" "${MIXED_PRECISION:=1}" "${EVAL_BATCH_SIZE:=512}" "${LICENSE:=}"
 : "${BM25:=0}" "${ZERO_SHOT_DIRS:=}" "${PUBLIC_ANN_DATA_DIR:=}" "${GRADIENT_CHECKPOINTING:=0}" "${LAUNCHER:=}"
 : "${TRAINING_GPUS:=$(seq -s , 0 $((gpus / 2 - 1)))}" "${MINING_GPUS:=$(seq -s , $((gpus / 2)) $((gpus - 1)))}"
@@ -245,10 +250,11 @@ tokenized="$mined$(there "$preprocessed/dev-qrel.tsv")"
 hold "$OUT_DIR/settings.tokenize" "$tokenized" \
     DATA_DIR DATA_TYPE CHECKPOINT MODEL_TYPE MAX_SEQ_LENGTH MAX_QUERY_LENGTH
 hold "$OUT_DIR/settings.mine" "$mined" \
-    TOPK NEGATIVES CLUSTERS SEED MIXED_PRECISION EMBEDDING_DTYPE INDEX_FACTORY INDEX_PARAMETERS
+    TOPK NEGATIVES CLUSTERS MINING_SEED MIXED_PRECISION EMBEDDING_DTYPE INDEX_FACTORY INDEX_PARAMETERS
 hold "$OUT_DIR/settings.train" "$trained" \
-    ASYNC MODEL_SIZE STEPS BATCH_SIZE ACCUMULATION OPTIMIZER LEARNING_RATE WARMUP_STEPS OBJECTIVE ALPHA EMA RHO EPS \
+    ASYNC SEED MODEL_SIZE STEPS BATCH_SIZE ACCUMULATION OPTIMIZER LEARNING_RATE WARMUP_STEPS OBJECTIVE ALPHA EMA RHO EPS \
     IDRO_LAYERS IDRO_SKETCH_DIM
+hold "$OUT_DIR/settings.evaluate" "" PUBLIC_ANN_DATA_DIR # may change at any time; search and report look there
 for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
     folder="${zero_shot[$name]}"
     hold "$OUT_DIR/zero_shot/$name/settings" "$(there "$OUT_DIR/zero_shot/$name/test-qrel.tsv")" folder
@@ -276,7 +282,7 @@ mine=("$root/drivers/run_ann_data_gen.py" "${model[@]}" "${lengths[@]}" ${precis
     --output_dir "$ann_data" --result_dir "$results" --public_ann_data_dir "$PUBLIC_ANN_DATA_DIR"
     "${embeddings_as[@]}" --index_factory "$INDEX_FACTORY" --index_parameters "$INDEX_PARAMETERS"
     --per_gpu_eval_batch_size "$EVAL_BATCH_SIZE" --topk_training "$TOPK" --negative_sample "$NEGATIVES"
-    --ann_chunk_factor 5 --group "$group" --cluster_query --cluster_centroids "$CLUSTERS" --seed "$SEED")
+    --ann_chunk_factor 5 --group "$group" --cluster_query --cluster_centroids "$CLUSTERS" --seed "$MINING_SEED")
 ((${#zero_shot_stores[@]} == 0)) || mine+=(--zero_shot_dirs "${zero_shot_stores[@]}")
 
 # 4. Train on them: minutes (demo).
@@ -390,9 +396,7 @@ base_model=()
 
 # 8. The report, and its pictures: half a minute.
 stage "report"
-embeddings=()
-[[ -z "$PUBLIC_ANN_DATA_DIR" ]] || embeddings=(--embedding_dir "$PUBLIC_ANN_DATA_DIR")
-"$python" "$root/evaluate/report.py" --run_dir "$OUT_DIR" ${embeddings[@]+"${embeddings[@]}"}
+"$python" "$root/evaluate/report.py" --run_dir "$OUT_DIR"
 cat << END
 
 report       $OUT_DIR/report.html

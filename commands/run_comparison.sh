@@ -11,8 +11,8 @@
 # the same name in lower case:
 #   OUT_DIR            a folder a run, and the result                                       runs/comparison
 #   OBJECTIVES         the first is what the others are compared with                       erm dro-greedy idro
-#   SEEDS                                                                                   1 2 3
-# and all of run_ance.sh's but EPISODES, OBJECTIVE, SEED, ASYNC (bash commands/run_ance.sh --help).
+#   SEEDS              of dropout; the first one is mining's too                            1 2 3
+# and all of run_ance.sh's but EPISODES, OBJECTIVE, SEED, MINING_SEED, ASYNC (bash commands/run_ance.sh --help).
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
@@ -21,7 +21,7 @@ flags=()
 while (($#)); do
     case "$1" in
         -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 0 ;;
-        --episodes | --objective | --seed | --async) fail "$1 is not a setting here; see --help" ;;
+        --episodes | --objective | --seed | --mining_seed | --async) fail "$1 is not a setting here; see --help" ;;
         --out_dir | --objectives | --seeds)
             (($# > 1)) || fail "$1 wants a value"
             name="${1#--}" && printf -v "${name^^}" %s "$2" && shift 2
@@ -33,7 +33,7 @@ while (($#)); do
     esac
 done
 : "${OUT_DIR:=$root/runs/comparison}" "${OBJECTIVES:=erm dro-greedy idro}" "${SEEDS:=1 2 3}"
-unset EPISODES OBJECTIVE SEED ASYNC
+unset EPISODES OBJECTIVE SEED MINING_SEED ASYNC
 read -ra objectives <<< "$OBJECTIVES"
 read -ra seeds <<< "$SEEDS"
 all_differ() { [[ -z "$(printf '%s\n' "$@" | sort | uniq -d)" ]]; }
@@ -50,8 +50,8 @@ mkdir -p "$OUT_DIR" && OUT_DIR="$(cd "$OUT_DIR" && pwd)"
 first="$OUT_DIR/${objectives[0]}-${seeds[0]}"
 
 # All begin with what one run has mined, whose folder is noted: another would be another start.
-if [[ -f "$OUT_DIR/first" ]]; then
-    noted="$(< "$OUT_DIR/first")"
+noted="$({ cat "$OUT_DIR/first" 2> /dev/null || true; })"
+if [[ -n "$noted" && -f "$OUT_DIR/$noted/results/ann_ndcg_0" ]]; then
     [[ "$noted" == "${first##*/}" ]] ||
         fail "the runs in $OUT_DIR begin with what $noted has mined; name its objective and seed first, or choose another OUT_DIR"
 else
@@ -76,7 +76,7 @@ for objective in "${objectives[@]}"; do
         printf '\n==== %s, seed %s\n' "$objective" "$seed"
         [[ "$out" == "$first" || -e "$out/results/ann_ndcg_0" ]] || share "$out"
         bash "$root/commands/run_ance.sh" ${flags[@]+"${flags[@]}"} --out_dir "$out" --episodes 1 \
-            --objective "$objective" --seed "$seed"
+            --objective "$objective" --seed "$seed" --mining_seed "${seeds[0]}"
         folders+=",$out"
     done
     arguments+=("$objective=${folders#,}")

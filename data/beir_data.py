@@ -64,7 +64,7 @@ def read_jsonl(path: Path, normalize: Callable[[str], str]) -> Iterator[Text]:
                 raise InputError(f"expected a string as {key}, {found}: {content[:80]!r}", path, line)
         if "\\u" in content and SURROGATE.search(f"{text_id}{title}{text}"):
             raise InputError(
-                f"holds half of a pair of surrogates, like \\ud800, which is no character; remove it: {content[:80]!r}",
+                f"holds half of a pair of surrogates, like \\ud800; it is no character, remove it: {content[:80]!r}",
                 path,
                 line,
             )

@@ -11,6 +11,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import mkdtemp
 from zipfile import BadZipFile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -50,17 +51,17 @@ def fetch(name: str, out_dir: str | Path, url: str = PUBLIC) -> Path:
         raise InputError(
             f"fetching wants BEIR's library: bash commands/install.sh beir installs it; without it, {place}"
         ) from None
-    partial = Path(out_dir, f".{name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    Path(out_dir).mkdir(parents=True, exist_ok=True)
+    partial = Path(mkdtemp(dir=out_dir, prefix=f".{name}.partial-"))  # two may fetch at once
     try:
         say(f"fetching {url}/{name}.zip")
         unpacked = Path(download_and_unzip(f"{url}/{name}.zip", str(partial)))
         for part in (unpacked / part for part in entry.parts or ("",)):
             for found in (part / "corpus.jsonl", part / "queries.jsonl", part / "qrels" / "test.tsv"):
                 find_file(found.parent, found.name)
-        unpacked.replace(folder)
-        sync_folder(folder.parent)
+        if not folder.is_dir():
+            unpacked.replace(folder)
+            sync_folder(folder.parent)
     except (RequestException, BadZipFile, OSError, InputError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(

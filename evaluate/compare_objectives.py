@@ -52,11 +52,12 @@ class Queries:
     zero_shot: dict[str, list[str]]
 
     @classmethod
-    def of(cls, folder: Path) -> "Queries":
-        """Those that the initial checkpoint was evaluated on in this run."""
+    def of(cls, folder: Path, step: int) -> "Queries":
+        """Those that the initial checkpoint and that of `step` were evaluated on in this run."""
         results = folder / "results"
         judged = read_per_query(per_query_file(results / "dev", 0))
-        names = sorted(path.parents[1].name for path in results.glob("zero_shot/*/step-0/per_query.json"))
+        found = (results.glob(f"zero_shot/*/step-{number}/per_query.json") for number in (0, step))
+        names = sorted(set.intersection(*({path.parents[1].name for path in paths} for paths in found)))
         return cls(
             DevClusters.read(folder / "ann_data" / "clusters_0", folder / "preprocessed" / "dev-query").only(judged),
             {name: sorted(read_per_query(per_query_file(results / "zero_shot" / name, 0))) for name in names},
@@ -168,7 +169,7 @@ def main() -> None:
     args = parse(Arguments, __doc__)
     objectives = read_objectives(args.objectives)
     start = next(iter(objectives.values()))[0]
-    queries = Queries.of(start)
+    queries = Queries.of(start, args.step)
     clusters = queries.dev
     values = {name: Values.read(folders, args.step, queries) for name, folders in objectives.items()}
     initial = Values.read([start], 0, queries)

@@ -74,10 +74,11 @@ def _part(path: Path, measure: str) -> tuple[str, dict[str, float]]:
         raise InputError(f"holds no {measure}, only {', '.join(measures)}; evaluate again", path)
     found = {query: of_query[measure] for query, of_query in values.items()}
     mean = math.fsum(found.values()) / len(found)
-    if not math.isclose(mean, metrics.metrics[measure], abs_tol=1e-6):
+    whole = metrics.metrics.get(measure, math.nan)
+    if not math.isclose(mean, whole, abs_tol=1e-6):
         raise InputError(
-            f"its mean {measure} is {mean:.6f}, and {metrics.metrics[measure]:.6f} in metrics.json beside it: they "
-            "are of two evaluations; evaluate again",
+            f"its mean {measure} is {mean:.6f}, and {whole:.6f} in metrics.json beside it: they are of two "
+            "evaluations; evaluate again",
             path,
         )
     return metrics.collection, found

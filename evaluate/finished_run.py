@@ -54,10 +54,10 @@ class TrainedEpisode:
 
 @dataclass(frozen=True)
 class Gains:
-    """What each cluster's dev queries gained, float64 (clusters,); nan where a cluster has too few judged ones.
+    """What each cluster's dev queries gained, float64 (clusters,).
 
-    `before` and `after` are means; `gain` is that of the paired differences and `error` its standard error.
-    `queries` int64 counts the judged ones.
+    `before` and `after` are means; `gain` is that of the paired differences and `error` its standard error; nan where
+    a cluster has no judged query, or fewer than the two that an error wants. `queries` int64 counts the judged ones.
     """
 
     queries: np.ndarray
@@ -69,11 +69,28 @@ class Gains:
 
 @dataclass(frozen=True)
 class QuerySample:
-    """Training queries: their rows in the token store, in ascending order, their texts and their clusters."""
+    """Training queries: their rows in the token store, in ascending order, their texts and their clusters.
+
+    `tokens` is the store's fingerprint.
+    """
 
     rows: np.ndarray
     texts: list[str]
     clusters: np.ndarray
+    tokens: str
+
+
+@dataclass(frozen=True)
+class Results:
+    """The run's table, whose rows are (label, values), None where there is no value; and what it is about.
+
+    `zero_shot` are the names of the collections, and `step` is that of the last row's checkpoint.
+    """
+
+    columns: list[str]
+    rows: list[tuple[str, list[float | None]]]
+    zero_shot: list[str]
+    step: int
 
 
 def checkpoint_metrics(results: Path) -> dict[int, dict[str, float]]:
@@ -85,20 +102,20 @@ def checkpoint_metrics(results: Path) -> dict[int, dict[str, float]]:
     return found
 
 
-def metric_curves(run: RunFolder) -> dict[str, Curve]:
+def metric_curves(run: RunFolder, table: Results) -> dict[str, Curve]:
     """The metrics of checkpoints by their steps: of those that were evaluated, and of those that mined an episode.
 
-    The zero-shot metric is the mean over the collections, of the checkpoints that were measured on all of them.
+    The zero-shot metric is the mean over the table's collections, of the checkpoints that were measured on all of
+    them. Checkpoints beyond the table's last one are of a run that was longer once.
     """
     results = run.path / "results"
     mined = [read_result(results, number) for number in range(newest_episode(results) + 1)]
     dev = {int(result["step"]): result for result in mined if "step" in result}
     dev |= checkpoint_metrics(results / "dev")
     curves = {f"dev {label}": _metric(dev, name) for label, name in (("MRR@10", "mrr@10"), ("nDCG@10", "ndcg@10"))}
-    names = sorted(path.name for path in (results / "zero_shot").glob("*"))
-    if names:
+    if table.zero_shot:
         of_sets = []
-        for name in names:
+        for name in table.zero_shot:
             values = {
                 int(result["step"]): result["zero_shot"][name]
                 for result in mined
@@ -108,7 +125,7 @@ def metric_curves(run: RunFolder) -> dict[str, Curve]:
         steps = set.intersection(*(set(curve.steps.tolist()) for curve in of_sets))
         means = {step: float(np.mean([curve.values[curve.steps == step] for curve in of_sets])) for step in steps}
         curves["zero-shot nDCG@10"] = Curve.of(means)
-    return curves
+    return {label: curve.between(-1, table.step) for label, curve in curves.items()}
 
 
 def _metric(metrics: dict[int, dict[str, float]], name: str) -> Curve:
@@ -179,17 +196,24 @@ def sample_queries(run: RunFolder, number: int, most: int, seed: int = 0) -> tup
             texts[wanted.pop(query_id)] = text
     if wanted:
         raise InputError(f"lacks query {min(wanted)!r} of {store.folder}: it was changed since; tokenize again", path)
-    return QuerySample(rows, texts, assignment[rows]), np.bincount(assignment, minlength=count)
+    return QuerySample(rows, texts, assignment[rows], store.meta.sha256), np.bincount(assignment, minlength=count)
 
 
-def read_results(run: RunFolder) -> tuple[list[str], list[tuple[str, list[float | None]]]]:
-    """The table's columns, and its rows as (label, values), from results.json; None where there is no value."""
+def read_results(run: RunFolder) -> Results:
+    """The run's table, from results.json; `InputError` where it is not what evaluate/results_table.py writes."""
     path = run.path / "results" / "results.json"
     content = read_json(path)
     try:
         columns, rows = content["columns"], [(row["run"], row["cells"]) for row in content["rows"]]
-        if not all(isinstance(label, str) and len(cells) == len(columns) for label, cells in rows):
+        if not rows or not all(isinstance(label, str) and len(cells) == len(columns) for label, cells in rows):
             raise TypeError("rows and columns differ")
+        last = content["rows"][-1]
+        step = re.fullmatch(r"checkpoint-(\d+)", Path(last["dev"]["checkpoint"]).name)
+        if not step:
+            raise TypeError("its last row is of no checkpoint of a run")
+        names = [metrics["collection"] for metrics in last["zero_shot"]]
+        if not all(isinstance(name, str) and name == Path(name).name for name in names):
+            raise TypeError("a zero-shot collection's name is none")
     except (KeyError, TypeError) as error:
         raise InputError(f"is not what evaluate/results_table.py writes ({error}); make it again", path) from None
-    return columns, rows
+    return Results(columns, rows, names, int(step[1]))

@@ -19,6 +19,7 @@ from data.beir_sets import find_set
 from evaluate.metrics_file import RunMetrics, read_metrics, write_metrics
 from utils.arguments import option, parse, required
 from utils.errors import InputError, run
+from utils.logs import say
 
 
 @dataclass
@@ -51,11 +52,14 @@ def mean_of_parts(parts: dict[str, RunMetrics], collection: str) -> RunMetrics:
     check_parts(collection, {part.collection for part in parts.values()})
     measures = set.intersection(*(set(part.metrics) for part in parts.values()))
     first = next(iter(parts.values()))
+    queries, published = sum(part.queries for part in parts.values()), find_set(collection).queries
+    if published and queries != published:
+        say(f"warning: {collection} has {queries:,} judged queries, and BEIR's {published:,}: do not compare figures")
     return RunMetrics(
         first.run,
         collection,
         first.checkpoint,
-        sum(part.queries for part in parts.values()),
+        queries,
         {
             name: math.fsum(part.metrics[name] for part in parts.values()) / len(parts)
             for name in first.metrics
@@ -67,8 +71,8 @@ def mean_of_parts(parts: dict[str, RunMetrics], collection: str) -> RunMetrics:
 
 def main() -> None:
     args = parse(Arguments, __doc__)
-    check_parts(args.collection, {Path(path).resolve().parent.name for path in args.parts})
     if args.check_only:
+        check_parts(args.collection, {Path(path).resolve().parent.name for path in args.parts})
         return
     out = Path(args.out_dir).resolve()
     parts = {os.path.relpath(Path(path).resolve(), out): read_metrics(path) for path in args.parts}

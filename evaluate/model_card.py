@@ -127,10 +127,11 @@ def base_model(run: RunFolder) -> str | None:
     return name if not is_folder and is_hub_name(name) else None
 
 
-def read_metrics_of(checkpoint: Path, results: Path) -> list[tuple[str, RunMetrics]]:
+def read_metrics_of(checkpoint: Path, results: Path, initial: str) -> list[tuple[str, RunMetrics]]:
     """(split, metrics) of this checkpoint on each collection, from results.json; none where it was not evaluated.
 
-    A run that was moved is still found: of the checkpoint's path, the names of the two last folders count.
+    A run that was moved is still found: of the checkpoint's path, the names of the two last folders count. The row of
+    the `initial` checkpoint, which may be called alike, is another's.
     """
     if not results.exists():
         return []
@@ -139,7 +140,7 @@ def read_metrics_of(checkpoint: Path, results: Path) -> list[tuple[str, RunMetri
     try:
         for row in read_json(results)["rows"]:
             dev, zero_shot = RunMetrics(**row["dev"]), [RunMetrics(**metrics) for metrics in row["zero_shot"]]
-            if dev.checkpoint and Path(dev.checkpoint).parts[-2:] == own:
+            if dev.checkpoint not in (None, initial) and Path(dev.checkpoint).parts[-2:] == own:
                 found = [("dev", dev), *(("test", metrics) for metrics in zero_shot)]
         for _, metrics in found:
             if not all(isinstance(value, float | int) for value in metrics.metrics.values()):
@@ -305,7 +306,7 @@ def model_card(args: Arguments) -> ModelCard:
     """The card. Raises `InputError` where the folders are no checkpoint and no run."""
     run, checkpoint = RunFolder(Path(args.run_dir)), Path(args.checkpoint)
     encoder = Encoder.of(checkpoint)
-    metrics = read_metrics_of(checkpoint, run.path / "results" / "results.json")
+    metrics = read_metrics_of(checkpoint, run.path / "results" / "results.json", run.setting("CHECKPOINT"))
     name = printable(args.hub_name or f"{run.path.resolve().name}/{checkpoint.resolve().name}")
     data = metadata(args, run, name, metrics)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body(args, run, name, encoder, metrics)}")

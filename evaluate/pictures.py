@@ -161,16 +161,26 @@ def cluster_curves(episode: TrainedEpisode, labels: Sequence[str]) -> Figure:
 
 
 def gains_by_cluster(gains: Gains, labels: Sequence[str], measure: str) -> Figure:
-    """The gain of each cluster's dev queries with two standard errors to both sides, the largest on top."""
-    known = np.flatnonzero(~np.isnan(gains.gain))
+    """The gain of each cluster's dev queries with two standard errors to both sides, the largest on top.
+
+    A cluster of fewer than two judged queries has no standard error, and is left out.
+    """
+    known = np.flatnonzero(~np.isnan(gains.error))
     order = known[np.argsort(gains.gain[known], kind="stable")]
     with drawing():
         figure = Figure(figsize=(WIDTH, 1.2 + 0.26 * len(order)), layout="constrained")
         axes = figure.subplots()
         places = np.arange(len(order))
-        errors = np.nan_to_num(2 * gains.error[order])
         axes.axvline(0, color=INK, linewidth=1)
-        axes.errorbar(gains.gain[order], places, xerr=errors, fmt="o", color=COLOURS[0], ecolor=GREY, elinewidth=2)
+        axes.errorbar(
+            gains.gain[order],
+            places,
+            xerr=2 * gains.error[order],
+            fmt="o",
+            color=COLOURS[0],
+            ecolor=GREY,
+            elinewidth=2,
+        )
         axes.set_yticks(places, [f"{labels[i]}  ({gains.queries[i]})" for i in order])
         axes.set(xlabel=f"gain in {measure} of the dev queries (their number)", ylim=(-0.7, len(order) - 0.3))
         axes.grid(False, axis="y")

@@ -30,7 +30,6 @@ from torch.utils.tensorboard import SummaryWriter
 from evaluate.finished_run import (
     Gains,
     TrainedEpisode,
-    checkpoint_metrics,
     cluster_gains,
     read_results,
     trained_episodes,
@@ -45,8 +44,8 @@ from evaluate.report_pictures import (
     shown_episodes,
 )
 from evaluate.run_folder import RunFolder
-from utils.arguments import option, parse, required
-from utils.errors import InputError, run
+from utils.arguments import parse, required
+from utils.errors import run
 from utils.files import atomic_file, read_json
 from utils.logs import say
 from utils.plain_text import printable
@@ -59,10 +58,6 @@ SETTINGS_SHOWN = 120  # characters of a value
 @dataclass
 class Arguments:
     run_dir: str = required("the folder of a run of commands/run_ance.sh")
-    embedding_dir: str = option("", "the initial checkpoint's embeddings (default: ann_data/embeddings-0 of the run)")
-
-    def __post_init__(self) -> None:
-        self.embedding_dir = self.embedding_dir or str(Path(self.run_dir, "ann_data", "embeddings-0"))
 
 
 def cluster_table(clusters: Clusters, gains: Gains, episode: TrainedEpisode | None) -> list[dict]:
@@ -94,25 +89,20 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def render(run: RunFolder, embedding_dir: str) -> tuple[str, list[Picture]]:
+def render(run: RunFolder) -> tuple[str, list[Picture]]:
     """The page and its pictures."""
-    steps = checkpoint_metrics(run.path / "results" / "dev")
-    if len(steps) < 2:
-        raise InputError(
-            "holds no two evaluated checkpoints to compare; finish the run", run.path / "results" / "dev"
-        )
-    episodes = trained_episodes(run)
+    table = read_results(run)
+    episodes = [episode for episode in trained_episodes(run) if episode.first < table.step]
     clusters = Clusters.read(run, 0)
-    gains = cluster_gains(run, 0, min(steps), max(steps))
+    gains = cluster_gains(run, 0, 0, table.step)
     shown = shown_episodes(episodes)
     of_episodes = [picture_of_episode(run, episode, clusters) for episode in shown]
     drawn = {
-        "metrics": picture_of_metrics(run),
-        "clusters": picture_of_clusters(clusters, embedding_dir),
+        "metrics": picture_of_metrics(run, table),
+        "clusters": picture_of_clusters(clusters, run.initial_embeddings),
         "gains": picture_of_gains(gains, clusters),
     }
-    columns, rows = read_results(run)
-    initial = next(cells for label, cells in rows if label != BASELINE)
+    initial = next(cells for label, cells in table.rows if label != BASELINE)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -123,10 +113,10 @@ def render(run: RunFolder, embedding_dir: str) -> tuple[str, list[Picture]]:
     page = environment.get_template(TEMPLATE).render(
         name=run.path.resolve().name,
         objective=run.setting("OBJECTIVE"),
-        last_step=max(steps),
-        columns=columns,
-        tiles=[tile for tile in zip(columns, initial, rows[-1][1], strict=True) if None not in tile],
-        rows=rows,
+        last_step=table.step,
+        columns=table.columns,
+        tiles=[tile for tile in zip(table.columns, initial, table.rows[-1][1], strict=True) if None not in tile],
+        rows=table.rows,
         comparison=read_json(run.path / "results" / "comparison.json"),
         pictures=drawn,
         of_episodes=of_episodes,
@@ -154,8 +144,8 @@ def write_pictures(run: RunFolder, drawn: Sequence[Picture], step: int) -> None:
 def main() -> None:
     args = parse(Arguments, __doc__)
     run_folder = RunFolder(Path(args.run_dir))
-    page, drawn = render(run_folder, args.embedding_dir)
-    write_pictures(run_folder, drawn, max(checkpoint_metrics(run_folder.path / "results" / "dev")))
+    page, drawn = render(run_folder)
+    write_pictures(run_folder, drawn, read_results(run_folder).step)
     path = run_folder.path / "report.html"
     with atomic_file(path) as handle:
         handle.write(page)

@@ -4,6 +4,7 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from textwrap import shorten
 
 import numpy as np
@@ -15,15 +16,15 @@ from evaluate.finished_run import (
     CLUSTER_MEASURE,
     Gains,
     QuerySample,
+    Results,
     TrainedEpisode,
     metric_curves,
     sample_queries,
 )
-from evaluate.metrics_file import read_metrics
+from evaluate.metrics_file import measure, read_metrics
 from evaluate.run_folder import RunFolder
 from evaluate.typical_words import typical_words
 from utils.embedding_store import open_embeddings
-from utils.errors import InputError
 from utils.plain_text import printable
 
 READ_QUERIES = 20_000  # that typical words are found in
@@ -83,17 +84,17 @@ def draw(name: str, figure: Figure, caption: str, alt: str) -> Picture:
     return Picture(name, caption, alt, pictures.png(figure))
 
 
-def picture_of_metrics(run: RunFolder) -> Picture:
-    curves, baselines = metric_curves(run), {}
+def picture_of_metrics(run: RunFolder, table: Results) -> Picture:
+    curves, baselines = metric_curves(run, table), {}
     results = run.path / "results"
-    zero_shot = [path / "bm25" / "metrics.json" for path in sorted((results / "zero_shot").glob("*"))]
+    zero_shot = [results / "zero_shot" / name / "bm25" / "metrics.json" for name in table.zero_shot]
     for label, name, files in (
         ("dev MRR@10", "mrr@10", [results / "dev" / "bm25" / "metrics.json"]),
         ("dev nDCG@10", "ndcg@10", [results / "dev" / "bm25" / "metrics.json"]),
         ("zero-shot nDCG@10", "ndcg@10", zero_shot),
     ):
         if files and all(path.is_file() for path in files):
-            baselines[label] = float(np.mean([read_metrics(path).metrics[name] for path in files]))
+            baselines[label] = float(np.mean([measure(read_metrics(path), name, path) for path in files]))
     ends = "; ".join(
         f"{name} from {curve.values[0]:.3f} to {curve.values[-1]:.3f}"
         for name, curve in curves.items()
@@ -103,13 +104,8 @@ def picture_of_metrics(run: RunFolder) -> Picture:
     return draw("metrics", figure, "Metrics of the checkpoints over training.", f"Line chart: {ends}.")
 
 
-def picture_of_clusters(clusters: Clusters, embedding_dir: str) -> Picture:
-    vectors = open_embeddings(embedding_dir, "train-query")
-    rows = clusters.sample.rows
-    if len(vectors) <= int(rows.max()):
-        raise InputError(
-            f"holds {len(vectors):,} training queries, and the run has more; encode again", embedding_dir
-        )
+def picture_of_clusters(clusters: Clusters, embedding_dir: Path) -> Picture:
+    vectors, rows = open_embeddings(embedding_dir, "train-query", clusters.sample.tokens), clusters.sample.rows
     chosen = np.linspace(0, len(rows) - 1, min(DRAWN_QUERIES, len(rows))).round().astype(np.int64)
     points = pictures.in_two_dimensions(vectors.take(rows[chosen]))
     figure = pictures.cluster_map(points, clusters.sample.clusters[chosen], clusters.labels)
@@ -126,10 +122,11 @@ def picture_of_gains(gains: Gains, clusters: Clusters) -> Picture:
         f"What each cluster's dev queries gained in {CLUSTER_MEASURE.upper()} from the initial checkpoint to the "
         "last, with two standard errors to both sides."
     )
-    lost, known = int((gains.gain < 0).sum()), int((~np.isnan(gains.gain)).sum())
-    return draw(
-        "gains", figure, caption, f"Dot chart: {known - lost} of {known} clusters gained or kept, {lost} lost."
-    )
+    known = ~np.isnan(gains.error)
+    lost, of = int((gains.gain[known] < 0).sum()), int(known.sum())
+    if not known.all():
+        caption += f" {int((~known).sum())} clusters with fewer than two judged dev queries are left out."
+    return draw("gains", figure, caption, f"Dot chart: {of - lost} of {of} clusters gained or kept, {lost} lost.")
 
 
 def picture_of_episode(run: RunFolder, episode: TrainedEpisode, first: Clusters) -> Picture:

@@ -8,7 +8,7 @@ from utils.checkpoint import newest_checkpoint
 from utils.errors import InputError
 from utils.files import read_lines
 
-STAGES = ("tokenize", "mine", "train")
+STAGES = ("tokenize", "mine", "train", "evaluate")
 
 
 def read_settings(path: Path) -> dict[str, str]:
@@ -51,6 +51,12 @@ class RunFolder:
     def data_dir(self) -> Path:
         """The training collection's own files; what lies in the run's folder is named from there."""
         return self.path / self.setting("DATA_DIR")
+
+    @property
+    def initial_embeddings(self) -> Path:
+        """The initial checkpoint's, which several runs may share."""
+        shared = self.setting("PUBLIC_ANN_DATA_DIR")
+        return self.path / (shared or "ann_data/embeddings-0")
 
     @property
     def models(self) -> Path:

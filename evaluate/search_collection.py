@@ -101,7 +101,7 @@ class Hit(NamedTuple):
 def find_collection(run: RunFolder | None, name: str, step: int) -> Collection:
     """The collection of this name (none: the training collection), with the embeddings of checkpoint `step`."""
     if run and not name:
-        made = run.path / "ann_data" / f"embeddings-{step}"
+        made = run.path / "ann_data" / f"embeddings-{step}" if step else run.initial_embeddings
         return Collection(run.tokens, run.data_dir, [made], run.path / "search" / TRAINING)
     if run and name in run.zero_shot():
         tokens = run.path / "zero_shot" / name
@@ -109,7 +109,8 @@ def find_collection(run: RunFolder | None, name: str, step: int) -> Collection:
         return Collection(tokens, run.zero_shot_data_dir(name), [tokens / f"embeddings-{step}", mined], kept)
     folder = Path(name)
     if name and (folder / "passages").is_dir():
-        return Collection(folder, None, [folder.parent / "embeddings"], folder.parent / "search")
+        name = folder.resolve().name
+        return Collection(folder, None, [folder.parent / "embeddings"], folder.parent / "search" / name)
     known = f"; the run's are {', '.join(run.zero_shot()) or 'none'}" if run else ""
     raise InputError(
         f"--collection {name!r} is neither a zero-shot collection of a run nor a folder with passages/ inside{known}"

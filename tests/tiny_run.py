@@ -83,6 +83,7 @@ def make_run(out: Path, model_type: str = "rdot_nll_condenser") -> Path:
     )
     (out / "settings.mine").write_text("TOPK=100\nMIXED_PRECISION=0\nINDEX_PARAMETERS=\n")
     (out / "settings.train").write_text("OBJECTIVE=idro\nLEARNING_RATE=5e-6\n")
+    (out / "settings.evaluate").write_text("PUBLIC_ANN_DATA_DIR=\n")
     (zero_shot / "settings").write_text(f"folder={beir}\n")
     for name, split, tokens, embeddings in (
         ("dev", "dev", out / "preprocessed", out / "ann_data"),

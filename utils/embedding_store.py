@@ -111,8 +111,8 @@ def find_embeddings(folder: str | Path, name: str, source: EmbeddingSource) -> E
     return EmbeddingMatrix(folder, name, source, entry["shards"])
 
 
-def open_embeddings(folder: str | Path, name: str) -> EmbeddingMatrix:
-    """The whole matrix NAME in `folder`, whatever it was made from; `InputError` where there is none."""
+def open_embeddings(folder: str | Path, name: str, tokens: str) -> EmbeddingMatrix:
+    """The whole matrix NAME in `folder`, by whichever weights; `InputError` where none is of the store `tokens`."""
     entry = _read_manifest(Path(folder)).get(name)
     try:
         shards = entry["shards"]
@@ -121,6 +121,8 @@ def open_embeddings(folder: str | Path, name: str) -> EmbeddingMatrix:
         raise InputError(
             f"holds no embeddings of {name}; encode them (drivers/run_ann_data_gen.py)", folder
         ) from None
+    if source.tokens != tokens:
+        raise InputError(f"holds embeddings of another {name} than the run's token store; encode again", folder)
     return EmbeddingMatrix(Path(folder), name, source, shards)
 
 

@@ -172,7 +172,8 @@ def test_flags_and_variables_reach_the_drivers_and_a_flag_wins(run):
     assert finished.returncode == 0, finished.stderr
     calls = run.calls()
     (mined, _), (trained, _) = only(calls, "run_ann_data_gen"), only(calls, "run_ann")
-    assert mined | {"public_ann_data_dir": "shared embeddings", "cluster_centroids": "4", "group": "0"} == mined
+    shared = str(run.checkout.work / "shared embeddings")
+    assert mined | {"public_ann_data_dir": shared, "cluster_centroids": "4", "group": "0"} == mined
     assert mined | {"index_factory": "IVF4096,Flat", "index_parameters": "nprobe=64"} == mined
     assert {flags["embedding_dtype"] for flags in (mined, *only(calls, "evaluate_beir"))} == {"float16"}
     assert trained | {"group": "0", "rho": "0.2", "idro_layers": "5", "idro_sketch_dim": "256"} == trained
@@ -181,7 +182,7 @@ def test_flags_and_variables_reach_the_drivers_and_a_flag_wins(run):
     assert not any("fp16" in call.flags for call in calls)
     assert {call.processes for call in calls} == {0, 3}
     initial = only(calls, "evaluate_beir")[0]
-    assert (initial["split"], initial["embedding_dir"]) == ("dev", "shared embeddings")
+    assert (initial["split"], initial["embedding_dir"]) == ("dev", shared)
 
 
 def test_results_do_not_collide_where_a_zero_shot_collection_is_named_dev(run):

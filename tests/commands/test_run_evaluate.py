@@ -81,14 +81,17 @@ def test_each_collection_is_tokenized_and_evaluated_in_a_folder_of_its_own(check
         tokens = call.flags["out_data_dir" if call.script == "beir_data" else "data_dir"]
         assert tokens == f"the results/{collection}/preprocessed"
     for call in calls[1::3]:
-        assert call.flags | {"pooling": "mean", "normalize": "", "run_name": "a run-checkpoint-200"} == call.flags
+        assert (
+            call.flags | {"pooling": "mean", "normalize": "", "run_name": "a run-checkpoint-200-mean-normalized"}
+            == call.flags
+        )
     assert [call.flags["collection"] for call in calls[1::3]] == ["sci fact", "arguana"]
     assert [call.flags["out_dir"] for call in calls[1::3]] == ["the results/sci fact", "the results/arguana"]
     runs = table.values[table.values.index("--runs") + 1 :]
     assert (table.script, table.flags["out_dir"]) == ("compare_runs", ".")
     assert runs == [
         "BM25=sci fact/bm25/metrics.json,arguana/bm25/metrics.json",
-        "a run-checkpoint-200=sci fact/metrics.json,arguana/metrics.json",
+        "a run-checkpoint-200-mean-normalized=sci fact/metrics.json,arguana/metrics.json",
     ]
 
 

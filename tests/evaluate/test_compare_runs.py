@@ -84,6 +84,17 @@ def test_parts_count_alike_however_many_queries_they_have(main, tmp_path):
     assert mean_of_means([whole.in_order_of(whole)]) == pytest.approx(expected)
 
 
+def test_the_parts_of_a_published_collection_may_lie_anywhere_and_their_queries_are_counted(main, tmp_path, capsys):
+    parts = [
+        write(tmp_path / "cqadupstack" / name / "bm25", name, random_values(i, 3))
+        for i, name in enumerate(CQADUPSTACK)
+    ]
+    out = tmp_path / "cqadupstack" / "bm25"
+    main(mean_of_parts, "--collection", "cqadupstack", "--out_dir", out, "--parts", *parts)
+    assert len(Collection.read(out / "metrics.json", "ndcg@10").parts) == 12
+    assert "cqadupstack has 36 judged queries, and BEIR's 13,145" in capsys.readouterr().out
+
+
 def test_of_a_published_collection_all_parts_must_be_there_and_of_one_run(main, tmp_path):
     parts = [write(tmp_path / name, name, random_values(0, 3)) for name in ("android", "cooking")]
     with pytest.raises(InputError, match=r"missing: english, gaming.*unknown: cooking"):

@@ -16,7 +16,7 @@ from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from evaluate import compare_runs, report, results_table
-from evaluate.finished_run import cluster_gains, metric_curves, sample_queries, trained_episodes
+from evaluate.finished_run import cluster_gains, metric_curves, read_results, sample_queries, trained_episodes
 from evaluate.report_pictures import shown_episodes
 from evaluate.run_folder import RunFolder
 from tests.tiny_run import COLLECTION, QUERIES, STEP, call, make_run
@@ -27,6 +27,7 @@ from utils.errors import InputError
 from utils.files import write_json
 from utils.logs import TrainingLog
 from utils.metrics import MEASURES
+from utils.token_store import TokenStore
 
 CLUSTERS = np.arange(len(QUERIES)) % 3
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(1)> & \' $x^{ \u202eevil\x07 {{ 7 * 7 }}'
@@ -44,7 +45,7 @@ def change_values(results: Path, step: int, change: float) -> None:
 
 
 def log_training(run: Path, episode: int, first: int, last: int, clusters: int) -> None:
-    """What training logs of an episode, a step at a time."""
+    """What training logs of an episode, a step at a time, in a file whose name comes after the earlier ones'."""
     log = TrainingLog(run / "logs", first_step=first)
     log.metrics(first, {"episode": episode, "ndcg": 0.1, **dict.fromkeys(MEASURES, 0.1)})
     for step in range(first + 1, last + 1):
@@ -54,6 +55,8 @@ def log_training(run: Path, episode: int, first: int, last: int, clusters: int) 
         )
         log.step(step, result, torch.full((clusters,), 1 / step), 0.1)
     log.close()
+    files = sorted((run / "logs").glob("events.*"), key=lambda path: path.stat().st_mtime_ns)
+    files[-1].rename(run / "logs" / f"events.out.tfevents.{len(files):010d}")
 
 
 def tables(run: Path, names: list[str]) -> None:
@@ -82,7 +85,8 @@ def made_run(tmp_path_factory) -> Path:
     folder = run / "ann_data" / "embeddings-0"
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "train-query.0-of-1.npy", vectors)
-    source = EmbeddingSource("w", "t", 8, 0, "float32", "float32", len(QUERIES), 6)
+    tokens = TokenStore(run / "preprocessed" / "train-query").meta.sha256
+    source = EmbeddingSource("w", tokens, 8, 0, "float32", "float32", len(QUERIES), 6)
     record_embeddings(folder, "train-query", source, 1)
     write_result(run / "results", 0, {"step": 0, "episode": 0, "ndcg": 0.1, **dict.fromkeys(MEASURES, 0.1)})
     log_training(run, 0, 0, STEP, 3)
@@ -196,7 +200,8 @@ def test_metrics_are_those_of_evaluated_checkpoints_and_of_those_that_mined(run)
     zero_shot = {COLLECTION: {"ndcg@10": 0.25}}
     result = {"step": 3, "episode": 1, "ndcg": 0.75, **dict.fromkeys(MEASURES, 0.75), "zero_shot": zero_shot}
     write_result(run / "results", 1, result)
-    curves = metric_curves(RunFolder(run))
+    folder = RunFolder(run)
+    curves = metric_curves(folder, read_results(folder))
     own = [
         json.loads((run / "results" / "dev" / f"step-{step}" / "metrics.json").read_text())["metrics"]["ndcg@10"]
         for step in (0, STEP)
@@ -205,6 +210,32 @@ def test_metrics_are_those_of_evaluated_checkpoints_and_of_those_that_mined(run)
     np.testing.assert_allclose(curves["dev nDCG@10"].values, [own[0], 0.75, own[1]])
     assert curves["zero-shot nDCG@10"].steps.tolist() == [0, 3, STEP]
     assert curves["zero-shot nDCG@10"].values[1] == 0.25
+
+
+def test_what_the_table_does_not_hold_is_not_shown_either(run):
+    expected = metric_curves(RunFolder(run), read_results(RunFolder(run)))
+    results = run / "results"
+    shutil.copytree(results / "zero_shot" / COLLECTION, results / "zero_shot" / "dropped")
+    write_json(results / "zero_shot" / "dropped" / "step-0" / "metrics.json", {})
+    change_values(results / "dev", STEP + 100, 0.1)
+    found = metric_curves(RunFolder(run), read_results(RunFolder(run)))
+    for label, curve in expected.items():
+        np.testing.assert_array_equal(found[label].steps, curve.steps)
+        np.testing.assert_array_equal(found[label].values, curve.values)
+    call(report, "--run_dir", run)
+    assert f"{STEP} steps" in Page(run / "report.html").text
+
+
+def test_shared_embeddings_of_the_initial_checkpoint_are_found_and_others_refused(run, tmp_path):
+    (run / "ann_data" / "embeddings-0").rename(tmp_path / "shared")
+    (run / "settings.evaluate").write_text(f"PUBLIC_ANN_DATA_DIR={tmp_path / 'shared'}\n")
+    call(report, "--run_dir", run)
+    manifest = tmp_path / "shared" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["matrices"]["train-query"]["tokens"] = "of others"
+    write_json(manifest, content)
+    with pytest.raises(InputError, match="shared: holds embeddings of another train-query"):
+        call(report, "--run_dir", run)
 
 
 def test_an_episodes_curves_are_those_of_its_own_steps_also_after_a_crash(run):
@@ -259,7 +290,7 @@ def test_a_sample_of_the_queries_has_their_texts_and_clusters(made_run):
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("results/dev/step-0", "dev: holds no two evaluated checkpoints"),
+        ("results/dev/step-0", r"step-0/per_query\.json: no such file"),
         ("results/results.json", r"results\.json"),
         ("results/comparison.json", r"comparison\.json"),
         ("ann_data/clusters_0/assignment.npy", r"assignment\.npy: cannot be read"),

@@ -118,7 +118,7 @@ def test_any_folder_of_token_stores_is_searched_without_a_run(made_run, tmp_path
         Searcher(Arguments(**given))
     hits = Searcher(Arguments(**given, data_dir=str(made_run.parent / COLLECTION)))("blue tree")
     assert len(hits) == 10
-    assert (tmp_path / "search" / "manifest.json").exists()
+    assert (tmp_path / "search" / "tokens" / "manifest.json").exists()
 
 
 @pytest.mark.parametrize("zipped", [False, True])
