@@ -1,0 +1,31 @@
+"""commands/run_fault_tests.sh: what it is asked for is checked before anything runs. What it runs is the suite's own."""
+
+import pytest
+
+from tests.commands.stub_environment import Checkout
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Checkout:
+    return Checkout(tmp_path)
+
+
+def test_help_lists_every_setting(checkout):
+    shown = checkout.run("run_fault_tests.sh", "--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert all(f"\n  {name} " in shown.stdout for name in ("KILLS", "FUZZ_SECONDS", "FUZZ_EXAMPLES"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "reason"),
+    [
+        (["--kills", 3], {}, "unknown argument '--kills'"),
+        ([], {"KILLS": "many"}, "KILLS is 'many'; a whole number is needed"),
+        ([], {"FUZZ_SECONDS": "-1"}, "FUZZ_SECONDS is '-1'"),
+    ],
+)
+def test_misuse_is_told_before_anything_runs(checkout, arguments, settings, reason):
+    finished = checkout.run("run_fault_tests.sh", *arguments, **settings)
+    assert finished.returncode == 2
+    assert reason in finished.stderr
+    assert checkout.calls() == []
