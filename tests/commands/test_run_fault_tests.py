@@ -1,4 +1,4 @@
-"""commands/run_fault_tests.sh: what it is asked for is checked before anything runs. What it runs is the suite's own."""
+"""commands/run_fault_tests.sh: misuse is told before anything runs. What it runs is the suite itself."""
 
 import pytest
 
