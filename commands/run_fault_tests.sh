@@ -28,7 +28,7 @@ ANCE_KILLS="$KILLS" ANCE_FUZZ_EXAMPLES="$FUZZ_EXAMPLES" "$python" -m pytest test
 
 # 2. Coverage-guided fuzzing: FUZZ_SECONDS a reader, one after another.
 ((FUZZ_SECONDS > 0)) || exit 0
-"$python" -c 'from tests.faults.readers import NAMES; print(*NAMES, sep="\n")' | while read -r name; do
+"$python" tests/faults/fuzz.py | while read -r name; do
     log="$(mktemp)"
     if "$python" tests/faults/fuzz.py "$name" "$FUZZ_SECONDS" > "$log" 2>&1; then
         printf '%-32s %s\n' "$name" "$(grep '^Done' "$log")"

@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import signal
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -120,6 +122,8 @@ class Checkout:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # A suite in the background ignores SIGINT, and what a shell ignores from its start it cannot trap.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
 
     def run(self, script: str, *arguments: object, **environment: object) -> subprocess.CompletedProcess:

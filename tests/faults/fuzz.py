@@ -1,8 +1,9 @@
 """Fuzzes one reader with atheris, which looks for bytes that reach new code, for some seconds.
 
+    python tests/faults/fuzz.py                         prints their names
     python tests/faults/fuzz.py NAME SECONDS            (commands/run_fault_tests.sh does so for all of them)
 
-NAME is one of `tests.faults.readers.NAMES`. Ends with another exit code than 0, and prints the bytes, where a reader
+Ends with another exit code than 0, and prints the bytes, where a reader
 raises anything but `InputError`.
 """
 
@@ -17,10 +18,13 @@ import atheris
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 with atheris.instrument_imports(include=["data", "evaluate", "model", "utils", "json"]):
-    from tests.faults.readers import make_readers
+    from tests.faults.readers import NAMES, make_readers
 
 
 def main() -> None:
+    if len(sys.argv) == 1:
+        print(*NAMES, sep="\n")
+        return
     name, seconds = sys.argv[1:]
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder, "corpus")

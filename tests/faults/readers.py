@@ -116,7 +116,7 @@ def _stores(folder: Path) -> dict[str, Reader]:
         opened[len(opened) - 1].sum()
 
     def shard() -> None:
-        embeddings = open_embeddings(folder / "embeddings", "passages")
+        embeddings = open_embeddings(folder / "embeddings", "passages", "t")
         assert np.isfinite(embeddings.all()).shape == embeddings.shape
 
     random_store(folder / "store", PASSAGES)
@@ -150,7 +150,8 @@ def _results(folder: Path) -> dict[str, Reader]:
     """Metrics, tables and settings."""
     values = dict.fromkeys(MEASURES, 0.5)
     metrics = {"run": "r", "collection": "c", "checkpoint": None, "queries": 1, "metrics": values, "parts": []}
-    results = {"columns": ["a"], "rows": [{"run": "r", "cells": [0.5]}]}
+    row = {"run": "r", "cells": [0.5], "dev": {"checkpoint": "models/checkpoint-5"}, "zero_shot": []}
+    results = {"columns": ["a"], "rows": [row]}
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "per_query.json", {"run": "r", "collection": "c", "queries": {"1": values, "2": values}})
     write_json(folder / "results" / "results.json", results)
