@@ -17,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 
 from evaluate.finished_run import Curve, Gains, TrainedEpisode
 
@@ -68,16 +69,17 @@ def png(figure: Figure) -> bytes:
 def in_two_dimensions(vectors: np.ndarray, seed: int = 0) -> np.ndarray:
     """Points that keep neighbours together, float32 (n, 2), of vectors (n, dimensions): t-SNE after PCA.
 
-    t-SNE: van der Maaten and Hinton, JMLR 2008; PCA takes away noise and time first, as they advise.
+    t-SNE: van der Maaten and Hinton, JMLR 2008; PCA takes away noise and time first, as they advise. In one thread:
+    scikit-learn's sums, and so the picture, depend on the number of threads, and where other programs are at work
+    its threads wait for one another, for minutes instead of seconds.
     """
     if len(vectors) < 4:
         return np.pad(vectors[:, :2], ((0, 0), (0, max(0, 2 - vectors.shape[1])))).astype(np.float32)
     dimensions = min(PCA_DIMENSIONS, *vectors.shape)
-    reduced = PCA(dimensions, random_state=seed).fit_transform(vectors)
     perplexity = min(30.0, (len(vectors) - 1) / 3)
-    return TSNE(
-        2, perplexity=perplexity, init="pca" if dimensions > 1 else "random", random_state=seed
-    ).fit_transform(reduced)
+    projection = TSNE(2, perplexity=perplexity, init="pca" if dimensions > 1 else "random", random_state=seed)
+    with threadpool_limits(1):
+        return projection.fit_transform(PCA(dimensions, random_state=seed).fit_transform(vectors))
 
 
 def cluster_map(points: np.ndarray, clusters: np.ndarray, labels: Sequence[str]) -> Figure:

@@ -5,6 +5,8 @@ import io
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from evaluate import pictures
 from evaluate.finished_run import Curve, Gains, TrainedEpisode
@@ -71,6 +73,21 @@ def test_neighbours_stay_neighbours_in_two_dimensions():
     points = pictures.in_two_dimensions((centres[clusters] + generator.normal(size=(90, 20))).astype(np.float32))
     distances = np.linalg.norm(points[:, None] - points[None], axis=2) + np.eye(90) * 1e9
     assert (clusters[distances.argmin(1)] == clusters).mean() == 1
+
+
+def test_the_map_is_found_in_one_thread(monkeypatch):
+    threads = []
+
+    class Watched(TSNE):
+        def fit_transform(self, *vectors):
+            threads.extend(pool["num_threads"] for pool in threadpool_info())
+            return super().fit_transform(*vectors)
+
+    monkeypatch.setattr(pictures, "TSNE", Watched)
+    with threadpool_limits(2):
+        pictures.in_two_dimensions(np.random.default_rng(0).random((9, 4), dtype=np.float32))
+        assert set(threads) == {1}
+        assert {pool["num_threads"] for pool in threadpool_info()} == {2}, "others have theirs again"
 
 
 @pytest.mark.parametrize("shape", [(1, 8), (3, 1), (4, 1), (5, 2), (6, 8)])
