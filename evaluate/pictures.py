@@ -75,6 +75,8 @@ def in_two_dimensions(vectors: np.ndarray, seed: int = 0) -> np.ndarray:
     """
     if len(vectors) < 4:
         return np.pad(vectors[:, :2], ((0, 0), (0, max(0, 2 - vectors.shape[1])))).astype(np.float32)
+    if np.allclose(vectors, vectors[0]):  # t-SNE would end the process
+        return np.zeros((len(vectors), 2), np.float32)
     dimensions = min(PCA_DIMENSIONS, *vectors.shape)
     perplexity = min(30.0, (len(vectors) - 1) / 3)
     projection = TSNE(2, perplexity=perplexity, init="pca" if dimensions > 1 else "random", random_state=seed)

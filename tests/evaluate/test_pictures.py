@@ -116,3 +116,11 @@ def test_few_queries_have_a_place_too(shape):
     points = pictures.in_two_dimensions(np.random.default_rng(0).random(shape, dtype=np.float32))
     assert points.shape == (shape[0], 2)
     assert np.isfinite(points).all()
+
+
+@pytest.mark.parametrize("value", [0, 0.1, 1])
+def test_queries_that_are_all_alike_are_in_one_place(value):
+    points = pictures.in_two_dimensions(np.full((50, 6), value, np.float32))
+    assert points.shape == (50, 2)
+    assert np.isfinite(points).all()
+    assert pictures.png(pictures.cluster_map(points, np.arange(50) % 3, ["a", "b", "c"]))
