@@ -13,7 +13,6 @@ from data.msmarco_data import read_numbered
 from evaluate.dev_clusters import DevClusters
 from evaluate.metrics_file import read_metrics, read_per_query
 from evaluate.run_folder import RunFolder
-from evaluate.significance import Difference
 from utils.clustering import read_assignment
 from utils.episode import newest_episode, read_result
 from utils.errors import InputError
@@ -218,28 +217,3 @@ def read_results(run: RunFolder) -> Results:
     except (KeyError, TypeError) as error:
         raise InputError(f"is not what evaluate/results_table.py writes ({error}); make it again", path) from None
     return Results(columns, rows, names, int(step[1]))
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """comparison.json: `differences` from the `baseline` in one measure, label → collection → `Difference`."""
-
-    measure: str
-    baseline: str
-    differences: dict[str, dict[str, Difference]]
-
-
-def read_comparison(run: RunFolder) -> Comparison:
-    """What evaluate/compare_runs.py found; `InputError` where it is missing or of another form."""
-    path = run.path / "results" / "comparison.json"
-    content = read_json(path)
-    try:
-        differences = {
-            label: {
-                name: Difference(**{key: float(value) for key, value in of.items()}) for name, of in found.items()
-            }
-            for label, found in content["differences"].items()
-        }
-        return Comparison(str(content["measure"]), str(content["baseline"]), differences)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"is not what evaluate/compare_runs.py writes ({error}); make it again", path) from None

@@ -27,11 +27,11 @@ from markupsafe import Markup
 from matplotlib.image import imread
 from torch.utils.tensorboard import SummaryWriter
 
+from evaluate.compare_runs import read_comparison
 from evaluate.finished_run import (
     Gains,
     TrainedEpisode,
     cluster_gains,
-    read_comparison,
     read_results,
     trained_episodes,
 )
@@ -114,7 +114,7 @@ def _number(value: float) -> float | None:
 
 def render(run: RunFolder) -> tuple[str, list[Picture]]:
     """The page and its pictures."""
-    table, comparison = read_results(run), read_comparison(run)
+    table, comparison = read_results(run), read_comparison(run.path / "results" / "comparison.json")
     episodes = [episode for episode in trained_episodes(run) if episode.first < table.step]
     clusters = Clusters.read(run, 0)
     gains = cluster_gains(run, 0, 0, table.step)

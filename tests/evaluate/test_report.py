@@ -19,7 +19,6 @@ from evaluate import compare_runs, pictures, report, results_table
 from evaluate.finished_run import (
     cluster_gains,
     metric_curves,
-    read_comparison,
     read_results,
     sample_queries,
     trained_episodes,
@@ -357,18 +356,3 @@ def test_queries_that_changed_since_are_refused(run):
     path.write_text(path.read_text().partition("\n")[2])
     with pytest.raises(InputError, match="lacks query '0' of"):
         call(report, "--run_dir", run)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        {"measure": "ndcg@10", "baseline": "a"},
-        {"measure": "ndcg@10", "baseline": "a", "differences": {"b": {"dev": {"mean": "a lot"}}}},
-        {"measure": "ndcg@10", "baseline": "a", "differences": {"b": {"dev": {"mean": 0.1}}}},
-        {"measure": "ndcg@10", "baseline": "a", "differences": []},
-    ],
-)
-def test_a_comparison_of_another_form_is_refused(run, content):
-    write_json(run / "results" / "comparison.json", content)
-    with pytest.raises(InputError, match=r"comparison\.json: is not what evaluate/compare_runs\.py writes"):
-        read_comparison(RunFolder(run))
