@@ -26,7 +26,7 @@ from evaluate.significance import Difference, Parts, compare, holm, mean_of_mean
 from evaluate.tables import markdown, plain_text
 from utils.arguments import option, parse, required
 from utils.errors import InputError, run
-from utils.files import atomic_file, write_json
+from utils.files import atomic_file, read_json, write_json
 
 MEAN = "mean"
 
@@ -154,6 +154,30 @@ def differences_table(baseline: str, differences: dict[str, dict[str, Difference
         for label, of_run in differences.items()
         for name, d in of_run.items()
     ]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """comparison.json: `differences` from the `baseline` in one measure, label → collection → `Difference`."""
+
+    measure: str
+    baseline: str
+    differences: dict[str, dict[str, Difference]]
+
+
+def read_comparison(path: Path) -> Comparison:
+    """What `main` wrote; `InputError` where it is missing or of another form."""
+    content = read_json(path)
+    try:
+        differences = {
+            label: {
+                name: Difference(**{key: float(value) for key, value in of.items()}) for name, of in found.items()
+            }
+            for label, found in content["differences"].items()
+        }
+        return Comparison(str(content["measure"]), str(content["baseline"]), differences)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"is not what evaluate/compare_runs.py writes ({error}); make it again", path) from None
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from markupsafe import Markup
 from matplotlib.image import imread
 from torch.utils.tensorboard import SummaryWriter
 
+from evaluate.compare_runs import read_comparison
 from evaluate.finished_run import (
     Gains,
     TrainedEpisode,
@@ -46,13 +47,29 @@ from evaluate.report_pictures import (
 from evaluate.run_folder import RunFolder
 from utils.arguments import parse, required
 from utils.errors import run
-from utils.files import atomic_file, read_json
+from utils.files import atomic_file
 from utils.logs import say
 from utils.plain_text import printable
 
 BASELINE = "BM25"  # the row that is not of a checkpoint
 TEMPLATE = "report.html.jinja"
-SETTINGS_SHOWN = 120  # characters of a value
+OBJECTIVES = {
+    "idro": "clusters re-weighted by iDRO",
+    "dro-greedy": "clusters re-weighted by DRO-greedy",
+    "erm": "all queries alike (ERM)",
+}
+FACTS = {  # the settings that matter most, and what they say
+    "CHECKPOINT": "initial checkpoint",
+    "DATA_DIR": "training collection",
+    "ZERO_SHOT": "zero-shot collections",
+    "CLUSTERS": "clusters",
+    "TOPK": "passages ranked a training query",
+    "NEGATIVES": "negatives drawn of them",
+    "BATCH_SIZE": "triplets a process and step",
+    "OPTIMIZER": "optimizer",
+    "LEARNING_RATE": "learning rate",
+    "SEED": "seed",
+}
 
 
 @dataclass
@@ -61,10 +78,15 @@ class Arguments:
 
 
 def cluster_table(clusters: Clusters, gains: Gains, episode: TrainedEpisode | None) -> list[dict]:
-    """A row a cluster, the largest first. A weight is that at the end of the first episode."""
+    """A row a cluster, the largest first, with the means of its weights and losses that `episode` logged.
+
+    Means, as iDRO leaves the least weight to whatever cluster the batch before did not hold: the last weight says
+    little more than that.
+    """
     rows = []
     for i in np.argsort(-clusters.sizes, kind="stable").tolist():
-        curve = episode.weights.get(i) if episode else None
+        curves = [curves.get(i) for curves in (episode.weights, episode.losses)] if episode else [None, None]
+        weight, loss = (float(curve.values.mean()) if curve and len(curve.values) else None for curve in curves)
         rows.append(
             {
                 "number": i,
@@ -74,7 +96,8 @@ def cluster_table(clusters: Clusters, gains: Gains, episode: TrainedEpisode | No
                 "queries": int(gains.queries[i]),
                 "before": _number(gains.before[i]),
                 "after": _number(gains.after[i]),
-                "weight": _number(curve.values[-1]) if curve and len(curve.values) else None,
+                "weight": weight,
+                "loss": loss,
             }
         )
     return rows
@@ -91,17 +114,19 @@ def _number(value: float) -> float | None:
 
 def render(run: RunFolder) -> tuple[str, list[Picture]]:
     """The page and its pictures."""
-    table = read_results(run)
+    table, comparison = read_results(run), read_comparison(run.path / "results" / "comparison.json")
     episodes = [episode for episode in trained_episodes(run) if episode.first < table.step]
     clusters = Clusters.read(run, 0)
     gains = cluster_gains(run, 0, 0, table.step)
     shown = shown_episodes(episodes)
+    first = next((episode for episode in shown if episode.number == 0), None)
     of_episodes = [picture_of_episode(run, episode, clusters) for episode in shown]
     drawn = {
         "metrics": picture_of_metrics(run, table),
         "clusters": picture_of_clusters(clusters, run.initial_embeddings),
         "gains": picture_of_gains(gains, clusters),
     }
+    settings = run.settings | {"ZERO_SHOT": ", ".join(table.zero_shot)}
     initial = next(cells for label, cells in table.rows if label != BASELINE)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -112,18 +137,20 @@ def render(run: RunFolder) -> tuple[str, list[Picture]]:
     )
     page = environment.get_template(TEMPLATE).render(
         name=run.path.resolve().name,
-        objective=run.setting("OBJECTIVE"),
+        objective=OBJECTIVES.get(run.setting("OBJECTIVE"), run.setting("OBJECTIVE")),
+        weighted=run.setting("OBJECTIVE") != "erm",
+        facts={label: settings[name] for name, label in FACTS.items() if settings.get(name)},
         last_step=table.step,
         columns=table.columns,
         tiles=[tile for tile in zip(table.columns, initial, table.rows[-1][1], strict=True) if None not in tile],
         rows=table.rows,
-        comparison=read_json(run.path / "results" / "comparison.json"),
+        comparison=comparison,
         pictures=drawn,
         of_episodes=of_episodes,
         all_episodes=len(episodes),
-        clusters=cluster_table(clusters, gains, next((e for e in shown if e.number == 0), None)),
-        has_weights=bool(shown),
-        settings={name: value[:SETTINGS_SHOWN] for name, value in run.settings.items()},
+        clusters=cluster_table(clusters, gains, first),
+        has_weights=first is not None,
+        settings=run.settings,
     )
     return page, [*drawn.values(), *of_episodes]
 

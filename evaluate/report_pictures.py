@@ -131,10 +131,14 @@ def picture_of_gains(gains: Gains, clusters: Clusters) -> Picture:
 
 def picture_of_episode(run: RunFolder, episode: TrainedEpisode, first: Clusters) -> Picture:
     clusters = first if episode.number == first.number else Clusters.read(run, episode.number)
-    figure = pictures.cluster_curves(episode, clusters.labels)
+    figure = pictures.weights_and_losses(episode, clusters.labels)
     caption = (
-        f"Episode {episode.number + 1}: weight and mean loss of each cluster in its steps {episode.first + 1:,} to "
-        f"{episode.last:,}. The {pictures.OUTSTANDING} of the highest means are named. A batch holds few "
-        "clusters, so losses have gaps."
+        f"Episode {episode.number + 1}: weight and loss of each cluster in its steps {episode.first + 1:,} to "
+        f"{episode.last:,}, the highest mean weight on top. Grey: no batch that was logged held the cluster."
     )
-    return draw(f"episode-{episode.number}", figure, caption, f"Line charts of {len(episode.weights)} clusters.")
+    return draw(
+        f"episode-{episode.number}",
+        figure,
+        caption,
+        f"Two heat maps of {len(episode.weights)} clusters by training step.",
+    )

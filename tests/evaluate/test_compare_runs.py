@@ -9,7 +9,7 @@ import pytest
 
 from data.beir_sets import CQADUPSTACK
 from evaluate import compare_runs, mean_of_parts
-from evaluate.compare_runs import Collection, read_runs
+from evaluate.compare_runs import Collection, read_comparison, read_runs
 from evaluate.metrics_file import RunMetrics, read_metrics, write_metrics
 from evaluate.significance import compare, holm, mean_of_means
 from utils.errors import InputError
@@ -148,3 +148,18 @@ def test_a_collection_apart_does_not_count_in_the_mean_and_one_name_twice_is_tol
     assert differences["mean"]["mean"] == pytest.approx(means[1] - means[0])
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("mean"))
     assert row.split() == ["mean", "20", f"{means[0]:.3f}", f"{means[1]:.3f}"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"measure": "ndcg@10", "baseline": "a"},
+        {"measure": "ndcg@10", "baseline": "a", "differences": {"b": {"dev": {"mean": "a lot"}}}},
+        {"measure": "ndcg@10", "baseline": "a", "differences": {"b": {"dev": {"mean": 0.1}}}},
+        {"measure": "ndcg@10", "baseline": "a", "differences": []},
+    ],
+)
+def test_a_comparison_of_another_form_is_refused(tmp_path, content):
+    write_json(tmp_path / "comparison.json", content)
+    with pytest.raises(InputError, match=r"comparison\.json: is not what evaluate/compare_runs\.py writes"):
+        read_comparison(tmp_path / "comparison.json")

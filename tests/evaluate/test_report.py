@@ -15,8 +15,14 @@ import torch
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from evaluate import compare_runs, report, results_table
-from evaluate.finished_run import cluster_gains, metric_curves, read_results, sample_queries, trained_episodes
+from evaluate import compare_runs, pictures, report, results_table
+from evaluate.finished_run import (
+    cluster_gains,
+    metric_curves,
+    read_results,
+    sample_queries,
+    trained_episodes,
+)
 from evaluate.report_pictures import shown_episodes
 from evaluate.run_folder import RunFolder
 from tests.tiny_run import COLLECTION, QUERIES, STEP, call, make_run
@@ -95,7 +101,9 @@ def made_run(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def run(made_run, tmp_path) -> Path:
+def run(made_run, tmp_path, monkeypatch) -> Path:
+    """A copy of it, for a report with small pictures."""
+    monkeypatch.setattr(pictures, "DOTS_AN_INCH", 30)
     copy = shutil.copytree(made_run, tmp_path / "beside" / made_run.name, symlinks=True)
     shutil.copytree(made_run.parent / COLLECTION, tmp_path / "beside" / COLLECTION)
     return copy
@@ -126,7 +134,9 @@ def test_the_page_holds_all_of_it_and_nothing_that_acts_or_fetches(run):
         assert not [name for name in attributes if name.startswith("on") or name in ("href", "srcset", "action")]
         assert "src" not in attributes or (tag, attributes["src"][:22]) == ("img", "data:image/png;base64,")
     policy = next(a["content"] for tag, a in page.elements if tag == "meta" and "http-equiv" in a)
-    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert (
+        policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    )
     assert "url(" not in (run / "report.html").read_text()
     assert "@import" not in (run / "report.html").read_text()
     images = [attributes for tag, attributes in page.elements if tag == "img"]
@@ -156,7 +166,9 @@ def test_tables_are_those_of_the_results(run):
     difference = json.loads((run / "results" / "comparison.json").read_text())["differences"]
     (of_run,) = difference.values()
     assert f"<td>{of_run['dev']['mean']:+.3f}</td>" in text
-    assert f"<td>{1 / STEP:.3f}</td>" in text, "the weight at the end"
+    weight = np.mean([1 / step for step in range(1, STEP + 1)])
+    loss = np.mean([2 + step for step in range(1, STEP + 1) if step % 3 != 2])  # of cluster 2, as it was logged
+    assert f"<td>{weight:.3f}</td><td>{loss:.3f}</td>" in text
 
 
 def test_pictures_are_files_and_in_tensorboard_once(run):
@@ -273,10 +285,42 @@ def test_a_run_without_weights_or_zero_shot_collections_says_so(run):
     assert "was \u2013" not in page.text
 
 
+def test_a_run_that_mined_beside_training_shows_the_episodes_it_trained_on(run):
+    settings = run / "settings.train"
+    settings.write_text(settings.read_text().replace("idro", "dro-greedy") + "ASYNC=1\n")
+    for number in (1, 2):  # training went on from 0 to 2
+        result = {"step": number, "episode": number, "ndcg": 0.1, **dict.fromkeys(MEASURES, 0.1)}
+        write_result(run / "results", number, result)
+        shutil.copytree(run / "ann_data" / "clusters_0", run / "ann_data" / f"clusters_{number}")
+    log_training(run, 0, 0, 4, 3)
+    log_training(run, 2, 4, STEP, 3)
+    assert [(e.number, e.first, e.last) for e in trained_episodes(RunFolder(run))] == [(0, 0, 4), (2, 4, STEP)]
+    call(report, "--run_dir", run)
+    page = Page(run / "report.html")
+    assert "re-weighted by DRO-greedy, mined beside training" in page.text
+    assert {"of-episode-0", "of-episode-2"} <= {attributes.get("id") for _, attributes in page.elements}
+    assert (run / "results" / "pictures" / "episode-2.png").is_file()
+
+
+def test_each_table_has_a_caption_and_what_was_run_comes_first(run):
+    call(report, "--run_dir", run)
+    content = (run / "report.html").read_text()
+    assert content.count("<caption>") == content.count("<table") == 4
+    facts = html.unescape(content[content.index("<dl") : content.index("</dl>")])
+    checkpoint = RunFolder(run).setting("CHECKPOINT")
+    for name, value in (
+        ("initial checkpoint", checkpoint),
+        ("training collection", "collection/msmarco"),
+        ("zero-shot collections", COLLECTION),
+        ("learning rate", "5e-6"),
+    ):
+        assert f"<dt>{name}</dt><dd>{value}</dd>" in facts
+
+
 def test_a_run_whose_logs_were_removed_says_so(run):
     shutil.rmtree(run / "logs")
     call(report, "--run_dir", run)
-    assert "logs holds no curves of this run" in Page(run / "report.html").text
+    assert "logs holds no weights or losses of clusters: they were removed" in Page(run / "report.html").text
 
 
 def test_a_sample_of_the_queries_has_their_texts_and_clusters(made_run):
