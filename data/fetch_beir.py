@@ -20,8 +20,8 @@ from requests import RequestException
 
 from data.beir_sets import named_set
 from utils.arguments import option, parse, required
-from utils.errors import InputError, run
-from utils.files import find_file, sync_folder
+from utils.errors import InputError, first_line, run
+from utils.files import find_file, sync
 from utils.logs import say
 
 PUBLIC = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets"
@@ -61,9 +61,9 @@ def fetch(name: str, out_dir: str | Path, url: str = PUBLIC) -> Path:
                 find_file(found.parent, found.name)
         if not folder.is_dir():
             unpacked.replace(folder)
-            sync_folder(folder.parent)
+            sync(folder.parent)
     except (RequestException, BadZipFile, OSError, InputError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error)[:200]
         raise InputError(
             f"{name} could not be fetched ({reason}); download {url}/{name}.zip where that works and unpack it in "
             f"{out_dir}, or {place}"

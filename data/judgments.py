@@ -14,7 +14,7 @@ from data.tokenizing import Text, write_token_store
 from utils.errors import InputError
 from utils.files import read_lines
 from utils.logs import say
-from utils.qrels import write_qrels
+from utils.qrels import LARGEST_GRADE, write_qrels
 
 Judgments = dict[str, dict[str, int]]  # query id → passage id → relevance
 
@@ -79,11 +79,14 @@ def read_judgments(path: Path) -> Judgments:
         try:
             relevance = int(fields[-1])
         except ValueError:
+            relevance = None
+        if relevance is None or abs(relevance) > LARGEST_GRADE:
             raise InputError(
-                f"the relevance must be a whole number, found {fields[-1]!r}; is the last column another one?",
+                f"the relevance must be a whole number of at most 31 bits, found {fields[-1][:80]!r}; is the last "
+                "column another one?",
                 path,
                 number,
-            ) from None
+            )
         known = judgments.setdefault(query, {}).setdefault(passage, relevance)
         if known != relevance:
             raise InputError(

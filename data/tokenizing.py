@@ -21,7 +21,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from utils.errors import InputError
+from utils.errors import InputError, first_line
 from utils.files import open_binary
 from utils.logs import progress
 from utils.token_store import TokenizerInfo, create_token_store
@@ -38,12 +38,11 @@ CHARACTERS_A_TOKEN = 6  # of a text's beginning; English has 4 to 5, and a text 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """Loads a checkpoint's fast tokenizer; raises `InputError` where there is none."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     except Exception as error:  # each tokenizer class fails in its own way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"no tokenizer can be loaded from --model_name_or_path {name_or_path!r} ({reason}); give a checkpoint's "
-            "folder with its tokenizer files, or a name on the hub that this machine can reach"
+            f"no tokenizer can be loaded from --model_name_or_path {name_or_path!r} ({first_line(error)}); give a "
+            "checkpoint's folder with its tokenizer files, or a name on the hub that this machine can reach"
         ) from error
     if not tokenizer.is_fast:
         raise InputError(

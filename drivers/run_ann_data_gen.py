@@ -35,6 +35,7 @@ from utils.encoding import StoreEncoder
 from utils.episode import mined_file, newest_episode, read_result, write_mined_file, write_result
 from utils.errors import InputError, run
 from utils.evaluation import DEPTH, check_names, evaluate_collections
+from utils.files import sha256_of_file
 from utils.lock import hold_lock
 from utils.logs import say
 from utils.metrics import evaluate_run
@@ -187,6 +188,7 @@ def mine(args: Arguments, number: int, checkpoint: str, step: int, device: torch
             clusters.save(Path(args.output_dir, f"clusters_{number}"), dev_clusters)
             result |= evaluate_clusters(clusters, dev_clusters, dev.values["mrr@10"])
         result["triplets"] = deal(args, number, negatives, train_qrels, clusters)
+        result["mined_sha256"] = sha256_of_file(mined_file(args.output_dir, number))
         write_result(args.result_dir, number, result)
         metrics = f"dev MRR@10 {result['mrr@10']:.4f}, nDCG@10 {result['ndcg']:.4f}"
         metrics += "".join(f", {name} {means['ndcg@10']:.4f}" for name, means in zero_shot.items())

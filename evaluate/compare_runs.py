@@ -176,7 +176,7 @@ def read_comparison(path: Path) -> Comparison:
             for label, found in content["differences"].items()
         }
         return Comparison(str(content["measure"]), str(content["baseline"]), differences)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"is not what evaluate/compare_runs.py writes ({error}); make it again", path) from None
 
 

@@ -209,7 +209,7 @@ def read_results(run: RunFolder) -> Results:
             raise TypeError("rows and columns differ")
         last = content["rows"][-1]
         step = re.fullmatch(r"checkpoint-(\d+)", Path(last["dev"]["checkpoint"]).name)
-        if not step:
+        if not step or len(step[1]) > 18:
             raise TypeError("its last row is of no checkpoint of a run")
         names = [metrics["collection"] for metrics in last["zero_shot"]]
         if not all(isinstance(name, str) and name == Path(name).name for name in names):

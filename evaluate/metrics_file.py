@@ -8,7 +8,6 @@ per_query.json   {"run": "Episode 1", "collection": "cisi", "queries": {"1": {"n
 run.trec         the rankings, as trec_eval reads them
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -94,7 +93,7 @@ def read_per_query(path: str | Path) -> PerQuery:
 
 
 def _is_share(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and 0 <= value <= 1
+    return type(value) in (int, float) and 0 <= value <= 1
 
 
 def read_metrics(path: str | Path) -> RunMetrics:

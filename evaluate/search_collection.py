@@ -215,7 +215,7 @@ def split_line(line: str, file_name: str) -> tuple[str | None, str]:
         try:
             record = json.loads(line)
             return str(record["_id"]), f"{record.get('title') or ''} {record['text']}"
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             return None, ""
     text_id, _, text = line.partition("\t")
     return text_id, text

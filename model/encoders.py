@@ -34,7 +34,7 @@ from model.dropout import replace_dropout
 from utils.batching import PackedTokens
 from utils.checkpoint import fingerprint_of_weights
 from utils.encoding import StoreEncoder
-from utils.errors import InputError
+from utils.errors import InputError, first_line
 from utils.logs import say
 from utils.precision import Precision
 
@@ -202,14 +202,15 @@ def load_encoder(
     A plain RoBERTa has no `embeddingHead` and `norm`: these are the only weights that may be missing, and are named
     in a warning. They start at random but the same in every process and every script, which all load for themselves;
     with the mean of all tokens, by which nothing is trained here, the head is left out instead.
-    Raises `InputError` for a checkpoint of another architecture, a damaged one, and one that lacks other weights or
-    has them in another shape.
+    Code that a checkpoint brings along is never run. Raises `InputError` for a checkpoint of another architecture, a
+    damaged one, and one that lacks other weights or has them in another shape.
     """
     encoder_class = find_model_type(model_type).encoder
+    where = {"cache_dir": cache_dir, "trust_remote_code": False}  # not even where a person would agree at the prompt
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        config = AutoConfig.from_pretrained(checkpoint, cache_dir=cache_dir)
+        config = AutoConfig.from_pretrained(checkpoint, **where)
         if not isinstance(config, encoder_class.config_class):
             raise InputError(
                 f"is a {config.model_type} checkpoint, and --model_type {model_type} wants "
@@ -228,19 +229,21 @@ def load_encoder(
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are refused below, by name
             )
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, cache_dir=cache_dir)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"no checkpoint can be loaded from there ({str(error).splitlines()[0]}); give a folder with config.json, "
-            "weights and tokenizer, or the name of a model on the hub that this machine can reach",
-            checkpoint,
-        ) from None
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, **where)
+    except InputError:
+        raise
     except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
         raise InputError(
             f"the weights are damaged ({type(error).__name__}{_reason(error)}); copy or download the checkpoint "
             "again, or remove it where it is one of a run's own",
             _weights_file(checkpoint),
         ) from None
+    except Exception as error:  # transformers raises many kinds for a damaged configuration or tokenizer
+        raise InputError(
+            f"no checkpoint can be loaded from there ({first_line(error)}); give a folder with config.json, "
+            "weights and tokenizer, or the name of a model on the hub that this machine can reach",
+            checkpoint,
+        ) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
     if loading["mismatched_keys"]:
@@ -288,4 +291,4 @@ def _weights_file(checkpoint: str) -> Path:
 
 def _reason(error: Exception) -> str:
     """The first line of what a reader of weights says; torch's goes on with advice that must not be followed."""
-    return f": {str(error).splitlines()[0]}" if isinstance(error, SafetensorError) else ""
+    return f": {first_line(error)}" if isinstance(error, SafetensorError) else ""

@@ -7,6 +7,7 @@ import torch
 from transformers import BertConfig, RobertaConfig
 
 from model.encoders import BertDot, RobertaDot
+from utils.embedding_store import EmbeddingMatrix, EmbeddingSource, ShardWriter, record_embeddings
 from utils.episode import Episode
 from utils.token_store import TokenizerInfo, TokenStore, create_token_store
 
@@ -79,3 +80,12 @@ def random_episode(queries: int, passages: int, n_groups: int = 1, lines: int = 
         clusters=generator.integers(0, n_groups, size=queries)[query_rows],
         n_groups=n_groups,
     )
+
+
+def write_embeddings(folder: Path, name: str, tokens: str, vectors: np.ndarray) -> EmbeddingMatrix:
+    """A matrix of these vectors, float32 (rows, dimensions), in one shard, as of the store with digest `tokens`."""
+    source = EmbeddingSource("w", tokens, 8, 0, "float32", "float32", *vectors.shape)
+    writer = ShardWriter(folder, name, 0, 1, np.arange(len(vectors)), source)
+    writer.write(vectors)
+    writer.close()
+    return record_embeddings(folder, name, source, 1)

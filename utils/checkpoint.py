@@ -26,16 +26,14 @@ from safetensors.torch import save_file
 
 from utils import distributed
 from utils.encoding import longest_sequence
-from utils.errors import InputError
-from utils.files import atomic_folder, read_json, sha256_of_file, write_json
+from utils.errors import InputError, first_line
+from utils.files import atomic_folder, check_sha256, read_json, sha256_of_file, write_json
 from utils.logs import say_once
 
 FORMAT_VERSION = 2
 WEIGHTS = "model.safetensors"
 CHECKED = (WEIGHTS, "config.json", "optimizer.pt", "random_states.pt", "trainer_state.json")
 CHECKSUMS = "checksums.json"
-
-_intact: set[tuple[str, int, int]] = set()  # files that were found so: path, size, time of the last change in ns
 
 
 @dataclass
@@ -134,18 +132,10 @@ def remove_old_checkpoints(training_dir: str | Path, keep: int, first: int) -> N
 
 
 def check_files(folder: Path) -> None:
-    """`InputError` naming the file that is missing or not as it was saved; each is read once by a process."""
+    """`InputError` naming the file that is missing or not as it was saved."""
     digests = read_json(folder / CHECKSUMS)
     for name in CHECKED:
-        path = folder / name
-        if not path.is_file():
-            raise InputError("no such file", path)
-        status = path.stat()
-        known = str(path.resolve()), status.st_size, status.st_mtime_ns
-        if known not in _intact:
-            if sha256_of_file(path) != digests.get(name):
-                raise InputError("is damaged: its content is not what was saved", path)
-            _intact.add(known)
+        check_sha256(folder / name, digests.get(name), "remove this checkpoint, and the one before is used")
 
 
 def read_trainer_state(folder: str | Path) -> TrainerState:
@@ -235,7 +225,7 @@ def _load(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise InputError(
-            f"cannot be read ({str(error).splitlines()[0][:120]}); remove this checkpoint, and the run goes on from "
+            f"cannot be read ({first_line(error)[:120]}); remove this checkpoint, and the run goes on from "
             "the one before",
             path,
         ) from None

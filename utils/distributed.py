@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from utils.errors import InputError, explanations
+from utils.errors import InputError, explanations, first_line
 
 T = TypeVar("T")
 
@@ -84,7 +84,7 @@ def _join(use_cuda: bool, device: torch.device) -> None:
         )
         explanations.append(lambda error: _lost_peers(error, store))
     except (dist.DistError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(
             f"rank {rank} of {size} could not join the others at {address}: {reason}. Is the port in use by another "
             "program (choose one with --master_port), or did another process of this run not start?"

@@ -1,7 +1,7 @@
 """Embeddings on disk: one matrix a token store, in shards of contiguous rows, reused when nothing changed.
 
     FOLDER/NAME.K-of-N.npy             float32 or float16 (rows of shard K, dimensions); NAME is the token store's
-    FOLDER/manifest.json               of each whole matrix: what it was made from and with, and its layout
+    FOLDER/manifest.json               of each whole matrix: what it was made from and with, and its shards' SHA-256
     FOLDER/NAME.K-of-N.unfinished.npy  a shard that is being written, and how far it is whole
     FOLDER/NAME.K-of-N.progress.json
 
@@ -9,7 +9,8 @@ A matrix counts only through the manifest: where its entry is what the reader ex
 otherwise it is made again. Before the first of its shards is touched the entry is removed, so that none ever
 vouches for shards of two sources. A shard that a crash left unfinished goes on where its last mark stands. Marks
 are made by the clock: a text is a millisecond's work on one machine and a second's on another. A row here is a
-sequence of the token store: a text, or one chunk of a long one.
+sequence of the token store: a text, or one chunk of a long one. Whoever reuses a matrix checks its shards' sums
+(`check_content`), which costs seconds where encoding again would cost minutes to hours.
 """
 
 import hashlib
@@ -17,17 +18,18 @@ import os
 import re
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
 from utils.errors import InputError, disk_errors
-from utils.files import load_array, read_json, sync_folder, write_json
+from utils.files import check_sha256, load_array, read_json, sha256_of_file, sync, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DTYPES = ("float32", "float16")
 MARK_SECONDS = 30  # what a kill costs at most, and the batch in hand
+CURE = "remove the folder, and it is encoded again"
 
 
 @dataclass(frozen=True)
@@ -50,19 +52,26 @@ class EmbeddingSource:
     reading: str = "cls"
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """What the manifest says of a matrix: its source, and the SHA-256 of each shard's file."""
+
+    source: EmbeddingSource
+    digests: list[str]
+
+
 class EmbeddingMatrix:
     """A whole matrix, opened for reading through memory maps: (rows, dimensions), given out as float32."""
 
-    def __init__(self, folder: Path, name: str, source: EmbeddingSource, shards: int) -> None:
-        paths = [_shard_path(folder, name, k, shards) for k in range(shards)]
-        self._shards = [_open(path, source) for path in paths]
+    def __init__(self, folder: Path, name: str, entry: _Entry) -> None:
+        source, shards = entry.source, len(entry.digests)
+        self._digests = {_shard_path(folder, name, k, shards): digest for k, digest in enumerate(entry.digests)}
+        self._shards = [_open(path, source) for path in self._digests]
         self._starts = np.concatenate([[0], np.cumsum([len(shard) for shard in self._shards])])
         self.shape = (int(self._starts[-1]), source.dimensions)
         if len(self) != source.rows:
             raise InputError(
-                f"the shards of {name} hold {len(self)} rows and its manifest says {source.rows}; "
-                "remove the folder, and they are encoded again",
-                folder,
+                f"the shards of {name} hold {len(self)} rows and its manifest says {source.rows}; {CURE}", folder
             )
 
     def __len__(self) -> int:
@@ -91,6 +100,11 @@ class EmbeddingMatrix:
             taken[here] = shard[rows[here] - first]
         return taken
 
+    def check_content(self, first: int = 0, step: int = 1) -> None:
+        """`InputError` where shard `first`, or any `step` shards further on, is not what was written."""
+        for path in list(self._digests)[first::step]:
+            check_sha256(path, self._digests[path], CURE)
+
     def mapped_until(self, row: int) -> int:
         """The end of the shard of float32 that holds this row, or just the row where its shard is of another type."""
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
@@ -104,33 +118,30 @@ def check_dtype(name: str) -> None:
 
 def find_embeddings(folder: str | Path, name: str, source: EmbeddingSource) -> EmbeddingMatrix | None:
     """The matrix NAME in `folder` if a whole one of this very source is there, else None."""
-    folder = Path(folder)
-    entry = _read_manifest(folder).get(name)
-    if not isinstance(entry, dict) or {k: v for k, v in entry.items() if k != "shards"} != asdict(source):
-        return None
-    return EmbeddingMatrix(folder, name, source, entry["shards"])
+    entry = _read_manifest(Path(folder)).get(name)
+    return EmbeddingMatrix(Path(folder), name, entry) if entry and entry.source == source else None
 
 
 def open_embeddings(folder: str | Path, name: str, tokens: str) -> EmbeddingMatrix:
     """The whole matrix NAME in `folder`, by whichever weights; `InputError` where none is of the store `tokens`."""
     entry = _read_manifest(Path(folder)).get(name)
-    try:
-        shards = entry["shards"]
-        source = EmbeddingSource(**{key: value for key, value in entry.items() if key != "shards"})
-    except (TypeError, KeyError):
-        raise InputError(
-            f"holds no embeddings of {name}; encode them (drivers/run_ann_data_gen.py)", folder
-        ) from None
-    if source.tokens != tokens:
+    if entry is None:
+        raise InputError(f"holds no embeddings of {name}; encode them (drivers/run_ann_data_gen.py)", folder)
+    if entry.source.tokens != tokens:
         raise InputError(f"holds embeddings of another {name} than the run's token store; encode again", folder)
-    return EmbeddingMatrix(Path(folder), name, source, shards)
+    matrix = EmbeddingMatrix(Path(folder), name, entry)
+    matrix.check_content()
+    return matrix
 
 
 def record_embeddings(folder: str | Path, name: str, source: EmbeddingSource, shards: int) -> EmbeddingMatrix:
     """Enters a matrix whose shards are all written into the manifest; shards of an older layout are removed."""
     folder = Path(folder)
-    matrix = EmbeddingMatrix(folder, name, source, shards)
-    _write_manifest(folder, {**_read_manifest(folder), name: {**asdict(source), "shards": shards}})
+    digests = _digests_of_whole(folder, name, source, shards)
+    assert None not in digests, "a shard that is not whole"
+    entry = _Entry(source, digests)
+    matrix = EmbeddingMatrix(folder, name, entry)
+    _write_manifest(folder, {**_read_manifest(folder), name: entry})
     current = {_shard_path(folder, name, k, shards) for k in range(shards)}
     for path in folder.glob(f"{name}.*-of-*.*"):
         if path not in current:
@@ -173,7 +184,7 @@ class ShardWriter:
         if self.done == 0:  # what lies there is of another source, and no mark of this one may ever stand beside it
             for stale in (_progress_path(self._path), self._path):
                 stale.unlink(missing_ok=True)
-            sync_folder(self._path.parent)
+            sync(self._path.parent)
             shape = (len(order), source.dimensions)
             with disk_errors(self._path):
                 self._data = np.lib.format.open_memmap(self._unfinished, mode="w+", dtype=source.dtype, shape=shape)
@@ -181,13 +192,18 @@ class ShardWriter:
                     with self._unfinished.open("r+b") as handle:
                         os.posix_fallocate(handle.fileno(), 0, self._unfinished.stat().st_size)
         elif not self._path.exists():
+            _open(self._unfinished, source)
             self._data = np.lib.format.open_memmap(self._unfinished, mode="r+")
         self._marked = time.monotonic()
 
     def _rows_done(self) -> int:
         mark = _read_mark(self._path)
-        done = mark.pop("done", 0)
-        return done if mark == self._identity and (self._path.exists() or self._unfinished.exists()) else 0
+        if not self._identity.items() <= mark.items():
+            return 0
+        done, length = mark.get("done"), len(self._order)
+        if type(done) is not int or not 0 <= done <= length:
+            raise InputError(f"done is {done!r} of {length} rows; {CURE}", _progress_path(self._path))
+        return done if self._path.exists() or self._unfinished.exists() else 0
 
     def write(self, vectors: np.ndarray) -> None:
         """Puts the next `vectors`, (n, dimensions), at their rows."""
@@ -196,16 +212,16 @@ class ShardWriter:
         if time.monotonic() - self._marked >= MARK_SECONDS:
             self.mark()
 
-    def mark(self) -> None:
+    def mark(self, **more: str) -> None:
         """Declares the rows that are written to be so, after they are on the disk."""
         self._data.flush()
-        write_json(_progress_path(self._path), {**self._identity, "done": self.done})
+        write_json(_progress_path(self._path), {**self._identity, "done": self.done, **more})
         self._marked = time.monotonic()
 
     def close(self) -> None:
-        """Moves the shard to its place, unless it stood there already."""
+        """Moves the shard to its place, with its checksum in the mark, unless it stood there already."""
         if not self._path.exists():
-            self.mark()
+            self.mark(sha256=sha256_of_file(self._unfinished))
             del self._data
             self._unfinished.replace(self._path)
 
@@ -215,8 +231,16 @@ def shards_are_whole(folder: str | Path, name: str, source: EmbeddingSource, sha
 
     To be asked once all processes have made their `ShardWriter`: until then, files of other attempts may lie there.
     """
-    paths = [_shard_path(Path(folder), name, k, shards) for k in range(shards)]
-    return all(path.exists() and asdict(source).items() <= _read_mark(path).items() for path in paths)
+    return None not in _digests_of_whole(Path(folder), name, source, shards)
+
+
+def _digests_of_whole(folder: Path, name: str, source: EmbeddingSource, shards: int) -> list[str | None]:
+    """The SHA-256 of each shard of this source by its last mark, None of one that is not in its place."""
+    digests = []
+    for path in (_shard_path(folder, name, k, shards) for k in range(shards)):
+        mark = _read_mark(path) if path.exists() else {}
+        digests.append(mark.get("sha256") if asdict(source).items() <= mark.items() else None)
+    return digests
 
 
 def _shard_path(folder: Path, name: str, shard: int, shards: int) -> Path:
@@ -232,21 +256,36 @@ def _read_mark(path: Path) -> dict:
     return read_json(progress) if progress.exists() else {}
 
 
-def _read_manifest(folder: Path) -> dict:
+def _read_manifest(folder: Path) -> dict[str, _Entry]:
+    """The matrices that are whole, by name; none where there is no manifest or it is of another version."""
     path = folder / "manifest.json"
-    if not path.exists():
+    manifest = read_json(path) if path.exists() else {}
+    if manifest.get("format_version") != FORMAT_VERSION:
         return {}
-    manifest = read_json(path)
-    return manifest.get("matrices", {}) if manifest.get("format_version") == FORMAT_VERSION else {}
+    matrices = manifest.get("matrices")
+    if not isinstance(matrices, dict):
+        raise InputError(f"matrices is {matrices!r:.80}, not an object; {CURE}", path)
+    return {name: _parse_entry(path, name, entry) for name, entry in matrices.items()}
 
 
-def _write_manifest(folder: Path, matrices: dict) -> None:
-    write_json(folder / "manifest.json", {"format_version": FORMAT_VERSION, "matrices": matrices})
+def _parse_entry(path: Path, name: str, entry: object) -> _Entry:
+    expected = {field.name: field.type for field in fields(EmbeddingSource)} | {"sha256": list}
+    if not isinstance(entry, dict) or any(type(entry.get(key)) is not kind for key, kind in expected.items()):
+        raise InputError(f"the entry of {name!r} is not as it was written: {entry!r:.200}; {CURE}", path)
+    digests = entry["sha256"]
+    if entry["dtype"] not in DTYPES or not all(isinstance(digest, str) for digest in digests):
+        raise InputError(f"the entry of {name!r} has another dtype or sha256 than was written; {CURE}", path)
+    return _Entry(EmbeddingSource(**{key: entry[key] for key in expected if key != "sha256"}), digests)
+
+
+def _write_manifest(folder: Path, matrices: dict[str, _Entry]) -> None:
+    content = {name: {**asdict(entry.source), "sha256": entry.digests} for name, entry in matrices.items()}
+    write_json(folder / "manifest.json", {"format_version": FORMAT_VERSION, "matrices": content})
 
 
 def _open(path: Path, source: EmbeddingSource) -> np.ndarray:
-    shard = load_array(path, "remove the folder, and it is encoded again", memory_map=True)
+    shard = load_array(path, CURE, memory_map=True)
     if shard.shape[1:] != (source.dimensions,) or shard.dtype != source.dtype:
         found, expected = f"{shard.dtype} {shard.shape}", f"{source.dtype} (rows, {source.dimensions})"
-        raise InputError(f"holds {found}, not {expected}; remove the folder", path)
+        raise InputError(f"holds {found}, not {expected}; {CURE}", path)
     return shard

@@ -182,12 +182,15 @@ def encode_store(
 
     `weights` is the checkpoint's fingerprint, and `dtype` the type that vectors are stored in. A batch has at most
     `batch_size` sequences and, of several, `BATCH_TOKENS` tokens. The encoder must be on `device` and in eval mode,
-    and fit the sequences (`open_sequences`). Raises `InputError` where a vector holds a value that is not finite.
+    and fit the sequences (`open_sequences`). Raises `InputError` where a vector holds a value that is not finite, and
+    where what would be reused was altered.
     """
     source = _source(encoder, sequences, weights, precision.dtype, dtype)
     if distributed.on_main(lambda: find_embeddings(folder, name, source) is not None):
+        matrix = _wait_for_embeddings(folder, name, source)
+        matrix.check_content(distributed.rank(), distributed.world_size())
         say(f"{name}: {len(sequences):,} embeddings reused from {folder}")
-        return _wait_for_embeddings(folder, name, source)
+        return matrix
 
     distributed.on_main(lambda: forget_embeddings(folder, name))  # the others go on only after that
     shard, shards = distributed.rank(), distributed.world_size()
@@ -280,5 +283,6 @@ class StoreEncoder:
             source = _source(self.encoder, sequences, self.weights, precision, dtype)
             matrix = find_embeddings(folder, sequences.store.folder.name, source)
             if matrix is not None:
+                matrix.check_content()
                 return matrix
         return None

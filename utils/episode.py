@@ -1,8 +1,8 @@
 """The episode files: what mining hands to training.
 
     OUTPUT_DIR/ann_training_data_N   a line is  query \\t positive \\t neg,neg,… [\\t weight \\t cluster]
-    RESULT_DIR/ann_ndcg_N            JSON with the dev metrics of the checkpoint that mined; written last, so its
-                                     presence is what makes episode N ready
+    RESULT_DIR/ann_ndcg_N            JSON with the dev metrics of the checkpoint that mined, and the mined file's
+                                     SHA-256; written last, so its presence is what makes episode N ready
 
 Queries and passages are rows of the token stores. Each negative of a line is one triplet with the line's query and
 positive; triplets are numbered in the file's order. `weight` is a factor on the loss of the line's triplets.
@@ -18,8 +18,9 @@ import numpy as np
 
 from utils import distributed
 from utils.errors import InputError
-from utils.files import atomic_file, open_binary, read_json, write_json
+from utils.files import atomic_file, check_sha256, read_json, write_json
 from utils.logs import say
+from utils.metrics import MEASURES
 
 BLOCK_BYTES = 32 * 2**20
 BLOCK_LINES = 8_192
@@ -47,15 +48,43 @@ def newest_ready(result_dir: str | Path) -> int:
     return distributed.on_main(lambda: newest_episode(result_dir))
 
 
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**53
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float) or _is_count(value)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+# What a result may hold, and what each of it must be; the first two are always there.
+RESULT = {
+    "ndcg": _is_number,
+    "mrr": _is_number,
+    **dict.fromkeys(MEASURES, _is_number),
+    "checkpoint": _is_text,
+    **dict.fromkeys(("step", "episode", "clusters", "triplets"), _is_count),
+    "mined_sha256": _is_text,
+    "cluster_mrr": lambda value: isinstance(value, list) and all(v is None or _is_number(v) for v in value),
+    "zero_shot": lambda value: (
+        isinstance(value, dict)
+        and all(isinstance(means, dict) and all(map(_is_number, means.values())) for means in value.values())
+    ),
+}
+
+
 def read_result(result_dir: str | Path, number: int) -> dict:
-    """Reads `ann_ndcg_N`; `InputError` where the episode is not ready or its metrics are not numbers."""
+    """Reads `ann_ndcg_N`; `InputError` where the episode is not ready or a value is not what it should be."""
     path = result_file(result_dir, number)
     if not path.exists():
         raise InputError(f"episode {number} is not ready: mine it first (drivers/run_ann_data_gen.py)", path)
     result = read_json(path)
-    for name in ("ndcg", "mrr"):
-        if not isinstance(result.get(name), (int, float)):
-            raise InputError(f"{name} is {result.get(name)!r}, not a number; mine the episode again", path)
+    for name, is_right in RESULT.items():
+        if (name in result or name in ("ndcg", "mrr")) and not is_right(result.get(name)):
+            raise InputError(f"{name} is {result.get(name)!r:.80}; remove the file and mine the episode again", path)
     return result
 
 
@@ -184,7 +213,10 @@ def open_episode(
     passage_count: int,
     n_groups: int | None,
 ) -> Episode:
-    """Reads episode `number`, which must be ready and, where `n_groups` is given, mined with as many clusters."""
+    """Reads episode `number`, which must be ready and, where `n_groups` is given, mined with as many clusters.
+
+    Raises `InputError` where the mined file is not as it was written, besides what `read_episode` raises.
+    """
     result, path = read_result(result_dir, number), mined_file(ann_dir, number)
     mined = result.get("clusters", n_groups)
     if n_groups is not None and mined != n_groups:
@@ -193,19 +225,17 @@ def open_episode(
             "mine again",
             result_dir,
         )
-    episode = read_episode(path, query_count, passage_count, n_groups)
-    if episode.triplets != result.get("triplets", episode.triplets):
-        raise InputError(
-            f"holds {episode.triplets:,} triplets, and {result['triplets']:,} were mined: the file was cut off or "
-            f"altered; remove {result_file(result_dir, number)} and mine the episode again",
-            path,
-        )
-    return episode
+    if "mined_sha256" in result:  # a result of another miner may say no more than its metrics
+        cure = f"remove {result_file(result_dir, number)} and mine the episode again"
+        check_sha256(path, result["mined_sha256"], cure)
+    return read_episode(path, query_count, passage_count, n_groups)
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:
     """Blocks of whole lines; a last line without its end is an error, since the file was cut there."""
-    with open_binary(path) as handle:
+    if not path.is_file():
+        raise InputError("no such file; mine the episode again", path)
+    with path.open("rb") as handle:
         while block := handle.read(BLOCK_BYTES):
             block += handle.readline()
             if not block.endswith(b"\n"):

@@ -34,6 +34,11 @@ class InputError(Exception):
         super().__init__(message)
 
 
+def first_line(error: Exception) -> str:
+    """What another library's exception says first; its kind where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 # What else may turn an exception into a message for people; None where it has nothing to say about it.
 explanations: list[Callable[[Exception], str | None]] = []
 

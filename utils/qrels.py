@@ -11,6 +11,8 @@ from utils.errors import InputError
 from utils.files import atomic_file, read_lines, split_fields
 from utils.token_store import TokenStore
 
+LARGEST_GRADE = 2**31 - 1  # above and below 0: trec_eval's integers
+
 
 @dataclass(frozen=True)
 class Qrels:
@@ -56,6 +58,8 @@ def read_qrels(path: str | Path, query_count: int, passage_count: int) -> Qrels:
                 path,
                 number,
             )
+        if abs(grade) > LARGEST_GRADE:
+            raise InputError(f"the relevance {grade} is out of range; tokenize again", path, number)
         rows.append((query, passage, grade))
     table = np.array(sorted(rows), dtype=np.int64)
     if len(table) > 1 and (np.diff(table[:, :2], axis=0) == 0).all(axis=1).any():

@@ -29,7 +29,7 @@ from torch.nn.functional import pad
 from utils import distributed
 from utils.batching import Sequences
 from utils.embedding_store import EmbeddingMatrix
-from utils.errors import InputError, disk_errors
+from utils.errors import InputError, disk_errors, first_line
 from utils.logs import progress, say, say_once
 
 BLOCK_BYTES = 2**29  # of passages, in float32, that are copied into memory
@@ -291,9 +291,7 @@ class ApproximateIndex:
             try:
                 self._index.train(np.concatenate(sample).astype(np.float32, copy=False))
             except RuntimeError as error:
-                raise InputError(
-                    f"--index_factory {factory!r} cannot be trained: {str(error).splitlines()[0]}"
-                ) from None
+                raise InputError(f"--index_factory {factory!r} cannot be trained: {first_line(error)}") from None
         with progress(total=last - first, unit="passages", label=f"index {factory}") as bar:
             for start, stop in _blocks(passages, first, last):
                 self._index.add(np.ascontiguousarray(passages.rows(start, stop), dtype=np.float32))
@@ -302,7 +300,7 @@ class ApproximateIndex:
             try:
                 faiss.ParameterSpace().set_index_parameters(self._index, parameters)
             except RuntimeError as error:
-                reason = str(error).splitlines()[0]
+                reason = first_line(error)
                 raise InputError(f"--index_parameters {parameters!r} do not fit {factory!r}: {reason}") from None
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

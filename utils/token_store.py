@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError
-from utils.files import atomic_folder, load_array, read_json, write_json
+from utils.files import atomic_folder, check_sha256, load_array, read_json, sha256_of_file, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LARGEST_UINT16_VOCABULARY = 65_536
 
 
@@ -56,7 +56,10 @@ class TokenizerInfo:
 
 @dataclass(frozen=True)
 class TokenStoreMeta:
-    """The content of meta.json. `max_length` counts special tokens too; `sha256` is of tokens and offsets."""
+    """The content of meta.json. `max_length` counts special tokens too; `sha256` is of tokens and offsets.
+
+    `ids_sha256` is of ids.txt.
+    """
 
     format_version: int
     tokenizer: str
@@ -69,6 +72,7 @@ class TokenStoreMeta:
     source_file: str
     source_size: int
     sha256: str
+    ids_sha256: str
 
 
 class _NpyAppender:
@@ -152,6 +156,7 @@ class TokenStoreWriter:
             source_file=source.name,
             source_size=source.stat().st_size,
             sha256=_digest_of(self._tokens.sha256.hexdigest(), self._offsets.sha256.hexdigest()),
+            ids_sha256=sha256_of_file(self._folder / "ids.txt"),
         )
         write_json(self._folder / "meta.json", asdict(meta))
 
@@ -185,8 +190,9 @@ class TokenStore:
         self.meta = _read_meta(self.folder / "meta.json")
         self.tokens = _open_array(self.folder / "tokens.npy", self.meta.tokens, memory_map=True)
         self.offsets = _open_array(self.folder / "offsets.npy", self.meta.rows + 1)
-        steps = np.diff(self.offsets)
-        if self.offsets[0] != 0 or self.offsets[-1] != self.meta.tokens or (len(steps) and steps.min() < 0):
+        shortest, longest = self.lengths.min(initial=0), self.lengths.max(initial=0)
+        ends = (self.offsets[0], self.offsets[-1]) == (0, self.meta.tokens)
+        if not ends or shortest < 0 or longest > self.meta.max_length:
             raise InputError("the offsets do not fit the tokens; the store is damaged: make it again", self.folder)
 
     def __len__(self) -> int:
@@ -202,15 +208,15 @@ class TokenStore:
 
     @cached_property
     def ids(self) -> list[str]:
-        """The collection's own id of each row."""
+        """The collection's own id of each row; `InputError` where ids.txt is not as it was written."""
+        path = self.folder / "ids.txt"
+        check_sha256(path, self.meta.ids_sha256, "make the store again")
         try:
-            ids = (self.folder / "ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot be read ({error}); make the store again", self.folder / "ids.txt") from None
+            ids = path.read_text(encoding="utf-8").split("\n")[:-1]
+        except ValueError as error:
+            raise InputError(f"is no text ({error}); make the store again", path) from None
         if len(ids) != len(self):
-            raise InputError(
-                f"holds {len(ids)} ids for {len(self)} rows; make the store again", self.folder / "ids.txt"
-            )
+            raise InputError(f"holds {len(ids)} ids for {len(self)} rows; make the store again", path)
         return ids
 
     def check_content(self) -> None:
@@ -229,7 +235,7 @@ class TokenStore:
         processor's caches hold.
         """
         generator = np.random.default_rng(0x5EED)
-        multipliers = generator.integers(0, 2**63, size=self.meta.max_length, dtype=np.uint64) * 2 + 1
+        multipliers = generator.integers(0, 2**63, size=self.lengths.max(initial=0), dtype=np.uint64) * 2 + 1
         hashes = np.empty(len(self), dtype=np.uint64)
         start = 0
         while start < len(self):
@@ -278,6 +284,8 @@ def _read_meta(path: Path) -> TokenStoreMeta:
         value = content.get(field.name)
         if type(value) is not field.type or (field.type is int and value < 0):
             raise InputError(f"{field.name} is {value!r}; the file was altered: tokenize again", path)
+    if Path(content["source_file"]).name != content["source_file"]:
+        raise InputError(f"source_file is {content['source_file']!r}, not the name of a file: tokenize again", path)
     return TokenStoreMeta(**{field.name: content[field.name] for field in fields(TokenStoreMeta)})
 
 

@@ -13,7 +13,7 @@ def checkout(tmp_path) -> Checkout:
 def test_help_lists_every_setting(checkout):
     shown = checkout.run("run_fault_tests.sh", "--help")
     assert (shown.returncode, shown.stderr) == (0, "")
-    assert all(f"\n  {name} " in shown.stdout for name in ("KILLS", "FUZZ_SECONDS", "FUZZ_EXAMPLES"))
+    assert all(f"\n  {name} " in shown.stdout for name in ("KILLS", "FUZZ_SECONDS", "FUZZ_JOBS", "FUZZ_EXAMPLES"))
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,7 @@ def test_help_lists_every_setting(checkout):
         (["--kills", 3], {}, "unknown argument '--kills'"),
         ([], {"KILLS": "many"}, "KILLS is 'many'; a whole number is needed"),
         ([], {"FUZZ_SECONDS": "-1"}, "FUZZ_SECONDS is '-1'"),
+        ([], {"FUZZ_JOBS": "0"}, "FUZZ_JOBS is 0; at least 1 is needed"),
     ],
 )
 def test_misuse_is_told_before_anything_runs(checkout, arguments, settings, reason):

@@ -25,9 +25,9 @@ from evaluate.finished_run import (
 )
 from evaluate.report_pictures import shown_episodes
 from evaluate.run_folder import RunFolder
+from tests.tiny_models import write_embeddings
 from tests.tiny_run import COLLECTION, QUERIES, STEP, call, make_run
 from utils.clustering import Clusters
-from utils.embedding_store import EmbeddingSource, record_embeddings
 from utils.episode import write_result
 from utils.errors import InputError
 from utils.files import write_json
@@ -88,12 +88,8 @@ def made_run(tmp_path_factory) -> Path:
     vectors = np.random.default_rng(0).random((len(QUERIES), 6), dtype=np.float32)
     clusters = Clusters(vectors[:3], np.bincount(CLUSTERS), CLUSTERS)
     clusters.save(run / "ann_data" / "clusters_0", CLUSTERS)
-    folder = run / "ann_data" / "embeddings-0"
-    folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / "train-query.0-of-1.npy", vectors)
     tokens = TokenStore(run / "preprocessed" / "train-query").meta.sha256
-    source = EmbeddingSource("w", tokens, 8, 0, "float32", "float32", len(QUERIES), 6)
-    record_embeddings(folder, "train-query", source, 1)
+    write_embeddings(run / "ann_data" / "embeddings-0", "train-query", tokens, vectors)
     write_result(run / "results", 0, {"step": 0, "episode": 0, "ndcg": 0.1, **dict.fromkeys(MEASURES, 0.1)})
     log_training(run, 0, 0, STEP, 3)
     tables(run, ["dev", f"zero_shot/{COLLECTION}"])

@@ -36,8 +36,14 @@ def main() -> None:
             with contextlib.redirect_stdout(io.StringIO()):  # warnings about what is left out
                 reader.survives(content)
 
-        flags = (f"-max_total_time={seconds}", "-max_len=65536", "-rss_limit_mb=8192", f"-artifact_prefix={folder}/")
-        atheris.Setup([sys.argv[0], *flags, str(corpus)], read)
+        flags = (
+            f"-max_total_time={seconds}",
+            "-max_len=65536",
+            "-rss_limit_mb=8192",
+            "-timeout=60",
+            f"-artifact_prefix={folder}/",
+        )
+        atheris.Setup([sys.argv[0], *flags, f"-artifact_prefix={folder}/", str(corpus)], read)
         atheris.Fuzz()
 
 

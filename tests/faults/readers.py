@@ -1,14 +1,16 @@
 """Every reader of the project, each with a file that it reads, for fuzzing: one that is damaged in any way.
 
 Whatever stands in a file, a reader either reads it or raises `InputError`. The files are small, and their numbers too
-(8 queries, 30 passages), so that a changed byte is likely to matter.
+(8 queries, 30 passages), so that a changed byte is likely to matter. Sums of files are not checked meanwhile: whoever
+alters a file may alter its sum as well, and what lies behind that check has to hold by itself.
 """
 
 import gzip
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -18,20 +20,23 @@ from data.beir_data import read_jsonl
 from data.judgments import read_split
 from data.msmarco_data import read_documents, read_numbered
 from data.tokenizing import write_token_store
+from evaluate.compare_runs import read_comparison
 from evaluate.dev_clusters import DevClusters
 from evaluate.finished_run import read_results
 from evaluate.metrics_file import read_metrics, read_per_query
 from evaluate.run_folder import RunFolder, read_settings
+from evaluate.significance import Difference
 from model.encoders import load_encoder
 from tests.tiny import tiny_bert_tokenizer
-from tests.tiny_models import random_store
+from tests.tiny_models import random_store, write_embeddings
 from tests.tiny_run import save_tiny_checkpoint
 from utils.checkpoint import check_files, load_training_state, read_trainer_state
 from utils.clustering import Clusters
-from utils.embedding_store import EmbeddingSource, open_embeddings, record_embeddings
+from utils.embedding_store import EmbeddingSource, ShardWriter, open_embeddings
 from utils.episode import MinedLines, read_episode, read_result, write_mined_file, write_result
 from utils.errors import InputError
 from utils.files import write_json
+from utils.logs import TrainingLog
 from utils.metrics import MEASURES
 from utils.qrels import read_qrels, write_qrels
 from utils.token_store import TokenStore
@@ -51,7 +56,8 @@ class Reader:
         kept = self.path.read_bytes()
         self.path.write_bytes(content)
         try:
-            self.read()
+            with patch("utils.token_store.check_sha256"), patch("utils.embedding_store.check_sha256"):
+                self.read()
         except InputError:
             return False
         else:
@@ -115,23 +121,28 @@ def _stores(folder: Path) -> dict[str, Reader]:
         assert len(opened.ids) == len(opened)
         opened[len(opened) - 1].sum()
 
+    def mark() -> None:
+        ShardWriter(folder / "marked", "passages", 0, 1, order, source)
+
     def shard() -> None:
         embeddings = open_embeddings(folder / "embeddings", "passages", "t")
         assert np.isfinite(embeddings.all()).shape == embeddings.shape
 
     random_store(folder / "store", PASSAGES)
     write_qrels(folder / "train-qrel.tsv", [(0, 3, 1), (1, 29, 0), (7, 2, 3)])
-    (folder / "embeddings").mkdir()
-    np.save(folder / "embeddings" / "passages.0-of-1.npy", np.ones((PASSAGES, 4), np.float32))
-    source = EmbeddingSource("w", "t", 8, 0, "float32", "float32", PASSAGES, 4)
-    record_embeddings(folder / "embeddings", "passages", source, 1)
+    write_embeddings(folder / "embeddings", "passages", "t", np.ones((PASSAGES, 4), np.float32))
+    order, source = np.arange(PASSAGES), EmbeddingSource("w", "t", 8, 0, "float32", "float32", PASSAGES, 4)
+    writer = ShardWriter(folder / "marked", "passages", 0, 1, order, source)
+    writer.write(np.ones((PASSAGES // 2, 4), np.float32))
+    writer.mark()
     assignment = np.arange(PASSAGES) % CLUSTERS
     Clusters(np.ones((CLUSTERS, 4), np.float32), np.bincount(assignment), assignment).save(
         folder / "clusters", assignment
     )
     lines = MinedLines(np.arange(4), np.arange(4), np.arange(12).reshape(4, 3), np.arange(4) % CLUSTERS)
     write_mined_file(folder / "mined", iter([lines]))
-    write_result(folder, 0, {"step": 0, "episode": 0, "ndcg": 0.1, **dict.fromkeys(MEASURES, 0.1)})
+    result = {"step": 0, "episode": 0, "clusters": 3, "ndcg": 0.1, **dict.fromkeys(MEASURES, 0.1)}
+    write_result(folder, 0, {**result, "cluster_mrr": [0.5, None, 1], "zero_shot": {"a": {"ndcg@10": 0.5}}})
     readers = {f"store/{name}": store for name in ("tokens.npy", "offsets.npy", "ids.txt", "meta.json")}
     readers |= {f"embeddings/{name}": shard for name in ("passages.0-of-1.npy", "manifest.json")}
     readers |= {
@@ -141,7 +152,8 @@ def _stores(folder: Path) -> dict[str, Reader]:
     readers |= {
         "train-qrel.tsv": lambda: read_qrels(folder / "train-qrel.tsv", QUERIES, PASSAGES),
         "mined": lambda: read_episode(folder / "mined", QUERIES, PASSAGES, CLUSTERS),
-        "ann_ndcg_0": lambda: read_result(folder, 0),
+        "marked/passages.0-of-1.progress.json": mark,
+        "ann_ndcg_0": lambda: TrainingLog(folder / "logs").metrics(0, read_result(folder, 0)),
     }
     return {name: Reader(folder / name, read) for name, read in readers.items()}
 
@@ -155,11 +167,14 @@ def _results(folder: Path) -> dict[str, Reader]:
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "per_query.json", {"run": "r", "collection": "c", "queries": {"1": values, "2": values}})
     write_json(folder / "results" / "results.json", results)
+    differences = {"a": {"c": asdict(Difference(0.1, 0.0, 0.2, 0.05))}}
+    write_json(folder / "comparison.json", {"measure": "m", "baseline": "b", "differences": differences})
     (folder / "settings.train").write_text("OBJECTIVE=idro\nEPS=0.01\n")
     readers = {
         "metrics.json": lambda: read_metrics(folder / "metrics.json"),
         "per_query.json": lambda: read_per_query(folder / "per_query.json"),
         "results/results.json": lambda: read_results(RunFolder(folder)),
+        "comparison.json": lambda: read_comparison(folder / "comparison.json"),
         "settings.train": lambda: read_settings(folder / "settings.train"),
     }
     return {name: Reader(folder / name, read) for name, read in readers.items()}
@@ -199,7 +214,7 @@ NAMES = (
     *("collection.tsv", "documents.tsv", "corpus.jsonl", "queries.tsv.gz", "qrels.tsv", "qrels.beir.tsv"),
     *("store/tokens.npy", "store/offsets.npy", "store/ids.txt", "store/meta.json"),
     *("embeddings/passages.0-of-1.npy", "embeddings/manifest.json", "clusters/dev_assignment.npy"),
-    *("clusters/sizes.npy", "train-qrel.tsv", "mined", "ann_ndcg_0"),
-    *("metrics.json", "per_query.json", "results/results.json", "settings.train"),
+    *("clusters/sizes.npy", "train-qrel.tsv", "mined", "marked/passages.0-of-1.progress.json", "ann_ndcg_0"),
+    *("metrics.json", "per_query.json", "results/results.json", "comparison.json", "settings.train"),
     *("trainer_state.json", "checksums.json", "model.safetensors", "optimizer.pt", "random_states.pt"),
 )

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,12 @@ import pytest
 import torch
 
 from data import beir_data
+from data.tokenizing import load_tokenizer
+from model.encoders import load_encoder
 from tests.faults.readers import NAMES, make_readers
 from tests.tiny import tiny_bert_tokenizer
-from tests.tiny_run import call
+from tests.tiny_run import call, save_tiny_checkpoint
+from utils.errors import InputError
 from utils.token_store import TokenStore
 
 
@@ -61,6 +65,50 @@ def test_no_file_that_is_read_can_run_code(readers, name, tmp_path):
     for kind, content in bombs(marker).items():
         assert not readers[name].survives(content), kind
         assert not marker.exists(), kind
+
+
+def test_weights_of_an_old_initial_checkpoint_that_are_a_pickle_with_code_do_not_run(tmp_path):
+    checkpoint = save_tiny_checkpoint(tmp_path / "models", "rdot_nll_condenser")
+    (checkpoint / "model.safetensors").unlink()
+    for kind, content in bombs(tmp_path / "ran").items():
+        (checkpoint / "pytorch_model.bin").write_bytes(content)
+        with pytest.raises(InputError, match="pytorch_model"):
+            load_encoder("rdot_nll_condenser", str(checkpoint))
+        assert not (tmp_path / "ran").exists(), kind
+
+
+@pytest.mark.parametrize("name", ["AutoConfig", "AutoModel", "AutoTokenizer"])
+def test_code_that_a_checkpoint_brings_along_does_not_run_and_nobody_is_asked_to_let_it(tmp_path, monkeypatch, name):
+    checkpoint = save_tiny_checkpoint(tmp_path / "models", "rdot_nll_condenser")
+    marker = tmp_path / "ran"
+    (checkpoint / "evil.py").write_text(
+        f"from pathlib import Path\nPath({str(marker)!r}).touch()\nclass Evil: pass\n"
+    )
+    for file in ("config.json", "tokenizer_config.json"):
+        content = json.loads((checkpoint / file).read_text()) | {"auto_map": {name: "evil.Evil"}}
+        content.pop("model_type", None)
+        content.pop("tokenizer_class", None)
+        (checkpoint / file).write_text(json.dumps(content))
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *prompt: asked.append(prompt) or "y")
+    with pytest.raises(InputError, match="no checkpoint can be loaded from there"):
+        load_encoder("rdot_nll_condenser", str(checkpoint))
+    with suppress(InputError):
+        load_tokenizer(str(checkpoint))
+    assert not asked
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"7", b"[]", b"\xff\xfe", b"{", b'{"hidden_size": "x"}'])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_configuration_or_tokenizer_is_our_own_error(tmp_path, name, content):
+    checkpoint = save_tiny_checkpoint(tmp_path / "models", "rdot_nll_condenser")
+    load_encoder("rdot_nll_condenser", str(checkpoint))
+    (checkpoint / name).write_bytes(content)
+    with suppress(InputError):
+        load_encoder("rdot_nll_condenser", str(checkpoint))
+    with suppress(InputError):
+        load_tokenizer(str(checkpoint))
 
 
 IDS = ["../../evil", "/etc/passwd", "$(touch evil)", "`touch evil`", "a; rm -rf .", "<script>", "x\0y", "\u202eevil"]

@@ -97,7 +97,7 @@ def test_a_file_is_read_once_and_again_when_it_changes(tmp_path, save, monkeypat
     weights = save(10) / "model.safetensors"
     assert newest_checkpoint(tmp_path / "models")
     with monkeypatch.context() as patch:
-        patch.setattr("utils.checkpoint.sha256_of_file", lambda path: pytest.fail(f"{path} was read again"))
+        patch.setattr("utils.files.sha256_of_file", lambda path: pytest.fail(f"{path} was read again"))
         assert newest_checkpoint(tmp_path / "models")
     weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
     assert newest_checkpoint(tmp_path / "models") is None

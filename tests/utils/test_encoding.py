@@ -21,6 +21,7 @@ from utils.embedding_store import (
     EmbeddingSource,
     ShardWriter,
     find_embeddings,
+    open_embeddings,
     record_embeddings,
     remove_earlier_embeddings,
     shards_are_whole,
@@ -395,3 +396,54 @@ def test_a_shard_that_was_cut_off_is_named(tmp_path):
     shard.write_bytes(shard.read_bytes()[:-40])
     with pytest.raises(InputError, match=r"passages\.0-of-1\.npy"):
         encoded(encoder, store, tmp_path / "embeddings")
+
+
+def altered(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_shard_with_an_altered_byte_is_named_where_it_would_be_reused(tmp_path):
+    encoder, store = tiny_bert().eval(), random_store(tmp_path / "passages", 20)
+    encoded(encoder, store, tmp_path / "embeddings")
+    altered(tmp_path / "embeddings" / "passages.0-of-1.npy")
+    for reuse in (
+        lambda: encoded(encoder, store, tmp_path / "embeddings"),
+        lambda: open_embeddings(tmp_path / "embeddings", "passages", store.meta.sha256),
+    ):
+        with pytest.raises(InputError, match=r"passages\.0-of-1\.npy: is damaged.*encoded again"):
+            reuse()
+
+
+def test_a_manifest_that_is_not_as_it_was_written_is_named(tmp_path):
+    encoder, store = tiny_bert().eval(), random_store(tmp_path / "passages", 20)
+    encoded(encoder, store, tmp_path / "embeddings")
+    path = tmp_path / "embeddings" / "manifest.json"
+    whole = json.loads(path.read_text())
+    for name, value in (("rows", "20"), ("sha256", "x"), ("sha256", [1]), ("dtype", "int8"), ("reading", None)):
+        content = json.loads(json.dumps(whole))
+        content["matrices"]["passages"][name] = value
+        path.write_text(json.dumps(content))
+        with pytest.raises(InputError, match=r"manifest\.json: the entry of 'passages'"):
+            encoded(encoder, store, tmp_path / "embeddings")
+    path.write_text(json.dumps(whole | {"matrices": []}))
+    with pytest.raises(InputError, match=r"manifest\.json: matrices is \[\]"):
+        encoded(encoder, store, tmp_path / "embeddings")
+
+
+@pytest.mark.parametrize("done", [-1, 5, "2", None])
+def test_a_mark_beyond_the_shard_is_named(tmp_path, done):
+    begun(tmp_path, ONE)
+    path = tmp_path / "passages.0-of-1.progress.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"done": done}))
+    with pytest.raises(InputError, match=rf"progress\.json: done is {done!r} of 4 rows"):
+        ShardWriter(tmp_path, "passages", 0, 1, ORDER, ONE)
+
+
+def test_an_unfinished_shard_that_was_cut_off_is_named(tmp_path):
+    begun(tmp_path, ONE)
+    path = tmp_path / "passages.0-of-1.unfinished.npy"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(InputError, match=r"unfinished\.npy: cannot be read"):
+        ShardWriter(tmp_path, "passages", 0, 1, ORDER, ONE)

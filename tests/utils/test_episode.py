@@ -6,8 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils import episode as episode_module
-from utils.episode import MinedLines, newest_episode, read_episode, read_result, write_mined_file, write_result
+from utils.episode import (
+    MinedLines,
+    newest_episode,
+    open_episode,
+    read_episode,
+    read_result,
+    write_mined_file,
+    write_result,
+)
 from utils.errors import InputError
+from utils.files import sha256_of_file
 
 GOOD = "3\t4\t5,6,7\t1\t2\n1\t0\t9\t0.5\t0\n"
 
@@ -146,6 +155,41 @@ def test_an_episode_is_ready_when_its_result_is_there(tmp_path):
     (tmp_path / "ann_ndcg_11.tmp").write_text("")
     assert newest_episode(tmp_path) == 10
     assert read_result(tmp_path, 9)["ndcg"] == 0.5
-    (tmp_path / "ann_ndcg_9").write_text('{"ndcg": "high", "mrr": 1}')
-    with pytest.raises(InputError, match="not a number"):
-        read_result(tmp_path, 9)
+
+
+GOOD_RESULT = {
+    "ndcg": 0.5,
+    "mrr": 1,
+    "checkpoint": "x",
+    "step": 3,
+    "cluster_mrr": [None, 0.5],
+    "zero_shot": {"a": {}},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("ndcg", "high"), ("mrr", None), ("mrr@10", []), ("step", 10**30), ("step", True), ("checkpoint", 7)),
+        *(("mined_sha256", ["x"]), ("cluster_mrr", 0.5), ("cluster_mrr", ["x"]), ("zero_shot", [])),
+        *(("zero_shot", {"a": 1}), ("zero_shot", {"a": {"ndcg": "x"}})),
+    ],
+)
+def test_a_result_with_another_kind_of_value_is_told(tmp_path, name, value):
+    write_result(tmp_path, 0, GOOD_RESULT)
+    assert read_result(tmp_path, 0) == GOOD_RESULT
+    write_result(tmp_path, 0, GOOD_RESULT | {name: value})
+    with pytest.raises(InputError, match=rf"ann_ndcg_0: {name} is .*mine the episode again"):
+        read_result(tmp_path, 0)
+
+
+def test_a_mined_file_with_one_digit_changed_is_refused(tmp_path):
+    path = tmp_path / "ann_training_data_0"
+    path.write_text(GOOD)
+    write_result(tmp_path, 0, {"ndcg": 0.5, "mrr": 0.25, "mined_sha256": sha256_of_file(path)})
+    expected = open_episode(tmp_path, tmp_path, 0, 10, 10, 3)
+    altered = GOOD.replace("5", "7", 1)
+    path.write_text(altered)
+    assert read_episode(path, 10, 10, 3).triplets == expected.triplets, "it can be read, and is not what was mined"
+    with pytest.raises(InputError, match=r"ann_training_data_0: is damaged.*ann_ndcg_0 and mine the episode again"):
+        open_episode(tmp_path, tmp_path, 0, 10, 10, 3)

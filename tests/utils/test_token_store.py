@@ -77,8 +77,8 @@ def test_the_tokens_are_read_through_a_memory_map(tmp_path):
 def test_meta_names_source_tokenizer_and_counts(tmp_path):
     store = write_store(tmp_path / "store", [(["a", "b"], [[1, 2], [3]])], max_length=5)
     content = json.loads((tmp_path / "store" / "meta.json").read_text())
-    assert {name: content[name] for name in content if name not in ("sha256", "tokenizer_fingerprint")} == {
-        "format_version": 1,
+    assert {name: content[name] for name in content if "sha256" not in name and "fingerprint" not in name} == {
+        "format_version": 2,
         "tokenizer": "tokenizer",
         "vocabulary_size": SMALL,
         "pad_token_id": 0,
@@ -143,7 +143,10 @@ def save(name: str, array: np.ndarray):
         (lambda folder: (folder / "tokens.npy").unlink(), r"tokens\.npy: cannot be read"),
         (lambda folder: (folder / "offsets.npy").unlink(), r"offsets\.npy: cannot be read"),
         (lambda folder: (folder / "meta.json").unlink(), r"meta\.json: no such file"),
-        (change_meta(format_version=2), "format version 2, this code reads 1"),
+        (change_meta(format_version=1), "format version 1, this code reads 2"),
+        (change_meta(max_length=1), "offsets do not fit the tokens"),
+        (change_meta(ids_sha256=7), "ids_sha256 is 7"),
+        (change_meta(source_file="../secret"), r"source_file is '\.\./secret', not the name of a file"),
         (change_meta(rows=2), r"offsets\.npy: holds int64 of shape \(4,\) where 3 integers"),
         (change_meta(tokens=7), r"tokens\.npy: holds uint16 of shape \(6,\) where 7 integers"),
         (change_meta(rows="3"), "rows is '3'"),
@@ -164,11 +167,14 @@ def test_a_damaged_store_is_told_when_it_is_opened(tmp_path, damage, message):
         TokenStore(tmp_path / "store")
 
 
-@pytest.mark.parametrize("content", ["a\nb\n", "a\nb\nc", "a\nb\nc\nd\n"])
-def test_ids_that_do_not_fit_the_rows_are_told(tmp_path, content):
+@pytest.mark.parametrize("content", ["a\nb\n", "a\nb\nc", "a\nb\nc\nd\n", "a\nb\nd\n", "\udcff\nb\nc\n", None])
+def test_ids_that_are_not_those_that_were_written_are_told(tmp_path, content):
     store = write_store(tmp_path / "store", [(["a", "b", "c"], [[1], [2], [3]])])
-    (tmp_path / "store" / "ids.txt").write_text(content)
-    with pytest.raises(InputError, match=r"ids\.txt: holds"):
+    path = tmp_path / "store" / "ids.txt"
+    path.unlink()
+    if content:
+        path.write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(InputError, match=r"ids\.txt: (is damaged|cannot be read).*make the store again"):
         _ = store.ids
 
 
