@@ -24,6 +24,7 @@ from data.tokenizing import Text, count_lines, load_tokenizer, text_normalizer, 
 from utils.arguments import option, parse, required
 from utils.errors import InputError, run
 from utils.files import find_file, read_lines
+from utils.lock import hold_lock
 from utils.logs import say
 
 SURROGATE = re.compile("[\ud800-\udfff]")  # what Python's JSON makes of half of a pair
@@ -90,6 +91,7 @@ def main() -> None:
     qrels = find_file(raw / "qrels", f"{args.split}.tsv")
     split = read_split(args.split, read_jsonl(queries, normalize), queries, qrels)
 
+    hold_lock(out)
     qrel_file(out, split.name).unlink(missing_ok=True)  # it would name rows of the stores to come
     total = count_lines(corpus)
     say(f"tokenizing {corpus}, at most {args.max_seq_length} tokens a passage, {args.max_query_length} a query")

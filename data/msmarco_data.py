@@ -21,6 +21,7 @@ from data.tokenizing import Text, count_lines, load_tokenizer, text_normalizer, 
 from utils.arguments import check_at_least_one, option, parse, required
 from utils.errors import InputError, run
 from utils.files import find_file, read_lines, split_fields
+from utils.lock import hold_lock
 from utils.logs import say
 
 DOCUMENTS, PASSAGES = 0, 1
@@ -97,6 +98,7 @@ def main() -> None:
         raise InputError(f"the tokenizer of {args.model_name_or_path!r} has no separator token for documents")
     else:
         texts = read_documents(collection, normalize, tokenizer.sep_token, args.max_doc_character)
+    hold_lock(out)
     for split in splits:  # judgments of earlier stores would name rows of the new ones
         qrel_file(out, split.name).unlink(missing_ok=True)
     total = count_lines(collection)

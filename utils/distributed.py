@@ -27,7 +27,14 @@ RENDEZVOUS_TIMEOUT = timedelta(seconds=90)
 COLLECTIVE_TIMEOUT = timedelta(seconds=float(os.environ.get("ANCE_TIMEOUT_SECONDS", "1800")))
 ROLL_CALL_SECONDS = 5  # by which the processes that have noticed that one is missing notice it together
 
+BEAT_SECONDS = 1  # between two signs of life
+LOOK_SECONDS = 5  # between two looks at the others', or less where their patience is
+
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+
+
+_store: dist.Store | None = None  # that the processes have found each other by
+_last_beat = 0.0
 
 
 def set_up(no_cuda: bool = False, local_rank: int = -1) -> torch.device:
@@ -59,6 +66,7 @@ def _end_with_launcher() -> None:
 
 
 def _join(use_cuda: bool, device: torch.device) -> None:
+    global _store
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise InputError(f"WORLD_SIZE is set but {', '.join(missing)} is not; start with torchrun")
@@ -82,7 +90,8 @@ def _join(use_cuda: bool, device: torch.device) -> None:
             timeout=COLLECTIVE_TIMEOUT,
             device_id=device if use_cuda else None,
         )
-        explanations.append(lambda error: _lost_peers(error, store))
+        _store = store
+        explanations.append(_lost_peers)
     except (dist.DistError, RuntimeError) as error:
         reason = first_line(error)
         raise InputError(
@@ -91,22 +100,55 @@ def _join(use_cuda: bool, device: torch.device) -> None:
         ) from None
 
 
-def _lost_peers(error: Exception, store: dist.Store) -> str | None:
+def _lost_peers(error: Exception) -> str | None:
     """Which processes are dead or hang, where this error says that somebody did not take part in a collective (gloo).
 
     Whoever gets such an error says so in the store; whoever has not said so a few seconds later is the one.
     """
     if not re.search(r"[Tt]imed out|Connection (closed|reset) by peer|Broken pipe", str(error)):
         return None
-    store.set(f"alive/{rank()}", b"1")
+    _store.set(f"alive/{rank()}", b"1")
     time.sleep(ROLL_CALL_SECONDS)
-    lost = [str(one) for one in range(world_size()) if not store.check([f"alive/{one}"])]
-    if not lost:
-        return None
+    lost = [one for one in range(world_size()) if not _store.check([f"alive/{one}"])]
+    return _say_lost(lost) if lost else None
+
+
+def _say_lost(lost: list[int]) -> str:
     return (
-        f"rank {', '.join(lost)} of {world_size()} is dead or hangs: it takes no part (others wait "
+        f"rank {', '.join(map(str, lost))} of {world_size()} is dead or hangs: it takes no part (others wait "
         f"{COLLECTIVE_TIMEOUT.total_seconds():g} s, ANCE_TIMEOUT_SECONDS); the same command goes on from there"
     )
+
+
+def beat() -> None:
+    """A sign of life for those that wait for this process (`wait_until`): in any loop that they may wait for."""
+    global _last_beat
+    if _store is not None and time.monotonic() - _last_beat >= BEAT_SECONDS:
+        _last_beat = time.monotonic()
+        _store.set(f"beat/{rank()}", f"{_last_beat}")
+
+
+class _Watch:
+    """Looks at the others' signs of life; `InputError` naming those that have given none for too long."""
+
+    def __init__(self) -> None:
+        self._patience = COLLECTIVE_TIMEOUT.total_seconds()
+        self._looked = time.monotonic()
+        self._seen = {one: (b"", self._looked) for one in range(world_size()) if one != rank()}
+
+    def look(self) -> None:
+        now = time.monotonic()
+        if now - self._looked < min(LOOK_SECONDS, self._patience / 4):
+            return
+        self._looked = now
+        for one, (last, _) in self._seen.items():
+            name = f"beat/{one}"
+            found = _store.get(name) if _store.check([name]) else b""
+            if found != last:
+                self._seen[one] = (found, now)
+        lost = [one for one, (_, since) in self._seen.items() if now - since > self._patience]
+        if lost:
+            raise InputError(_say_lost(lost))
 
 
 def leave(code: int = 0) -> None:
@@ -143,12 +185,15 @@ def barrier() -> None:
 
 
 def wait_until(condition: Callable[[], bool], seconds_between: float = 1.0) -> None:
-    """Waits for what another process leaves on the disk, for as long as it takes.
+    """Waits for what another process leaves on the disk, for as long as it takes and all give signs of life (`beat`).
 
     A collective gives up after `COLLECTIVE_TIMEOUT`, and one process may have hours more to do than another. Should
-    the other one die, the launcher ends this one.
+    the other one die, the launcher ends this one; should it hang for that long, `InputError` names it.
     """
+    watch = _Watch()
     while not condition():
+        beat()
+        watch.look()
         time.sleep(seconds_between)
 
 

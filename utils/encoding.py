@@ -31,8 +31,10 @@ from utils.embedding_store import (
     shards_are_whole,
 )
 from utils.errors import InputError
+from utils.lock import taking_turns
 from utils.logs import progress, say
 from utils.precision import PRECISIONS, Precision
+from utils.stopping import Stopped
 from utils.token_store import TokenStore
 
 WINDOW = 32_768  # sequences sorted together; their vectors' place in the shard is 100 MB at 768 dimensions
@@ -186,6 +188,22 @@ def encode_store(
     where what would be reused was altered.
     """
     source = _source(encoder, sequences, weights, precision.dtype, dtype)
+    how = {"batch_size": batch_size, "device": device, "precision": precision}
+    with taking_turns(folder, "encoding"):  # a run that shares the folder may be at the same
+        return _find_or_encode(encoder, sequences, name, folder, source, **how)
+
+
+def _find_or_encode(
+    encoder: SequenceEncoder,
+    sequences: Sequences,
+    name: str,
+    folder: str | Path,
+    source: EmbeddingSource,
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: Precision,
+) -> EmbeddingMatrix:
     if distributed.on_main(lambda: find_embeddings(folder, name, source) is not None):
         matrix = _wait_for_embeddings(folder, name, source)
         matrix.check_content(distributed.rank(), distributed.world_size())
@@ -204,11 +222,16 @@ def encode_store(
     with progress(total=len(order), initial=writer.done, unit="texts", label=f"encode {name}") as bar:
 
         def write(numbers: np.ndarray, vectors: np.ndarray) -> None:
-            check_vectors(vectors, numbers, name, dtype)
+            check_vectors(vectors, numbers, name, source.dtype)
             writer.write(vectors)
             bar.update(len(numbers))
+            distributed.beat()
 
-        encode(encoder, sequences, batches, device, precision, write)
+        try:
+            encode(encoder, sequences, batches, device, precision, write)
+        except Stopped:
+            writer.mark()
+            raise
     writer.close()
     if distributed.is_main():
         distributed.wait_until(lambda: shards_are_whole(folder, name, source, shards))

@@ -1,8 +1,8 @@
 """Errors for people: what was found, where, and what to do about it.
 
 `InputError` is the one exception that the project raises for something a user can mend. An entry script runs
-its `main` through `run`, which turns it into one line on stderr and exit code 2; any other exception is our own
-mistake and keeps its traceback.
+its `main` through `run`, which turns it into one line on stderr and exit code 2, and a signal that asks it to stop
+into another and exit code 75; any other exception is our own mistake and keeps its traceback.
 """
 
 import errno
@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from utils.stopping import EXIT_CODE, Stopped, StopRequest
 
 DISK_ERRORS = {
     errno.ENOSPC: "the disk is full; free some space, and run this again",
@@ -62,27 +64,30 @@ def disk_errors(path: str | os.PathLike) -> Iterator[None]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs an entry script: an `InputError` becomes one clear line and exit code 2.
+    """Runs an entry script: an `InputError` becomes one clear line and exit code 2, SIGTERM and SIGINT exit code 75.
 
     In a run of several processes this one ends at once (see `utils.distributed.leave`), and the launcher ends the
     others.
     """
+    StopRequest(raises=True)
     try:
         main()
+    except Stopped as stopped:
+        _leave(f"stopped by {stopped}", ": the same command goes on from what is done", EXIT_CODE)
     except InputError as error:
-        _leave(str(error))
+        _leave("error", f": {error}", 2)
     except Exception as error:
         message = next(filter(None, (explain(error) for explain in explanations)), None)
         if message is None:
             raise
-        _leave(message)
+        _leave("error", f": {message}", 2)
 
 
-def _leave(message: str) -> None:
+def _leave(what: str, message: str, code: int) -> None:
     rank = os.environ.get("RANK")
     where = "" if rank is None else f" (rank {rank})"
     sys.stdout.flush()
-    print(f"error{where}: {message}", file=sys.stderr, flush=True)
+    print(f"{what}{where}{message}", file=sys.stderr, flush=True)
     if rank is not None:
-        os._exit(2)
-    sys.exit(2)
+        os._exit(code)
+    sys.exit(code)

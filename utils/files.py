@@ -31,8 +31,18 @@ def _partial_path(path: Path) -> Path:
     """A fresh name beside `path`; what earlier crashes left there for the same path is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        _remove(leftover)
     return path.parent / f".{path.name}.partial-{os.getpid()}"
+
+
+def remove_leftovers(folder: str | os.PathLike) -> None:
+    """Removes what crashes left half written in `folder`, of any name: to be called by the folder's only writer."""
+    for leftover in Path(folder).glob(".*.partial-*"):
+        _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def sync(path: Path) -> None:

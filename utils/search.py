@@ -249,6 +249,7 @@ def search(
                 rows = torch.cat([top_rows[lines].to(device), rows], dim=1)
                 top[lines], top_rows[lines] = best(torch.cat([held, scores], dim=1), rows, k)
                 bar.update(len(part) * (stop - start))
+                distributed.beat()
     return top.numpy(), top_rows.numpy()
 
 
@@ -296,6 +297,7 @@ class ApproximateIndex:
             for start, stop in _blocks(passages, first, last):
                 self._index.add(np.ascontiguousarray(passages.rows(start, stop), dtype=np.float32))
                 bar.update(stop - start)
+                distributed.beat()
         if parameters:
             try:
                 faiss.ParameterSpace().set_index_parameters(self._index, parameters)

@@ -1,26 +1,45 @@
-"""A polite end: SIGTERM (a cluster that wants its machine back) or SIGINT (Ctrl-C) asks training to save and leave.
+"""A polite end: SIGTERM (a cluster that wants its machine back) or SIGINT (Ctrl-C) asks a script to save and leave.
 
-The handler only takes note; the step in hand ends, all processes agree in its reduction (model/training_step.py), a
-checkpoint is saved, and the process ends with `EXIT_CODE`. A second signal ends it at once.
+Every entry script ends so, by `utils.errors.run`: the signal raises `Stopped` wherever it finds the script, files
+that are not whole vanish, encoding makes a mark, and the process ends with `EXIT_CODE`. While it trains
+(drivers/run_ann.py), the signal is only noted; the step in hand ends, all processes agree in its reduction
+(model/training_step.py), and a checkpoint is saved first.
 """
 
+import os
 import signal
+import time
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not done, and the same command goes on
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Within this time a second signal is the first one, which a launcher or a shell passes on to processes that have it
+# already; later it ends the process at once.
+SAME_SECONDS = 3
+
+
+class Stopped(BaseException):
+    """The script was asked to stop; its text is the signal's name."""
 
 
 class StopRequest:
-    """Whether this process was asked to stop, from when it is made; `name` is the signal's."""
+    """Whether this process was asked to stop, from when it is made; `name` is the signal's.
 
-    def __init__(self) -> None:
-        self.name = ""
-        for number in (signal.SIGTERM, signal.SIGINT):
+    It takes the place of an earlier request. One that `raises` ends what the process is at by `Stopped`.
+    """
+
+    def __init__(self, raises: bool = False) -> None:
+        self.name, self._raises, self._since = "", raises, 0.0
+        for number in SIGNALS:
             signal.signal(number, self._note)
 
     def __bool__(self) -> bool:
         return bool(self.name)
 
     def _note(self, number: int, _frame: object) -> None:
-        self.name = signal.Signals(number).name
-        for again in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(again, signal.SIG_DFL)
+        if not self.name:
+            self.name, self._since = signal.Signals(number).name, time.monotonic()
+            if self._raises:
+                raise Stopped(self.name)
+        elif time.monotonic() - self._since > SAME_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)

@@ -93,4 +93,4 @@ def preprocess_beir(run_script, tmp_path) -> Callable[..., Path]:
 
 def nothing_looks_complete(out: Path) -> bool:
     """Whether `out` holds no judgments (which mark a split as whole), no token store and no partial file."""
-    return not out.exists() or not list(out.iterdir())
+    return not out.exists() or {path.name for path in out.iterdir()} <= {".lock"}

@@ -22,7 +22,11 @@ def rows(out: Path, store: str) -> dict[str, list[int]]:
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in out.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
 
 
 def test_rows_are_the_texts_tokenized_one_by_one_in_the_files_order(preprocess_passages, tokenizer_folder):

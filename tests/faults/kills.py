@@ -64,7 +64,7 @@ def contents(place: Workplace, victim: Victim) -> dict[str, str]:
         for path in sorted((place.folder / folder).rglob("*")):
             name = path.relative_to(place.folder)
             other = any(part.startswith("checkpoint-") and part != last for part in name.parts)
-            if path.is_file() and path.name != ".lock" and "logs" not in name.parts and not other:
+            if path.is_file() and not path.name.endswith(".lock") and "logs" not in name.parts and not other:
                 digests[str(name)] = sha256_of_file(path)
     return digests
 

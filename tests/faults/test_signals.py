@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tests.faults.kills import VICTIMS, clear, contents
+from tests.faults.kills import undisturbed as undisturbed_files
 from tests.test_pipeline import children
-from tests.workplace import CLUSTERS, Workplace, wait_for
+from tests.workplace import CLUSTERED, CLUSTERS, Workplace, wait_for
 from utils.checkpoint import newest_checkpoint, read_trainer_state
 from utils.stopping import EXIT_CODE
 
@@ -81,6 +83,21 @@ def test_a_launcher_that_may_restart_goes_on_by_itself_after_a_kill(place, undis
     assert launcher.returncode == 0, stderr
     assert re.search(rf"steps [1-9]\d* to {STEPS}", stdout), "a restart went on from a checkpoint"
     assert same(place.weights(STEPS), undisturbed[2])
+
+
+def test_a_signal_to_mining_ends_it_with_one_line_and_the_same_command_ends_with_the_same_files(place):
+    mining = VICTIMS["mining"]
+    expected, _ = undisturbed_files(place, mining)
+    clear(place, mining)
+    miner = place.mine(0, *CLUSTERED, "--group", 1, launcher="none", background=True)
+    wait_for((place.folder / "ann_data" / "embeddings-0").exists, miner)
+    miner.send_signal(signal.SIGTERM)
+    _, stderr = miner.communicate(timeout=60)
+    assert miner.returncode == EXIT_CODE, stderr
+    assert "stopped by SIGTERM: the same command goes on from what is done" in stderr
+    assert "Traceback" not in stderr
+    place.mine(0, *CLUSTERED, "--group", 1, processes=2)
+    assert contents(place, mining) == expected
 
 
 @pytest.mark.parametrize(("number", "what"), [(signal.SIGSTOP, "hangs"), (signal.SIGKILL, "dies")])

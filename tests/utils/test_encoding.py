@@ -29,6 +29,7 @@ from utils.embedding_store import (
 from utils.encoding import check_length, cut_batches, encode_store, open_sequences, order_by_length, share_of_rows
 from utils.errors import InputError
 from utils.precision import Precision
+from utils.stopping import Stopped
 from utils.token_store import TokenizerInfo, create_token_store
 
 CPU = torch.device("cpu")
@@ -61,16 +62,16 @@ def test_a_matrix_holds_each_rows_own_vector_in_row_order(tmp_path, monkeypatch,
 
 
 class Counting(torch.nn.Module):
-    """Notes the batches that it encodes, and is killed at the one after `limit` of them."""
+    """Notes the batches that it encodes, and is killed (or stopped) at the one after `limit` of them."""
 
-    def __init__(self, encoder, limit=10**9):
+    def __init__(self, encoder, limit=10**9, end=KeyboardInterrupt):
         super().__init__()
-        self.encoder, self.limit, self.batches = encoder, limit, []
+        self.encoder, self.limit, self.end, self.batches = encoder, limit, end, []
         self.embedding_dim, self.config, self.reading = encoder.embedding_dim, encoder.config, encoder.reading
 
     def forward(self, tokens):
         if len(self.batches) == self.limit:
-            raise KeyboardInterrupt
+            raise self.end
         self.batches.append((tokens.input_ids.tolist(), tokens.lengths))
         return self.encoder(tokens)
 
@@ -106,17 +107,20 @@ def test_a_matrix_that_this_process_sees_later_than_the_main_one_is_waited_for(t
     assert len(encoded(encoder, store, tmp_path / "embeddings")) == 20
 
 
-@pytest.mark.parametrize(("seconds", "marked"), [(0, 6), (10**9, 0)])
+@pytest.mark.parametrize(
+    ("seconds", "end", "marked"),
+    [(0, KeyboardInterrupt, 6), (10**9, KeyboardInterrupt, 0), (10**9, Stopped, 6)],
+)
 def test_an_interrupted_encoding_goes_on_at_its_last_mark_with_the_same_batches(
-    tmp_path, monkeypatch, seconds, marked
+    tmp_path, monkeypatch, seconds, end, marked
 ):
     monkeypatch.setattr(encoding, "WINDOW", 20)
     monkeypatch.setattr(encoding, "BATCH_TOKENS", {"cpu": 60})
     monkeypatch.setattr(embedding_store, "MARK_SECONDS", seconds)
     store = random_store(tmp_path / "passages", 57)
-    undisturbed, killed, resumed = (Counting(tiny_bert().eval(), limit) for limit in (99, 6, 99))
+    undisturbed, killed, resumed = (Counting(tiny_bert().eval(), limit, end) for limit in (99, 6, 99))
     whole = encoded(undisturbed, store, tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(end):
         encoded(killed, store, tmp_path / "embeddings")
     assert not (tmp_path / "embeddings" / "manifest.json").exists()
     matrix = encoded(resumed, store, tmp_path / "embeddings")
@@ -125,6 +129,7 @@ def test_an_interrupted_encoding_goes_on_at_its_last_mark_with_the_same_batches(
     np.testing.assert_array_equal(matrix.rows(0, 57), whole.rows(0, 57))
     np.testing.assert_allclose(matrix.rows(0, 57), one_by_one(tiny_bert().eval(), store), atol=1e-5)
     assert sorted(path.name for path in (tmp_path / "embeddings").iterdir()) == [
+        ".encoding.lock",
         "manifest.json",
         "passages.0-of-1.npy",
     ]

@@ -1,0 +1,85 @@
+"""Signals: what they ask for, and that a second one ends a process only where it is one."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from utils import stopping
+from utils.stopping import EXIT_CODE, Stopped, StopRequest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """The handlers of before, afterwards."""
+    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_request_is_noted_and_the_signal_that_a_launcher_passes_on_is_the_same_one():
+    asked = StopRequest()
+    assert not asked
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
+        os.kill(os.getpid(), number)
+    assert asked
+    assert asked.name == "SIGINT"
+
+
+def test_a_request_that_raises_does_so_once():
+    StopRequest(raises=True)
+    with pytest.raises(Stopped, match="SIGTERM"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+SCRIPT = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from utils.errors import run
+from utils.files import atomic_file
+def main():
+    with atomic_file(sys.argv[2]) as handle:
+        handle.write("half")
+        print("at work", flush=True)
+        try:
+            time.sleep(60)
+        finally:
+            print("cleaning up", flush=True)
+            time.sleep(float(sys.argv[3]))
+run(main)
+"""
+
+
+def start(path: Path, cleaning: float) -> subprocess.Popen:
+    command = [sys.executable, "-c", SCRIPT, ROOT, path, str(cleaning)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "at work\n"
+    return process
+
+
+@pytest.mark.parametrize("number", stopping.SIGNALS)
+def test_a_script_that_is_asked_to_stop_says_so_in_a_line_and_leaves_nothing_half_written(tmp_path, number):
+    process = start(tmp_path / "file", 0)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == EXIT_CODE
+    assert stderr == f"stopped by {number.name}: the same command goes on from what is done\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_later_second_signal_ends_a_script_at_once(tmp_path):
+    process = start(tmp_path / "file", 60)
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "cleaning up\n"
+    time.sleep(stopping.SAME_SECONDS + 0.5)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGTERM
