@@ -116,9 +116,10 @@ for file in "$base" ${extras[@]+"${extras[@]}"}; do
     say "installing $file (minutes the first time)"
     rm -f "$(stamp_of "$file")"
     touch "$venv/.installing"
-    status=0
+    status=0 verified=() # a file with hashes brings nothing that has none
+    ! grep -q -- --hash= "$root/$file" || verified=(--no-deps --require-hashes)
     "$venv/bin/python" -m pip install --disable-pip-version-check ${quiet[@]+"${quiet[@]}"} --log "$venv/pip.log" \
-        --requirement "$root/$file" --constraint "$root/$base" >&2 || status=$?
+        ${verified[@]+"${verified[@]}"} --requirement "$root/$file" --constraint "$root/$base" >&2 || status=$?
     # pip that ends by itself leaves whole packages; only one that a signal ended does not.
     ((status > 128)) || rm -f "$venv/.installing"
     ((status == 0)) || fail "pip could not install $file (exit code $status); its last lines are above, all in $venv/pip.log" \

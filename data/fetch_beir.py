@@ -18,10 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from requests import RequestException
 
-from data.beir_sets import named_set
+from data.beir_sets import BeirSet, named_set
 from utils.arguments import option, parse, required
 from utils.errors import InputError, first_line, run
 from utils.files import find_file, sync
+from utils.lock import taking_turns
 from utils.logs import say
 
 PUBLIC = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets"
@@ -45,23 +46,32 @@ def fetch(name: str, out_dir: str | Path, url: str = PUBLIC) -> Path:
     place = f"put its corpus.jsonl, queries.jsonl and qrels/test.tsv into {folder}"
     if entry.access:
         raise InputError(f"BEIR may not distribute {name}; get it by {entry.access}, and {place}")
+    with taking_turns(out_dir, name):  # two evaluations may want it at once
+        if not folder.is_dir():
+            _fetch(entry, folder, url, place)
+    return folder
+
+
+def _fetch(entry: BeirSet, folder: Path, url: str, place: str) -> None:
+    """Fetches and unpacks it; `place` tells what to put where by hand. What earlier crashes left goes first."""
     try:
         from beir.util import download_and_unzip
     except ImportError:
         raise InputError(
             f"fetching wants BEIR's library: bash commands/install.sh beir installs it; without it, {place}"
         ) from None
-    Path(out_dir).mkdir(parents=True, exist_ok=True)
-    partial = Path(mkdtemp(dir=out_dir, prefix=f".{name}.partial-"))  # two may fetch at once
+    name, out_dir = folder.name, folder.parent
+    for leftover in out_dir.glob(f".{name}.partial-*"):
+        shutil.rmtree(leftover)
+    partial = Path(mkdtemp(dir=out_dir, prefix=f".{name}.partial-"))
     try:
         say(f"fetching {url}/{name}.zip")
         unpacked = Path(download_and_unzip(f"{url}/{name}.zip", str(partial)))
         for part in (unpacked / part for part in entry.parts or ("",)):
             for found in (part / "corpus.jsonl", part / "queries.jsonl", part / "qrels" / "test.tsv"):
                 find_file(found.parent, found.name)
-        if not folder.is_dir():
-            unpacked.replace(folder)
-            sync(folder.parent)
+        unpacked.replace(folder)
+        sync(out_dir)
     except (RequestException, BadZipFile, OSError, InputError) as error:
         reason = first_line(error)[:200]
         raise InputError(
@@ -70,7 +80,6 @@ def fetch(name: str, out_dir: str | Path, url: str = PUBLIC) -> Path:
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return folder
 
 
 def main() -> None:

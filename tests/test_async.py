@@ -14,8 +14,10 @@ import pytest
 from drivers import run_ann
 from tests.workplace import CLUSTERED, CLUSTERS, ROOT, Workplace, wait_for
 from utils.checkpoint import TrainerState, checkpoint_step, newest_checkpoint, read_trainer_state
-from utils.episode import mined_file, newest_episode, read_episode
+from utils.episode import mined_file, newest_episode, read_episode, write_result
 from utils.errors import InputError
+from utils.files import sha256_of_file
+from utils.stopping import EXIT_CODE
 from utils.token_store import TokenStore
 
 GROUPS = ("--group", 1, "--n_groups", CLUSTERS, "--single_warmup")
@@ -38,7 +40,8 @@ def newest_round(place: Workplace, models: str = "models") -> int:
 def test_moving_on_to_a_newer_episode_trains_as_two_rounds_in_turn(place):
     lines = mined_file(place.folder / "ann_data", 0).read_text().splitlines(keepends=True)
     mined_file(place.folder / "ann_data", 1).write_text("".join(reversed(lines)))
-    shutil.copy(place.folder / "results" / "ann_ndcg_0", place.folder / "results" / "ann_ndcg_1")
+    result = place.result(0) | {"mined_sha256": sha256_of_file(mined_file(place.folder / "ann_data", 1))}
+    write_result(place.folder / "results", 1, result)
     schedule = (*GROUPS, "--num_training_steps", 5, "--save_steps", 2)
     place.train(0, *schedule, "--max_steps", 3, launcher="none")
     place.train(1, *schedule, "--max_steps", 2, launcher="none")
@@ -92,7 +95,7 @@ def test_miner_and_trainer_survive_each_others_death(place):
         wait_for(lambda: place.result(newest_episode(results))["step"] == last and embedded() == {0, last}, miner)
         miner.terminate()
         miner.communicate()
-        assert miner.returncode == -signal.SIGTERM
+        assert miner.returncode == EXIT_CODE
     finally:
         for process in (miner, trainer):
             process.kill()

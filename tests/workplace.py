@@ -44,13 +44,17 @@ class Workplace:
         elif launcher != "none":
             command += ["-m", "torch.distributed.run", *launcher]
         command += [os.path.relpath(ROOT / script, cwd), *flags]
+        return self.popen(command, cwd=cwd)
+
+    def popen(self, command: list, cwd: Path = ROOT, **environment: str) -> subprocess.Popen:
+        """Starts any command, with these environment variables besides the tests' own."""
         return subprocess.Popen(
             list(map(str, command)),
             cwd=cwd,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"} | environment,
         )
 
     def run(self, script: str, *flags, fails: bool = False, **settings) -> subprocess.CompletedProcess:

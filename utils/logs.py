@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from utils import distributed
+from utils.errors import disk_errors
 from utils.metrics import MEASURES
 
 
@@ -77,7 +78,10 @@ class TrainingLog:
 
     def __init__(self, folder: str | Path, first_step: int = 0) -> None:
         """`first_step`: points beyond it that an interrupted run left are taken back."""
-        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1) if distributed.is_main() else None
+        self._folder, self._writer = folder, None
+        if distributed.is_main():
+            with disk_errors(folder):
+                self._writer = SummaryWriter(str(folder), purge_step=first_step + 1)
         self._last: tuple[int, float] | None = None
 
     def metrics(self, step: int, result: Mapping[str, object]) -> None:
@@ -91,18 +95,18 @@ class TrainingLog:
                 self.scalars(step, {f"dev_cluster_mrr/{cluster:02d}": value})
 
     def scalars(self, step: int, values: Mapping[str, float | Tensor]) -> None:
-        """One point of several curves at an optimizer step."""
+        """One point of several curves at an optimizer step; `InputError` where the disk takes no more."""
         if self._writer:
-            for name, value in values.items():
-                self._writer.add_scalar(name, float(value), step)
+            with disk_errors(self._folder):
+                for name, value in values.items():
+                    self._writer.add_scalar(name, float(value), step)
 
     def clusters(self, step: int, name: str, values: Tensor, present: Tensor) -> None:
         """One point of a curve a cluster, `name`/00 …: `values` (K,) where `present` (K,) holds."""
         if self._writer:
             shown = present.tolist()
-            for cluster, value in enumerate(values.tolist()):
-                if shown[cluster]:
-                    self._writer.add_scalar(f"{name}/{cluster:02d}", value, step)
+            points = {f"{name}/{g:02d}": value for g, value in enumerate(values.tolist()) if shown[g]}
+            self.scalars(step, points)
 
     def step(self, step: int, result: StepResult, weights: Tensor, learning_rate: float) -> None:
         """What a training step saw, the cluster weights (K,) that it was taken with, and the pace since last time."""
@@ -117,4 +121,5 @@ class TrainingLog:
 
     def close(self) -> None:
         if self._writer:
-            self._writer.close()
+            with disk_errors(self._folder):
+                self._writer.close()

@@ -22,8 +22,12 @@ case "$*" in
         mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; touch "$3/pyvenv.cfg" ;;
     "-m pip --version") echo "pip 99" ;;
     "-m pip install "*)
-        while [[ "$1" != --requirement ]]; do shift; done
-        echo "pip $(basename "$2") $(basename "$4")" >> "$STUB/calls"
+        verified=""
+        while [[ "$1" != --requirement ]]; do
+            [[ "$1" != --no-deps && "$1" != --require-hashes ]] || verified+=" $1"
+            shift
+        done
+        echo "pip $(basename "$2") $(basename "$4")$verified" >> "$STUB/calls"
         [[ ! -e "$STUB/pip-says" ]] || { source "$STUB/pip-says"; } ;;
     *) echo "the stub does not know: $*" >&2; exit 99 ;;
 esac
@@ -109,6 +113,14 @@ def test_extras_are_installed_only_when_asked_for_and_under_the_same_pins(machin
     assert machine.calls() == ["pip requirements-demo.txt requirements.txt"]
     machine.install("dev", "demo")
     assert machine.calls() == []
+
+
+def test_a_file_with_hashes_is_installed_by_them_and_nothing_else_with_it(machine):
+    machine.install()
+    machine.calls()
+    (machine.root / "requirements-demo.txt").write_text("weights==1 --hash=sha256:00\n")
+    machine.install("demo")
+    assert machine.calls() == ["pip requirements-demo.txt requirements.txt --no-deps --require-hashes"]
 
 
 def test_a_changed_requirements_file_is_installed_again_into_the_same_environment(machine):

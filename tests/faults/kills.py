@@ -2,27 +2,41 @@
 
 import os
 import random
+import re
+import secrets
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.workplace import CLUSTERED, CLUSTERS, Workplace
+from tests.workplace import CLUSTERED, CLUSTERS, ROOT, Workplace
 from utils.files import sha256_of_file
 
 KILLS = int(os.environ.get("ANCE_KILLS", "1"))  # of each script; commands/run_fault_tests.sh asks for more
 TRAINED_STEPS = 60
+RUN_STEPS = 20  # an episode of commands/run_ance.sh
+MARK = "ANCE_VICTIM"  # environment variable by which a victim's processes are found
+# What holds times and processes, or is drawn from what does.
+LEFT_ASIDE = ("logs", "report.html", "pictures", "README.md")
 
 
 @dataclass(frozen=True)
 class Victim:
-    """A script at work in a copy of a workplace: how it is started, and the folders that hold what it makes."""
+    """A script at work in a copy of a workplace: how it is started, and the folders that hold what it makes.
+
+    Of checkpoints those of `steps` count: how many more there are depends on when the run was killed. Where it
+    `leaves` with an exit code of its own at SIGTERM, every other kill is one.
+    """
 
     start: Callable[[Workplace], subprocess.Popen]
     makes: tuple[str, ...]
+    steps: tuple[int, ...] = ()
+    leaves: int | None = None
 
 
 def _tokenize(place: Workplace) -> subprocess.Popen:
@@ -46,25 +60,37 @@ def _train(place: Workplace) -> subprocess.Popen:
     return place.train(0, *steps, *idro, processes=2, background=True)
 
 
+def _run(place: Workplace) -> subprocess.Popen:
+    """commands/run_ance.sh: two episodes, from the raw texts to the report."""
+    folder, command = place.folder, ["bash", ROOT / "commands" / "run_ance.sh"]
+    command += ["--data_dir", folder / "msmarco", "--checkpoint", folder / "initial", "--out_dir", folder / "run"]
+    command += ["--max_seq_length", 48, "--max_query_length", 16, "--topk", 40, "--negatives", 7]
+    command += ["--clusters", CLUSTERS, "--episodes", 2, "--steps", RUN_STEPS, "--batch_size", 8, "--bm25", 1]
+    command += ["--learning_rate", 1e-3, "--warmup_steps", 2, "--processes", 2]
+    command += ["--save_steps", 4, "--save_total_limit", 2]
+    return place.popen(command, ANCE_VENV=sys.prefix)
+
+
 VICTIMS = {
     "tokenizing": Victim(_tokenize, ("preprocessed",)),
     "mining": Victim(_mine, ("ann_data", "results")),
-    "training": Victim(_train, ("models",)),
+    "training": Victim(_train, ("models",), (TRAINED_STEPS,)),
 }
+WHOLE_RUN = Victim(_run, ("run",), (RUN_STEPS, 2 * RUN_STEPS), leaves=143)
 
 
 def contents(place: Workplace, victim: Victim) -> dict[str, str]:
-    """Path → digest of every file that the script makes, but for logs and locks, which hold times and processes.
+    """Path → digest of every file that the script makes, but for locks and what is `LEFT_ASIDE`."""
 
-    Of checkpoints the last one counts: how many more there are depends on when the run was killed.
-    """
-    last = f"checkpoint-{TRAINED_STEPS}"
+    def is_left_aside(part: str) -> bool:
+        step = re.fullmatch(r"checkpoint-(\d+)", part)
+        return part in LEFT_ASIDE or part.endswith(".lock") or (step is not None and int(step[1]) not in victim.steps)
+
     digests = {}
     for folder in victim.makes:
         for path in sorted((place.folder / folder).rglob("*")):
             name = path.relative_to(place.folder)
-            other = any(part.startswith("checkpoint-") and part != last for part in name.parts)
-            if path.is_file() and not path.name.endswith(".lock") and "logs" not in name.parts and not other:
+            if path.is_file() and not any(map(is_left_aside, name.parts)):
                 digests[str(name)] = sha256_of_file(path)
     return digests
 
@@ -95,26 +121,41 @@ def kill_and_go_on(place: Workplace, victim: Victim, kills: int, seed: int) -> t
     generator = random.Random(seed)
     killed = finished = 0
     while killed < kills or not finished:
+        os.environ[MARK] = secrets.token_hex(8)
         process = victim.start(place)
         try:
-            process.communicate(timeout=generator.uniform(0.3, 1.05) * seconds if killed < kills else None)
-            assert process.returncode == 0
+            output = process.communicate(timeout=generator.uniform(0.3, 1.05) * seconds if killed < kills else None)
+            assert process.returncode == 0, output
             finished += 1
             found = contents(place, victim)
             assert found == expected, sorted(set(found.items()) ^ set(expected.items()))
             clear(place, victim)
         except subprocess.TimeoutExpired:
-            _kill_all(process)
+            if victim.leaves and killed % 2:
+                process.terminate()
+                output = process.communicate(timeout=120)
+                assert process.returncode == victim.leaves, output
+                assert not _processes(os.environ[MARK])
+            else:
+                _kill_all(process)
             killed += 1
     return killed, finished
 
 
+def _processes(mark: str) -> list[int]:
+    """Every process that was started, by whomever, with this mark in its environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if f"{MARK}={mark}\0".encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
 def _kill_all(process: subprocess.Popen) -> None:
-    """SIGKILL to a launcher and to what it has started, at once."""
-    children = " ".join(path.read_text() for path in Path(f"/proc/{process.pid}/task").glob("*/children")).split()
-    for pid in (process.pid, *map(int, children)):
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    """SIGKILL to a script and to all that it has started, at once; none is left afterwards."""
+    while left := [pid for pid in _processes(os.environ[MARK]) if pid != process.pid or process.poll() is None]:
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     process.communicate()

@@ -9,6 +9,8 @@ import pytest
 from tests.faults.disks import small_disk
 from tests.faults.kills import VICTIMS, clear, contents, undisturbed
 from utils.checkpoint import newest_checkpoint
+from utils.errors import InputError
+from utils.logs import TrainingLog
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(3_600)]
 
@@ -45,6 +47,21 @@ def test_a_full_disk_is_told_and_with_more_room_the_script_ends_as_if_there_had_
             assert contents(place, victim) == expected
     with capsys.disabled():
         print(f"\n{name}: {len(SHARES)} full disks survived")
+
+
+def draw_curves(folder: Path) -> None:
+    log = TrainingLog(folder)
+    for step in range(100_000):
+        log.scalars(step, {"loss": 1.0})
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread
+def test_curves_that_find_no_room_are_told_too(tmp_path):
+    with (
+        small_disk(tmp_path / "logs", 10 * PAGE),
+        pytest.raises(InputError, match="logs: cannot be written: the disk is full; free some space"),
+    ):
+        draw_curves(tmp_path / "logs")
 
 
 def test_training_on_a_disk_that_turned_read_only_says_so_and_the_checkpoint_stays_good(place):
