@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# The long form of tests/faults: kills every stage again and again, and fuzzes every reader for minutes.
+# The long form of tests/faults: kills every stage again and again, fills disks, and fuzzes every reader for minutes.
 #
-#     bash commands/run_fault_tests.sh                three hours on 2 cores: 3 stages of 20 kills, 28 readers
+#     bash commands/run_fault_tests.sh                three to four hours on 2 cores: two and a half of them fuzzing
 #     KILLS=5 FUZZ_SECONDS=30 bash commands/run_fault_tests.sh
 #
 # Prints the kills that each stage survived, and what each reader was fuzzed with; ends with an error where a fault is
 # not survived. Settings are environment variables:
-#   KILLS           SIGKILLs at random moments of each of tokenizing, mining and training (2 processes)      20
+#   KILLS           kills at random moments of each of tokenizing, mining and training (2 processes), and    20
+#                   of a whole run_ance.sh, of whose kills every other one is a SIGTERM to it
+#   DISKS           disks of different sizes, all too small, for each of tokenizing, mining and training     6
 #   FUZZ_SECONDS    of coverage-guided fuzzing a reader (atheris); 0: none                                   600
 #   FUZZ_JOBS       readers that are fuzzed at once                                                          the cores
 #   FUZZ_EXAMPLES   damaged files a reader (hypothesis)                                                      2000
@@ -14,8 +16,8 @@ set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 [[ "${1:-}" != --help && "${1:-}" != -h ]] || { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 0; }
 fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
-: "${KILLS:=20}" "${FUZZ_SECONDS:=600}" "${FUZZ_JOBS:=$(nproc)}" "${FUZZ_EXAMPLES:=2000}"
-for name in KILLS FUZZ_SECONDS FUZZ_JOBS FUZZ_EXAMPLES; do
+: "${KILLS:=20}" "${DISKS:=6}" "${FUZZ_SECONDS:=600}" "${FUZZ_JOBS:=$(nproc)}" "${FUZZ_EXAMPLES:=2000}"
+for name in KILLS DISKS FUZZ_SECONDS FUZZ_JOBS FUZZ_EXAMPLES; do
     [[ "${!name}" =~ ^(0|[1-9][0-9]*)$ ]] || fail "$name is '${!name}'; a whole number is needed"
 done
 ((FUZZ_JOBS > 0)) || fail "FUZZ_JOBS is 0; at least 1 is needed"
@@ -25,8 +27,8 @@ bash "$root/commands/install.sh" dev fuzz
 python="${ANCE_VENV:-$root/.venv}/bin/python"
 cd "$root"
 
-# 1. Kills, signals, lost processes, damaged files by hypothesis: half an hour.
-ANCE_KILLS="$KILLS" ANCE_FUZZ_EXAMPLES="$FUZZ_EXAMPLES" "$python" -m pytest tests/faults --timeout 14400 -q
+# 1. Kills, full disks, signals, lost processes, damaged files by hypothesis: an hour and a half.
+ANCE_KILLS="$KILLS" ANCE_DISKS="$DISKS" ANCE_FUZZ_EXAMPLES="$FUZZ_EXAMPLES" "$python" -m pytest tests/faults --timeout 14400 -q
 
 # 2. Coverage-guided fuzzing: FUZZ_SECONDS a reader.
 fuzz() { # NAME

@@ -9,7 +9,7 @@ from model.encoders import Encoder
 from model.training_step import TrainingStep
 from utils import distributed
 from utils.checkpoint import TrainerState, load_training_state, save_checkpoint
-from utils.errors import InputError
+from utils.errors import InputError, first_line
 
 
 def save(
@@ -43,7 +43,8 @@ def resume(
     `saved` is the checkpoint's own state, None for an initial model, from which the first episode begins. Inside the
     episode training goes on; of an earlier one, the optimizer's moments stay and the rest begins anew. Random states
     count for the same number of processes only. `InputError` where a later episode has no checkpoint to go on from,
-    and where the checkpoint was trained with another optimizer, or inside the episode with another objective.
+    and where the checkpoint was trained with another optimizer, or inside the episode with another objective or
+    number of groups.
     """
     if saved is None:
         if round > 0:
@@ -61,7 +62,14 @@ def resume(
     random_states = inside and saved.processes == distributed.world_size()
     load_training_state(checkpoint, step.optimizer, step.scaler, random_states)
     if inside:
-        step.objective.load_state_dict({name: torch.tensor(value) for name, value in saved.dro.items()})
+        try:
+            step.objective.load_state_dict({name: torch.tensor(value) for name, value in saved.dro.items()})
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise InputError(
+                f"the state of {objective} does not fit ({first_line(error)}); was it trained with another "
+                "--n_groups? Give that, or remove this checkpoint, and the one before is used",
+                checkpoint,
+            ) from None
     else:
         saved.begin(round)
         saved.objective = objective

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from utils import distributed
 from utils.episode import Episode
+from utils.errors import InputError
 from utils.token_store import TokenStore
 
 T = TypeVar("T")
@@ -276,7 +277,13 @@ def step_batches(
     """This process's batches, on the device, of each step from `position` on, and the next step's position.
 
     They are made one step ahead, in the background (`prefetch`), and go over the mined file again and again.
+    `InputError` where the mined file has no such position.
     """
+    if position >= episode.triplets:
+        raise InputError(
+            f"training stands at triplet {position:,} of a mined file that has {episode.triplets:,}: the checkpoint "
+            "is of another one; give the --ann_dir that it was trained with"
+        )
 
     def make(position: int) -> tuple[list[TripletBatch], int]:
         if device.type == "cuda":

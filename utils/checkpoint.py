@@ -14,7 +14,8 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from utils.files import atomic_folder, check_sha256, read_json, sha256_of_file, 
 from utils.logs import say_once
 
 FORMAT_VERSION = 2
+KINDS = {int: "a count", str: "a text", dict: "an object"}
 WEIGHTS = "model.safetensors"
 CHECKED = (WEIGHTS, "config.json", "optimizer.pt", "random_states.pt", "trainer_state.json")
 CHECKSUMS = "checksums.json"
@@ -146,8 +148,9 @@ def read_trainer_state(folder: str | Path) -> TrainerState:
         raise InputError(f"format version {content.get('format_version')!r}; this code reads {FORMAT_VERSION}", path)
     for entry in fields(TrainerState):
         expected = dict if entry.name == "dro" else entry.type
-        if type(content.get(entry.name)) is not expected:
-            raise InputError(f"{entry.name} is {content.get(entry.name)!r}, not {expected.__name__}", path)
+        value = content.get(entry.name)
+        if type(value) is not expected or (expected is int and not 0 <= value < 2**53):
+            raise InputError(f"{entry.name} is {value!r:.80}, not {KINDS[expected]} as it was saved", path)
     return TrainerState(**{entry.name: content[entry.name] for entry in fields(TrainerState)})
 
 
@@ -206,27 +209,32 @@ def load_training_state(
     The optimizer must be of the kind that was saved (`TrainerState.optimizer`); its options stay as they are.
     """
     folder = Path(folder)
-    saved = _load(folder / "optimizer.pt")
-    options = [{k: v for k, v in group.items() if k not in ("params", "step")} for group in optimizer.param_groups]
-    optimizer.load_state_dict(saved["optimizer"])
-    for group, own in zip(optimizer.param_groups, options, strict=True):
-        group.update(own)
-    if scaler.is_enabled() and saved["scaler"]:
-        scaler.load_state_dict(saved["scaler"])
+    with _reading(folder / "optimizer.pt") as saved:
+        options = [
+            {k: v for k, v in group.items() if k not in ("params", "step")} for group in optimizer.param_groups
+        ]
+        optimizer.load_state_dict(saved["optimizer"])
+        for group, own in zip(optimizer.param_groups, options, strict=True):
+            group.update(own)
+        if scaler.is_enabled() and saved["scaler"]:
+            scaler.load_state_dict(saved["scaler"])
     if random_states:
-        states = _load(folder / "random_states.pt")
-        torch.set_rng_state(states[distributed.rank()]["cpu"])
-        if torch.cuda.is_available() and "cuda" in states[distributed.rank()]:
-            torch.cuda.set_rng_state(states[distributed.rank()]["cuda"])
+        with _reading(folder / "random_states.pt") as states:
+            own = states[distributed.rank()]
+            torch.set_rng_state(own["cpu"])
+            if torch.cuda.is_available() and "cuda" in own:
+                torch.cuda.set_rng_state(own["cuda"])
 
 
-def _load(path: Path) -> Any:
+@contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    """What torch saved there; `InputError` where it cannot be read, or the block cannot make use of it."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        yield torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise InputError(
-            f"cannot be read ({first_line(error)[:120]}); remove this checkpoint, and the run goes on from "
-            "the one before",
+            f"cannot be read ({first_line(error)[:120]}); remove this checkpoint, and the run goes on from the one "
+            "before",
             path,
         ) from None
 

@@ -180,6 +180,7 @@ class ShardWriter:
         self._order = order
         self._identity = {**asdict(source), "order": hashlib.sha256(order).hexdigest()}
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._data: np.memmap | None = None  # of a shard that stands in its place already
         self.done = self._rows_done()
         if self.done == 0:  # what lies there is of another source, and no mark of this one may ever stand beside it
             for stale in (_progress_path(self._path), self._path):
@@ -214,15 +215,16 @@ class ShardWriter:
 
     def mark(self, **more: str) -> None:
         """Declares the rows that are written to be so, after they are on the disk."""
-        self._data.flush()
-        write_json(_progress_path(self._path), {**self._identity, "done": self.done, **more})
-        self._marked = time.monotonic()
+        if self._data is not None:
+            self._data.flush()
+            write_json(_progress_path(self._path), {**self._identity, "done": self.done, **more})
+            self._marked = time.monotonic()
 
     def close(self) -> None:
         """Moves the shard to its place, with its checksum in the mark, unless it stood there already."""
-        if not self._path.exists():
+        if self._data is not None:
             self.mark(sha256=sha256_of_file(self._unfinished))
-            del self._data
+            self._data = None
             self._unfinished.replace(self._path)
 
 

@@ -13,7 +13,8 @@ def checkout(tmp_path) -> Checkout:
 def test_help_lists_every_setting(checkout):
     shown = checkout.run("run_fault_tests.sh", "--help")
     assert (shown.returncode, shown.stderr) == (0, "")
-    assert all(f"\n  {name} " in shown.stdout for name in ("KILLS", "FUZZ_SECONDS", "FUZZ_JOBS", "FUZZ_EXAMPLES"))
+    names = ("KILLS", "DISKS", "FUZZ_SECONDS", "FUZZ_JOBS", "FUZZ_EXAMPLES")
+    assert all(f"\n  {name} " in shown.stdout for name in names)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from pathlib import Path
 from tests.workplace import CLUSTERED, CLUSTERS, ROOT, Workplace
 from utils.files import sha256_of_file
 
-KILLS = int(os.environ.get("ANCE_KILLS", "1"))  # of each script; commands/run_fault_tests.sh asks for more
 TRAINED_STEPS = 60
 RUN_STEPS = 20  # an episode of commands/run_ance.sh
 MARK = "ANCE_VICTIM"  # environment variable by which a victim's processes are found
@@ -110,13 +109,14 @@ def undisturbed(place: Workplace, victim: Victim) -> tuple[dict[str, str], float
     return contents(place, victim), time.monotonic() - began
 
 
-def kill_and_go_on(place: Workplace, victim: Victim, kills: int, seed: int) -> tuple[int, int]:
+def kill_and_go_on(
+    place: Workplace, victim: Victim, expected: dict[str, str], seconds: float, kills: int, seed: int
+) -> tuple[int, int]:
     """Kills the script, with all its processes, `kills` times; then the number of kills and of runs it finished.
 
     A run takes `seconds` undisturbed: a kill comes at any moment of the rest of it, so that it hits the work as well
-    as the start. What a run has finished must be what an undisturbed one makes, and the next begins with nothing.
+    as the start. What a run has finished must be what is expected, and the next begins with nothing.
     """
-    expected, seconds = undisturbed(place, victim)
     clear(place, victim)
     generator = random.Random(seed)
     killed = finished = 0

@@ -6,7 +6,6 @@ alters a file may alter its sum as well, and what lies behind that check has to 
 """
 
 import gzip
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,11 +25,15 @@ from evaluate.finished_run import read_results
 from evaluate.metrics_file import read_metrics, read_per_query
 from evaluate.run_folder import RunFolder, read_settings
 from evaluate.significance import Difference
+from model.dro import make_objective
 from model.encoders import load_encoder
+from model.training_state import resume, save
+from model.training_step import TrainingStep
+from model.triplets import TripletModel
 from tests.tiny import tiny_bert_tokenizer
 from tests.tiny_models import random_store, write_embeddings
 from tests.tiny_run import save_tiny_checkpoint
-from utils.checkpoint import check_files, load_training_state, read_trainer_state
+from utils.checkpoint import TrainerState, check_files, read_trainer_state
 from utils.clustering import Clusters
 from utils.embedding_store import EmbeddingSource, ShardWriter, open_embeddings
 from utils.episode import MinedLines, read_episode, read_result, write_mined_file, write_result
@@ -38,6 +41,7 @@ from utils.errors import InputError
 from utils.files import write_json
 from utils.logs import TrainingLog
 from utils.metrics import MEASURES
+from utils.precision import Precision
 from utils.qrels import read_qrels, write_qrels
 from utils.token_store import TokenStore
 
@@ -182,16 +186,19 @@ def _results(folder: Path) -> dict[str, Reader]:
 
 def _checkpoint(folder: Path) -> dict[str, Reader]:
     """A checkpoint's files."""
-    checkpoint = save_tiny_checkpoint(folder / "models", "rdot_nll_condenser")
-    shutil.rmtree(folder / "models" / "tokenizer")
+    initial = str(save_tiny_checkpoint(folder / "initial", "rdot_nll_condenser"))
+    encoder, tokenizer = load_encoder("rdot_nll_condenser", initial)
+    objective = make_objective("idro", CLUSTERS, alpha=0.25, ema=0.1, rho=0.05, eps=0.01)
+    optimizer, device = torch.optim.AdamW(encoder.parameters()), torch.device("cpu")
+    step = TrainingStep(TripletModel(encoder), objective, optimizer, Precision("cpu", torch.float32), 1.0, device)
+    names = {"optimizer": "adamW", "objective": "idro"}
+    checkpoint = save(folder / "models", encoder, tokenizer, 48, step, TrainerState(global_step=7, **names))
 
     def training_state() -> None:
-        encoder, _ = load_encoder("rdot_nll_condenser", str(checkpoint))
-        optimizer, scaler = torch.optim.AdamW(encoder.parameters()), torch.amp.GradScaler("cpu", enabled=False)
-        load_training_state(checkpoint, optimizer, scaler, random_states=True)
+        resume(checkpoint, read_trainer_state(checkpoint), step, round=0, **names)
 
     readers = {
-        "trainer_state.json": lambda: read_trainer_state(checkpoint),
+        "trainer_state.json": training_state,
         "checksums.json": lambda: check_files(checkpoint),
         "model.safetensors": lambda: load_encoder("rdot_nll_condenser", str(checkpoint)),
         "optimizer.pt": training_state,

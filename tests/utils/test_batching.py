@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.tiny_models import random_episode, random_store
-from utils.batching import Sequences, make_step_batches, make_triplet_batch, pack, prefetch
+from utils.batching import Sequences, make_step_batches, make_triplet_batch, pack, prefetch, step_batches
+from utils.errors import InputError
 
 
 def rows_of(tokens):
@@ -105,6 +106,16 @@ def test_a_process_without_a_triplet_gets_one_that_counts_for_nothing(tmp_path):
     assert empty.clusters.tolist() == [-1]
     assert set(empty.sequence_clusters.tolist()) == {-1}
     assert torch.equal(empty.weights, torch.ones(1))
+
+
+def test_a_position_beyond_the_mined_file_is_of_another_one(tmp_path):
+    queries, passages = (Sequences(random_store(tmp_path / name, 12)) for name in "qp")
+    episode = random_episode(12, 12, n_groups=3)
+    with pytest.raises(InputError, match=f"stands at triplet {episode.triplets} of a mined file that has"):
+        step_batches(episode, episode.triplets, 4, 1, queries, passages, torch.device("cpu"))
+    steps = step_batches(episode, episode.triplets - 1, 4, 1, queries, passages, torch.device("cpu"))
+    assert next(steps)[1] == 0
+    steps.close()
 
 
 def test_prefetching_gives_every_step_in_order_and_is_one_ahead():

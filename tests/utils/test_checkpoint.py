@@ -1,6 +1,7 @@
 """Checkpoints: the newest whole one is found, and training goes on from it bit for bit."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -159,10 +160,11 @@ def test_an_episode_has_finished_at_its_last_step_or_where_a_later_one_stands():
     assert (state.has_finished(2, 4), state.episode_start) == (False, 10)
 
 
-def test_an_altered_trainer_state_is_an_error(save):
+@pytest.mark.parametrize("position", ["front", -1, 2**53, True, None, 1.0])
+def test_an_altered_trainer_state_is_an_error(save, position):
     path = save(9) / "trainer_state.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"position": "front"}))
-    with pytest.raises(InputError, match="position is 'front'"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"position": position}))
+    with pytest.raises(InputError, match=f"position is {position!r}, not a count as it was saved"):
         read_trainer_state(path.parent)
 
 
@@ -188,6 +190,16 @@ def test_a_damaged_optimizer_file_is_named(save):
     folder = save(1)
     (folder / "optimizer.pt").write_bytes(b"not a file of torch")
     with pytest.raises(InputError, match=r"optimizer\.pt"):
+        load_training_state(folder, optimizer, scaler, random_states=True)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "random_states.pt"])
+@pytest.mark.parametrize("content", [7, [], {"optimizer": []}, {"optimizer": {"state": {}}}, [{"cpu": "x"}]])
+def test_a_whole_file_of_torch_that_holds_something_else_is_named(save, name, content):
+    _, optimizer, scaler = save.parts
+    folder = save(1)
+    torch.save(content, folder / name)
+    with pytest.raises(InputError, match=rf"{re.escape(name)}: cannot be read .*the one before"):
         load_training_state(folder, optimizer, scaler, random_states=True)
 
 
