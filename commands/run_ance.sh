@@ -173,18 +173,12 @@ export TOKENIZERS_PARALLELISM=true
 torchrun=("$python" -m torch.distributed.run --standalone --nproc_per_node)
 launcher=("${torchrun[@]}" "$PROCESSES")
 [[ -z "$LAUNCHER" ]] || read -ra launcher <<< "$LAUNCHER"
-child=""
-run() { # COMMAND…: in the background, so that a signal reaches this script at once, and `stop` passes it on
-    local status=0
-    "$@" &
-    child=$!
-    wait "$child" || status=$?
-    child=""
-    return "$status"
-}
+run() { "$@" & wait $!; } # COMMAND…: in the background: a signal reaches this script at once, and `stop` passes it on
 stop() {
     trap '' TERM INT
-    [[ -z "$child" ]] || { kill "$child" 2> /dev/null && wait "$child"; } || true
+    # shellcheck disable=SC2046 # one word a process
+    kill $(jobs -p) 2> /dev/null || true
+    wait
     printf '\nstopped; run this again, and it goes on\n' >&2
     exit 143
 }
@@ -299,14 +293,19 @@ train=("$root/drivers/run_ann.py" "${model[@]}" "${lengths[@]}" ${precision[@]+"
     --log_dir "$OUT_DIR/logs" --seed "$SEED")
 
 forget() { rm -rf "$results"/{dev,zero_shot/*}/"step-$1"; } # STEP: metrics of a checkpoint that is trained anew
+sums_of() { cat "$models/checkpoint-$1/checksums.json" 2> /dev/null || true; } # STEP
 in_turn() { # EPISODE
     stage "episode $(($1 + 1)) of $EPISODES: mine"
     [[ -f "$results/ann_ndcg_$1" ]] || launch "${mine[@]}" --end_output_num "$1"
     stage "episode $(($1 + 1)) of $EPISODES: train"
-    local last="$((($1 + 1) * STEPS))"
-    [[ ! -d "$models/checkpoint-$last" ]] || return 0
-    forget "$last"
+    local last="$((($1 + 1) * STEPS))" was
+    # Its last checkpoint has mined the next episode, or was evaluated. (That it is there does not say that it is good.)
+    [[ ! -f "$results/ann_ndcg_$(($1 + 1))" ]] || return 0
+    [[ ! -d "$models/checkpoint-$last" || ! -f "$results/dev/step-$last/metrics.json" ]] || return 0
+    was="$(sums_of "$last")"
+    [[ -n "$was" ]] || forget "$last"
     launch "${train[@]}" --round "$1" --max_steps "$STEPS" --num_training_steps "$STEPS"
+    [[ "$was" == "$(sums_of "$last")" ]] || forget "$last" # it was damaged
 }
 side_by_side() {
     forget "$((EPISODES * STEPS))"

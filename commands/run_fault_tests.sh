@@ -45,9 +45,9 @@ fuzz() { # NAME
 }
 status=0
 if ((FUZZ_SECONDS > 0)); then
-    mapfile -t names < <("$python" tests/faults/fuzz.py)
+    names="$("$python" tests/faults/fuzz.py)"
     running=0
-    for name in "${names[@]}"; do
+    for name in $names; do
         ((running < FUZZ_JOBS)) || { wait -n || status=1; ((running--)) || true; }
         fuzz "$name" &
         ((++running))

@@ -7,11 +7,10 @@ each of its 12 parts. The folder appears by a rename once it is whole. Four coll
 them, and where the network is out of reach, the message says what to get and where to put it.
 """
 
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from zipfile import BadZipFile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -21,7 +20,7 @@ from requests import RequestException
 from data.beir_sets import BeirSet, named_set
 from utils.arguments import option, parse, required
 from utils.errors import InputError, first_line, run
-from utils.files import find_file, sync
+from utils.files import atomic_folder, find_file
 from utils.lock import taking_turns
 from utils.logs import say
 
@@ -53,7 +52,7 @@ def fetch(name: str, out_dir: str | Path, url: str = PUBLIC) -> Path:
 
 
 def _fetch(entry: BeirSet, folder: Path, url: str, place: str) -> None:
-    """Fetches and unpacks it; `place` tells what to put where by hand. What earlier crashes left goes first."""
+    """Fetches and unpacks it; `place` tells what to put where by hand."""
     try:
         from beir.util import download_and_unzip
     except ImportError:
@@ -61,25 +60,21 @@ def _fetch(entry: BeirSet, folder: Path, url: str, place: str) -> None:
             f"fetching wants BEIR's library: bash commands/install.sh beir installs it; without it, {place}"
         ) from None
     name, out_dir = folder.name, folder.parent
-    for leftover in out_dir.glob(f".{name}.partial-*"):
-        shutil.rmtree(leftover)
-    partial = Path(mkdtemp(dir=out_dir, prefix=f".{name}.partial-"))
     try:
         say(f"fetching {url}/{name}.zip")
-        unpacked = Path(download_and_unzip(f"{url}/{name}.zip", str(partial)))
-        for part in (unpacked / part for part in entry.parts or ("",)):
-            for found in (part / "corpus.jsonl", part / "queries.jsonl", part / "qrels" / "test.tsv"):
-                find_file(found.parent, found.name)
-        unpacked.replace(folder)
-        sync(out_dir)
+        with atomic_folder(folder) as partial, TemporaryDirectory(dir=partial) as place_of_archive:
+            unpacked = Path(download_and_unzip(f"{url}/{name}.zip", place_of_archive))
+            for part in (unpacked / part for part in entry.parts or ("",)):
+                for found in (part / "corpus.jsonl", part / "queries.jsonl", part / "qrels" / "test.tsv"):
+                    find_file(found.parent, found.name)
+            for path in unpacked.iterdir():
+                path.replace(partial / path.name)
     except (RequestException, BadZipFile, OSError, InputError) as error:
         reason = first_line(error)[:200]
         raise InputError(
             f"{name} could not be fetched ({reason}); download {url}/{name}.zip where that works and unpack it in "
             f"{out_dir}, or {place}"
         ) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def main() -> None:

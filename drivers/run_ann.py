@@ -33,7 +33,7 @@ from utils.arguments import parse
 from utils.batching import StepBatches, step_batches
 from utils.checkpoint import TrainerState, newest_checkpoint, newest_or_initial, remove_old_checkpoints
 from utils.encoding import open_sequences
-from utils.episode import Episode, newest_ready, open_episode, read_result
+from utils.episode import Episode, mined_file, newest_ready, open_episode, read_result
 from utils.errors import InputError, run
 from utils.lock import hold_lock
 from utils.logs import TrainingLog, progress, say
@@ -87,11 +87,21 @@ def note_skipped(args: Arguments, state: TrainerState) -> None:
     """Says that a step was skipped; `InputError` with the checkpoint to go on from where too many were in a row."""
     say(f"warning: step {state.global_step} is skipped, its gradient is not finite ({state.skipped_steps} so far)")
     if state.skipped_in_a_row >= args.max_skipped_steps:
+        good = newest_checkpoint(args.output_dir, lambda saved: saved.skipped_in_a_row == 0)
         raise InputError(
             f"{state.skipped_in_a_row} steps in a row had a gradient that is not finite; go on with a lower "
-            "--learning_rate or without --fp16, from the last good checkpoint: "
-            f"{newest_checkpoint(args.output_dir) or args.init_model_dir}"
+            "--learning_rate or without --fp16 in another --training_dir (run_ance.sh: --out_dir), from the last "
+            f"good checkpoint: {good or args.init_model_dir}"
         )
+
+
+def last_step(args: Arguments, state: TrainerState, episode: Episode, step_size: int) -> int:
+    """The step that training goes on to: the episode's last, or with --round -1 the run's."""
+    if args.follow:
+        return args.total_training_steps
+    if args.max_steps:
+        return state.episode_start + args.max_steps
+    return state.global_step - (state.position - episode.triplets) // step_size  # one pass, by steps of this size
 
 
 def main() -> None:
@@ -124,16 +134,14 @@ def main() -> None:
         n_groups = args.n_groups if args.group else None
         counts = queries.row_count, passages.row_count
         episode = open_episode(args.ann_dir, args.result_dir, state.round, *counts, n_groups)
+        state.enter(mined_file(args.ann_dir, state.round))
         log.metrics(state.episode_start, read_result(args.result_dir, state.round))
         sizes = args.per_gpu_train_batch_size, args.gradient_accumulation_steps
         return episode, step_batches(episode, state.position, *sizes, queries, passages, device)
 
     episode, steps = open_round()
     step_size = args.per_gpu_train_batch_size * args.gradient_accumulation_steps * distributed.world_size()
-    first, last = 0, args.total_training_steps
-    if not args.follow:
-        first = state.episode_start
-        last = first + (args.max_steps or -(-episode.triplets // step_size))
+    first, last = 0 if args.follow else state.episode_start, last_step(args, state, episode, step_size)
     rate = make_rate(args, first, last)
     say(
         f"{args.task_name} round {number}: steps {state.global_step - first} to {last - first} of {step_size} "
@@ -152,10 +160,11 @@ def main() -> None:
             bar.update()
             if result.skipped:
                 note_skipped(args, state)
+            state.ended = state.global_step == last
             if at_end or (args.save_steps and done % args.save_steps == 0):
                 folder = save(args.output_dir, encoder, tokenizer, args.max_seq_length, step, state)
                 say(f"step {state.global_step}: loss {float(result.loss):.4f}, saved {folder}")
-                if args.save_total_limit and distributed.is_main():
+                if args.save_total_limit and not state.skipped_in_a_row and distributed.is_main():
                     remove_old_checkpoints(args.output_dir, args.save_total_limit, state.episode_start)
             if at_end or done % args.logging_steps == 0:
                 log.step(state.global_step, result, weights, learning_rate)

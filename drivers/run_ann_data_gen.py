@@ -98,7 +98,7 @@ def find_checkpoint(args: Arguments, number: int) -> tuple[str, int]:
     mined_step = mined.get("step", checkpoint_step(mined.get("checkpoint", ""), args.training_dir))
 
     def newest() -> tuple[str, int]:
-        checkpoint, state = newest_or_initial([args.training_dir], args.init_model_dir)
+        checkpoint, state = newest_or_initial([args.training_dir], args.init_model_dir, ended=not args.endless)
         return checkpoint, state.global_step if state else 0
 
     if args.endless and newest()[1] <= mined_step:

@@ -32,7 +32,7 @@ from transformers.utils import logging as transformers_logging
 from model.attention import packed_attention
 from model.dropout import replace_dropout
 from utils.batching import PackedTokens
-from utils.checkpoint import fingerprint_of_weights
+from utils.checkpoint import check_weights, fingerprint_of_weights
 from utils.encoding import StoreEncoder
 from utils.errors import InputError, first_line
 from utils.logs import say
@@ -206,6 +206,7 @@ def load_encoder(
     damaged one, and one that lacks other weights or has them in another shape.
     """
     encoder_class = find_model_type(model_type).encoder
+    check_weights(checkpoint)
     where = {"cache_dir": cache_dir, "trust_remote_code": False}  # not even where a person would agree at the prompt
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()

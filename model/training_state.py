@@ -42,7 +42,8 @@ def resume(
 
     `saved` is the checkpoint's own state, None for an initial model, from which the first episode begins. Inside the
     episode training goes on; of an earlier one, the optimizer's moments stay and the rest begins anew. Random states
-    count for the same number of processes only. `InputError` where a later episode has no checkpoint to go on from,
+    count for the same number of processes only. `InputError` where the episode before has not ended with this
+    checkpoint,
     and where the checkpoint was trained with another optimizer, or inside the episode with another objective or
     number of groups.
     """
@@ -51,6 +52,13 @@ def resume(
             raise InputError(f"no checkpoint of this run, and round {round} goes on from one: train round 0 first")
         return TrainerState(round, optimizer=optimizer, objective=objective)
     inside = saved.round == round
+    if not inside and not (saved.round == round - 1 and saved.ended):
+        where = "at the end of" if saved.ended else "inside"
+        raise InputError(
+            f"stands {where} round {saved.round}, and round {round} goes on from the end of the one before: train "
+            f"round {round - 1} to its end first",
+            checkpoint,
+        )
     for flag, asked, found in (
         ("optimizer", optimizer, saved.optimizer),
         ("dro_type", objective if inside else saved.objective, saved.objective),

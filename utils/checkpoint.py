@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -27,12 +27,14 @@ from safetensors.torch import save_file
 
 from utils import distributed
 from utils.encoding import longest_sequence
-from utils.errors import InputError, first_line
+from utils.errors import InputError, disk_errors, first_line
 from utils.files import atomic_folder, check_sha256, read_json, sha256_of_file, write_json
 from utils.logs import say_once
 
-FORMAT_VERSION = 2
-KINDS = {int: "a count", str: "a text", dict: "an object"}
+FORMAT_VERSION = 3
+KINDS = {int: "a count", str: "a text", dict: "an object", bool: "true or false"}
+CURE = "remove this checkpoint, and the one before is used"
+MOST = 2**40  # of any count
 WEIGHTS = "model.safetensors"
 CHECKED = (WEIGHTS, "config.json", "optimizer.pt", "random_states.pt", "trainer_state.json")
 CHECKSUMS = "checksums.json"
@@ -43,14 +45,17 @@ class TrainerState:
     """Where a run stands. Steps are optimizer steps.
 
     `round` is the episode and `episode_step` the steps done in it; `position` is the triplet, in the mined file's
-    order, that the next step begins with; `skipped_steps` had a gradient that was not finite, of which
-    `skipped_in_a_row` are the last ones; `dro` is the objective's own state as plain lists.
+    order, that the next step begins with, and `mined_sha256` that file's SHA-256; `ended` says that the episode's
+    training was done with this step. `skipped_steps` had a gradient that was not finite, of which `skipped_in_a_row`
+    are the last ones; `dro` is the objective's own state as plain lists.
     """
 
     round: int = 0
     global_step: int = 0
     episode_step: int = 0
     position: int = 0
+    mined_sha256: str = ""
+    ended: bool = False
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     processes: int = 1
@@ -66,15 +71,27 @@ class TrainerState:
 
     def advance(self, position: int, skipped: bool) -> None:
         """Counts a step, after which the next one begins at triplet `position`."""
+        self.ended = False
         self.global_step += 1
         self.episode_step += 1
         self.position = position
         self.skipped_steps += skipped
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
 
+    def enter(self, mined: str | Path) -> None:
+        """Notes the mined file that training stands in; `InputError` where the episode has begun on another one."""
+        digest = sha256_of_file(mined)
+        if self.episode_step and self.mined_sha256 != digest:
+            raise InputError(
+                f"is another file than the one that {self.episode_step} steps of this episode were taken on; remove "
+                f"the checkpoints beyond step {self.episode_start} to begin the episode anew",
+                mined,
+            )
+        self.mined_sha256 = digest
+
     def begin(self, round: int) -> None:
         """Goes to the front of another episode."""
-        self.round, self.episode_step, self.position = round, 0, 0
+        self.round, self.episode_step, self.position, self.ended = round, 0, 0, False
 
     def has_finished(self, round: int, max_steps: int) -> bool:
         """Whether this is the end of that episode, or beyond it; `max_steps` 0 is one pass over the mined file."""
@@ -90,24 +107,35 @@ def checkpoint_step(folder: str | Path, training_dir: str | Path) -> int:
     return int(name[1]) if name and own else 0
 
 
-def newest_checkpoint(training_dir: str | Path) -> Path | None:
-    """The valid checkpoint of the highest step, None where there is none. Invalid ones are named and passed over."""
+def newest_checkpoint(
+    training_dir: str | Path, accept: Callable[[TrainerState], bool] = lambda state: True
+) -> Path | None:
+    """The valid checkpoint of the highest step whose state is accepted, None where there is none.
+
+    Invalid ones are named and passed over.
+    """
     steps = {path: checkpoint_step(path, training_dir) for path in Path(training_dir).glob("checkpoint-*")}
     for folder in sorted(filter(steps.get, steps), key=steps.get, reverse=True):
         try:
-            read_trainer_state(folder)
+            state = read_trainer_state(folder)
+            if state.global_step != steps[folder]:
+                raise InputError(f"is of step {state.global_step}: it was renamed", folder)
             check_files(folder)
         except InputError as error:
             say_once(f"warning: not a valid checkpoint, passed over: {error}")
         else:
-            return folder
+            if accept(state):
+                return folder
     return None
 
 
-def newest_or_initial(training_dirs: Sequence[str | Path], init_model_dir: str) -> tuple[str, TrainerState | None]:
+def newest_or_initial(
+    training_dirs: Sequence[str | Path], init_model_dir: str, ended: bool = False
+) -> tuple[str, TrainerState | None]:
     """The newest valid checkpoint in these folders and its state; without any, the initial model and None.
 
-    The same in every process, all of which must call it. `InputError` where no initial model is given either.
+    The same in every process, all of which must call it. `InputError` where no initial model is given either, and
+    with `ended` where the checkpoint is not of an episode's end.
     """
 
     def find() -> list[str]:
@@ -115,7 +143,14 @@ def newest_or_initial(training_dirs: Sequence[str | Path], init_model_dir: str) 
 
     states = {folder: read_trainer_state(folder) for folder in distributed.on_main(find)}
     if states:
-        return max(states.items(), key=lambda found: found[1].global_step)
+        folder, state = max(states.items(), key=lambda found: found[1].global_step)
+        if ended and not state.ended:
+            raise InputError(
+                f"stands inside round {state.round}: train it to its end, or remove the checkpoints beyond step "
+                f"{state.episode_start} to mine that episode again",
+                folder,
+            )
+        return folder, state
     if not init_model_dir:
         raise InputError("no checkpoint there; give --init_model_dir to begin with", training_dirs[0])
     return init_model_dir, None
@@ -130,14 +165,22 @@ def remove_old_checkpoints(training_dir: str | Path, keep: int, first: int) -> N
     own = sorted((path for path, step in steps.items() if step > first), key=steps.get)
     if own and newest_checkpoint(training_dir) == own[-1]:
         for path in own[:-keep]:
-            shutil.rmtree(path)
+            with disk_errors(path):
+                shutil.rmtree(path)
 
 
 def check_files(folder: Path) -> None:
     """`InputError` naming the file that is missing or not as it was saved."""
     digests = read_json(folder / CHECKSUMS)
     for name in CHECKED:
-        check_sha256(folder / name, digests.get(name), "remove this checkpoint, and the one before is used")
+        check_sha256(folder / name, str(digests.get(name)), CURE)
+
+
+def check_weights(folder: str | Path) -> None:
+    """`InputError` where a checkpoint that was saved here has other weights than were saved; others have no sum."""
+    if Path(folder, CHECKSUMS).is_file():
+        cure = f"{CURE}; where you changed them yourself, remove {CHECKSUMS}"
+        check_sha256(Path(folder, WEIGHTS), str(read_json(Path(folder, CHECKSUMS)).get(WEIGHTS)), cure)
 
 
 def read_trainer_state(folder: str | Path) -> TrainerState:
@@ -149,7 +192,7 @@ def read_trainer_state(folder: str | Path) -> TrainerState:
     for entry in fields(TrainerState):
         expected = dict if entry.name == "dro" else entry.type
         value = content.get(entry.name)
-        if type(value) is not expected or (expected is int and not 0 <= value < 2**53):
+        if type(value) is not expected or (expected is int and not 0 <= value < MOST):
             raise InputError(f"{entry.name} is {value!r:.80}, not {KINDS[expected]} as it was saved", path)
     return TrainerState(**{entry.name: content[entry.name] for entry in fields(TrainerState)})
 

@@ -24,11 +24,16 @@ T = TypeVar("T")
 
 # Time for all processes to find each other, and the longest that one may wait for another inside a collective.
 RENDEZVOUS_TIMEOUT = timedelta(seconds=90)
-COLLECTIVE_TIMEOUT = timedelta(seconds=float(os.environ.get("ANCE_TIMEOUT_SECONDS", "1800")))
+COLLECTIVE_TIMEOUT = timedelta(seconds=1800)  # or ANCE_TIMEOUT_SECONDS
 ROLL_CALL_SECONDS = 5  # by which the processes that have noticed that one is missing notice it together
 
 BEAT_SECONDS = 1  # between two signs of life
 LOOK_SECONDS = 5  # between two looks at the others', or less where their patience is
+
+STORE_IS_GONE = (
+    "the process where all meet (the launcher on the first machine, without one rank 0) is dead; the same command "
+    "goes on from there"
+)
 
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
@@ -43,7 +48,12 @@ def set_up(no_cuda: bool = False, local_rank: int = -1) -> torch.device:
     `local_rank` is the launcher's argument (torch.distributed.launch passes --local_rank or --local-rank, torchrun
     sets LOCAL_RANK instead). Raises `InputError` with the reason when the processes cannot find each other.
     """
+    global COLLECTIVE_TIMEOUT
     local_rank = int(os.environ.get("LOCAL_RANK", max(local_rank, 0)))
+    patience = os.environ.get("ANCE_TIMEOUT_SECONDS", f"{COLLECTIVE_TIMEOUT.total_seconds():g}")
+    if not re.fullmatch(r"[1-9]\d{0,8}", patience):
+        raise InputError(f"ANCE_TIMEOUT_SECONDS is {patience!r}; whole seconds, at least 1, are needed")
+    COLLECTIVE_TIMEOUT = timedelta(seconds=int(patience))
     use_cuda = torch.cuda.is_available() and not no_cuda
     device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
@@ -107,16 +117,21 @@ def _lost_peers(error: Exception) -> str | None:
     """
     if not re.search(r"[Tt]imed out|Connection (closed|reset) by peer|Broken pipe", str(error)):
         return None
-    _store.set(f"alive/{rank()}", b"1")
-    time.sleep(ROLL_CALL_SECONDS)
-    lost = [one for one in range(world_size()) if not _store.check([f"alive/{one}"])]
+    try:
+        _store.set(f"alive/{rank()}", b"1")
+        time.sleep(ROLL_CALL_SECONDS)
+        lost = [one for one in range(world_size()) if not _store.check([f"alive/{one}"])]
+    except dist.DistError:
+        return STORE_IS_GONE
     return _say_lost(lost) if lost else None
 
 
 def _say_lost(lost: list[int]) -> str:
+    who = f"rank {', '.join(map(str, lost))} of {world_size()}"
+    what = f"{who} is dead or hangs" if len(lost) == 1 else f"of {who} at least one is dead or hangs"
     return (
-        f"rank {', '.join(map(str, lost))} of {world_size()} is dead or hangs: it takes no part (others wait "
-        f"{COLLECTIVE_TIMEOUT.total_seconds():g} s, ANCE_TIMEOUT_SECONDS); the same command goes on from there"
+        f"{what}: it takes no part (others wait {COLLECTIVE_TIMEOUT.total_seconds():g} s, ANCE_TIMEOUT_SECONDS); the "
+        "same command goes on from there"
     )
 
 
@@ -192,8 +207,11 @@ def wait_until(condition: Callable[[], bool], seconds_between: float = 1.0) -> N
     """
     watch = _Watch()
     while not condition():
-        beat()
-        watch.look()
+        try:
+            beat()
+            watch.look()
+        except dist.DistError:
+            raise InputError(STORE_IS_GONE) from None
         time.sleep(seconds_between)
 
 

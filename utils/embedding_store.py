@@ -161,7 +161,8 @@ def remove_earlier_embeddings(output_dir: str | Path, step: int, public_dir: str
     for folder in Path(output_dir).glob("embeddings-*"):
         earlier = re.fullmatch(r"embeddings-(\d+)", folder.name)
         if earlier and 0 < int(earlier[1]) < step and folder.resolve() != Path(public_dir).resolve():
-            shutil.rmtree(folder)
+            with disk_errors(folder):
+                shutil.rmtree(folder)
 
 
 class ShardWriter:
@@ -179,32 +180,46 @@ class ShardWriter:
         self._unfinished = self._path.with_suffix(".unfinished.npy")
         self._order = order
         self._identity = {**asdict(source), "order": hashlib.sha256(order).hexdigest()}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         self._data: np.memmap | None = None  # of a shard that stands in its place already
-        self.done = self._rows_done()
-        if self.done == 0:  # what lies there is of another source, and no mark of this one may ever stand beside it
-            for stale in (_progress_path(self._path), self._path):
-                stale.unlink(missing_ok=True)
-            sync(self._path.parent)
-            shape = (len(order), source.dimensions)
-            with disk_errors(self._path):
-                self._data = np.lib.format.open_memmap(self._unfinished, mode="w+", dtype=source.dtype, shape=shape)
-                if hasattr(os, "posix_fallocate"):  # a full disk shows here, and not as SIGBUS when rows come
-                    with self._unfinished.open("r+b") as handle:
-                        os.posix_fallocate(handle.fileno(), 0, self._unfinished.stat().st_size)
-        elif not self._path.exists():
-            _open(self._unfinished, source)
-            self._data = np.lib.format.open_memmap(self._unfinished, mode="r+")
+        with disk_errors(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self.done = self._rows_done()
+            if self.done == 0:
+                self._data = self._start_over(source)
+            elif not self._path.exists():
+                self._data = np.lib.format.open_memmap(self._unfinished, mode="r+")
+                if self._data.shape != (len(order), source.dimensions) or self._data.dtype != source.dtype:
+                    raise InputError(f"holds {self._data.dtype} {self._data.shape}; {CURE}", self._unfinished)
         self._marked = time.monotonic()
+
+    def _start_over(self, source: EmbeddingSource) -> np.memmap:
+        """A shard of zeros; what lies there is of another source, and no mark of this one may stand beside it."""
+        for stale in (_progress_path(self._path), self._path):
+            stale.unlink(missing_ok=True)
+        sync(self._path.parent)
+        shape = (len(self._order), source.dimensions)
+        data = np.lib.format.open_memmap(self._unfinished, mode="w+", dtype=source.dtype, shape=shape)
+        if hasattr(os, "posix_fallocate"):  # a full disk shows here, and not as SIGBUS when rows come
+            with self._unfinished.open("r+b") as handle:
+                os.posix_fallocate(handle.fileno(), 0, self._unfinished.stat().st_size)
+        return data
 
     def _rows_done(self) -> int:
         mark = _read_mark(self._path)
         if not self._identity.items() <= mark.items():
             return 0
-        done, length = mark.get("done"), len(self._order)
+        done, digest, length = mark.get("done"), mark.get("sha256"), len(self._order)
         if type(done) is not int or not 0 <= done <= length:
             raise InputError(f"done is {done!r} of {length} rows; {CURE}", _progress_path(self._path))
-        return done if self._path.exists() or self._unfinished.exists() else 0
+        if self._path.exists():
+            if done < length or not isinstance(digest, str):
+                return 0  # the mark is not this shard's
+            check_sha256(self._path, digest, CURE)
+            return done
+        if not self._unfinished.exists():
+            return 0
+        load_array(self._unfinished, CURE, memory_map=True)
+        return done
 
     def write(self, vectors: np.ndarray) -> None:
         """Puts the next `vectors`, (n, dimensions), at their rows."""
@@ -225,7 +240,8 @@ class ShardWriter:
         if self._data is not None:
             self.mark(sha256=sha256_of_file(self._unfinished))
             self._data = None
-            self._unfinished.replace(self._path)
+            with disk_errors(self._path):
+                self._unfinished.replace(self._path)
 
 
 def shards_are_whole(folder: str | Path, name: str, source: EmbeddingSource, shards: int) -> bool:
@@ -241,7 +257,8 @@ def _digests_of_whole(folder: Path, name: str, source: EmbeddingSource, shards: 
     digests = []
     for path in (_shard_path(folder, name, k, shards) for k in range(shards)):
         mark = _read_mark(path) if path.exists() else {}
-        digests.append(mark.get("sha256") if asdict(source).items() <= mark.items() else None)
+        digest = mark.get("sha256") if asdict(source).items() <= mark.items() else None
+        digests.append(digest if isinstance(digest, str) else None)
     return digests
 
 

@@ -188,12 +188,23 @@ def encode_store(
     where what would be reused was altered.
     """
     source = _source(encoder, sequences, weights, precision.dtype, dtype)
-    how = {"batch_size": batch_size, "device": device, "precision": precision}
-    with taking_turns(folder, "encoding"):  # a run that shares the folder may be at the same
-        return _find_or_encode(encoder, sequences, name, folder, source, **how)
+
+    def are_there() -> bool:
+        return distributed.on_main(lambda: find_embeddings(folder, name, source) is not None)
+
+    if not are_there():
+        with taking_turns(folder, "encoding"):  # a run that shares the folder may be at the same
+            if not are_there():
+                how = {"batch_size": batch_size, "device": device, "precision": precision}
+                _encode_together(encoder, sequences, name, folder, source, **how)
+                return _wait_for_embeddings(folder, name, source)
+    matrix = _wait_for_embeddings(folder, name, source)
+    matrix.check_content(distributed.rank(), distributed.world_size())
+    say(f"{name}: {len(sequences):,} embeddings reused from {folder}")
+    return matrix
 
 
-def _find_or_encode(
+def _encode_together(
     encoder: SequenceEncoder,
     sequences: Sequences,
     name: str,
@@ -203,13 +214,8 @@ def _find_or_encode(
     batch_size: int,
     device: torch.device,
     precision: Precision,
-) -> EmbeddingMatrix:
-    if distributed.on_main(lambda: find_embeddings(folder, name, source) is not None):
-        matrix = _wait_for_embeddings(folder, name, source)
-        matrix.check_content(distributed.rank(), distributed.world_size())
-        say(f"{name}: {len(sequences):,} embeddings reused from {folder}")
-        return matrix
-
+) -> None:
+    """Each process encodes its share; the main one enters the matrix into the manifest once all shards are whole."""
     distributed.on_main(lambda: forget_embeddings(folder, name))  # the others go on only after that
     shard, shards = distributed.rank(), distributed.world_size()
     first, last = share_of_rows(sequences.offsets, shard, shards)
@@ -237,7 +243,6 @@ def _find_or_encode(
         distributed.wait_until(lambda: shards_are_whole(folder, name, source, shards))
         record_embeddings(folder, name, source, shards)
         say(f"{name}: {len(sequences):,} texts encoded into {folder}")
-    return _wait_for_embeddings(folder, name, source)
 
 
 def _source(

@@ -226,7 +226,10 @@ def open_episode(
             result_dir,
         )
     if "mined_sha256" in result:  # a result of another miner may say no more than its metrics
-        cure = f"remove {result_file(result_dir, number)} and mine the episode again"
+        cure = (
+            f"remove {result_file(result_dir, number)} and, where training has begun with this episode, the "
+            f"checkpoints beyond step {result.get('step', 0)}; then mine it again"
+        )
         check_sha256(path, result["mined_sha256"], cure)
     return read_episode(path, query_count, passage_count, n_groups)
 

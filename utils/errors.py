@@ -53,6 +53,8 @@ def disk_errors(path: str | os.PathLike) -> Iterator[None]:
     """
     try:
         yield
+    except InputError:
+        raise
     except Exception as error:
         told = re.search(r"os error (\d+)", str(error))
         number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
@@ -77,6 +79,7 @@ def run(main: Callable[[], None]) -> None:
     except InputError as error:
         _leave("error", f": {error}", 2)
     except Exception as error:
+        StopRequest()  # a launcher ends those whose peer has died: the reason is told first
         message = next(filter(None, (explain(error) for explain in explanations)), None)
         if message is None:
             raise

@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ import numpy as np
 from utils.errors import InputError, disk_errors, first_line
 
 GZIP_MAGIC = b"\x1f\x8b"
+OUTGOING = ".partial-outgoing"  # of a folder that is being replaced
 
 _intact: set[tuple[str, int, int, str]] = set()  # path, size, time of the last change in ns, SHA-256, as found
 
@@ -41,8 +43,16 @@ def remove_leftovers(folder: str | os.PathLike) -> None:
         _remove(leftover)
 
 
-def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
+def _remove(leftover: Path) -> None:
+    """Removes it, but for a folder that was about to be replaced, and is not: that one goes back to its place."""
+    outgoing = re.fullmatch(rf"\.(.*){re.escape(OUTGOING)}", leftover.name, re.DOTALL)
+    with disk_errors(leftover):
+        if outgoing and not (leftover.parent / outgoing[1]).exists():
+            leftover.replace(leftover.parent / outgoing[1])
+        elif leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
 
 
 def sync(path: Path) -> None:
@@ -87,15 +97,14 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
             yield partial
             for file in (partial, *partial.rglob("*")):
                 sync(file)
+            outgoing = path.parent / f".{path.name}{OUTGOING}"
             if path.exists():
-                outgoing = path.parent / f".{path.name}.partial-outgoing"
                 path.replace(outgoing)
-                partial.replace(path)
-                shutil.rmtree(outgoing)
-            else:
-                partial.replace(path)
+            partial.replace(path)
+            shutil.rmtree(outgoing, ignore_errors=True)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            for leftover in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
+                _remove(leftover)
             raise
         sync(path.parent)
 
@@ -114,6 +123,8 @@ def read_json(path: str | os.PathLike) -> dict:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise InputError("no such file", path) from None
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", path) from None
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"is not valid JSON ({error}); it was damaged or is another file: make it again", path
@@ -176,8 +187,8 @@ def open_binary(path: str | os.PathLike) -> IO[bytes]:
         handle = path.open("rb")
     except FileNotFoundError:
         raise InputError("no such file", path) from None
-    except IsADirectoryError:
-        raise InputError("is a folder where a file was expected", path) from None
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", path) from None
     if handle.read(2) == GZIP_MAGIC:
         handle.close()
         return gzip.open(path, "rb")
@@ -207,6 +218,8 @@ def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
                     ) from None
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise InputError(f"the gzip stream is broken ({error}); fetch the file again", path, number + 1) from None
+        except OSError as error:
+            raise InputError(f"cannot be read on ({error.strerror})", path, number + 1) from None
     if number == 0:
         raise InputError("the file is empty", path)
 

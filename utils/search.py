@@ -344,7 +344,7 @@ def search_together(
     index = None
     if index_factory != "Flat":
         index = ApproximateIndex(passages, first, last, index_factory, index_parameters)
-    folder = exchange / distributed.on_main(lambda: _new_name(exchange)) if size > 1 else exchange
+    folder = exchange / distributed.on_main(lambda: _new_name(exchange))
     starts = sorted({*range(0, len(queries), window), *(_share(len(queries), r, size)[0] for r in range(size))})
     pieces = [*zip(starts, [*starts[1:], len(queries)], strict=True)]
 
@@ -355,7 +355,6 @@ def search_together(
         if size == 1:
             yield start, scores, rows
             continue
-        folder.mkdir(parents=True, exist_ok=True)
         for piece, end in pieces:
             if start <= piece < stop:
                 lines = slice(piece - start, end - start)
@@ -371,10 +370,10 @@ def search_together(
             yield piece, *_merge(names, end - piece, min(k, len(passages)))
             for path in (path for pair in names for path in pair):
                 path.unlink()
-    if size > 1:
-        with suppress(OSError):  # not empty: another process is not through
+    with suppress(OSError):  # not there, with one process, or not empty: another one is not through
+        if size > 1:
             folder.rmdir()
-            exchange.rmdir()
+        exchange.rmdir()
 
 
 def _share(count: int, rank: int, size: int) -> tuple[int, int]:
@@ -396,6 +395,7 @@ def _leave(paths: tuple[Path, Path], *arrays: np.ndarray) -> None:
     for path, array in zip(paths, arrays, strict=True):
         partial = path.with_suffix(".partial.npy")
         with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             np.save(partial, array)
             partial.replace(path)
 

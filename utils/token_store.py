@@ -24,6 +24,7 @@ from utils.files import atomic_folder, check_sha256, load_array, read_json, sha2
 
 FORMAT_VERSION = 2
 LARGEST_UINT16_VOCABULARY = 65_536
+OFFSET_DTYPE = np.dtype("<i8")
 
 
 @dataclass(frozen=True)
@@ -111,13 +112,12 @@ class TokenStoreWriter:
     """Appends rows to a store that is being made; see `create_token_store`."""
 
     def __init__(self, folder: Path, tokenizer: TokenizerInfo, max_length: int) -> None:
-        wide = tokenizer.vocabulary_size > LARGEST_UINT16_VOCABULARY
         self.tokenizer = tokenizer
         self.max_length = max_length
         self._folder = folder
-        self._tokens = _NpyAppender(folder / "tokens.npy", np.dtype(np.int32 if wide else np.uint16))
-        self._offsets = _NpyAppender(folder / "offsets.npy", np.dtype(np.int64))
-        self._offsets.append(np.zeros(1, dtype=np.int64))
+        self._tokens = _NpyAppender(folder / "tokens.npy", _token_dtype(tokenizer.vocabulary_size))
+        self._offsets = _NpyAppender(folder / "offsets.npy", OFFSET_DTYPE)
+        self._offsets.append(np.zeros(1, dtype=OFFSET_DTYPE))
         self._ids = (folder / "ids.txt").open("w", encoding="utf-8", newline="\n")
 
     @property
@@ -188,8 +188,9 @@ class TokenStore:
         if not self.folder.is_dir():
             raise InputError("no such token store; make it with data/msmarco_data.py or data/beir_data.py", folder)
         self.meta = _read_meta(self.folder / "meta.json")
-        self.tokens = _open_array(self.folder / "tokens.npy", self.meta.tokens, memory_map=True)
-        self.offsets = _open_array(self.folder / "offsets.npy", self.meta.rows + 1)
+        token_dtype = _token_dtype(self.meta.vocabulary_size)
+        self.tokens = _open_array(self.folder / "tokens.npy", token_dtype, self.meta.tokens, memory_map=True)
+        self.offsets = _open_array(self.folder / "offsets.npy", OFFSET_DTYPE, self.meta.rows + 1)
         shortest, longest = self.lengths.min(initial=0), self.lengths.max(initial=0)
         ends = (self.offsets[0], self.offsets[-1]) == (0, self.meta.tokens)
         if not ends or shortest < 0 or longest > self.meta.max_length:
@@ -289,12 +290,17 @@ def _read_meta(path: Path) -> TokenStoreMeta:
     return TokenStoreMeta(**{field.name: content[field.name] for field in fields(TokenStoreMeta)})
 
 
-def _open_array(path: Path, length: int, memory_map: bool = False) -> np.ndarray:
-    """Opens a one-dimensional .npy of integers that must have `length` entries."""
+def _token_dtype(vocabulary_size: int) -> np.dtype:
+    return np.dtype("<i4" if vocabulary_size > LARGEST_UINT16_VOCABULARY else "<u2")
+
+
+def _open_array(path: Path, dtype: np.dtype, length: int, memory_map: bool = False) -> np.ndarray:
+    """Opens a one-dimensional .npy that must have `length` entries of just this type."""
     array = load_array(path, "the store is damaged: make it again", memory_map=memory_map and length > 0)
-    if array.shape != (length,) or array.dtype.kind not in "iu":
+    if array.shape != (length,) or array.dtype != dtype:
         raise InputError(
-            f"holds {array.dtype} of shape {array.shape} where {length} integers were expected; make the store again",
+            f"holds {array.dtype.str} of shape {array.shape} where {length} of {dtype.str} were expected; make the "
+            "store again",
             path,
         )
     return array

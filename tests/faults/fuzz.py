@@ -3,8 +3,8 @@
     python tests/faults/fuzz.py                         prints their names
     python tests/faults/fuzz.py NAME SECONDS            (commands/run_fault_tests.sh does so for all of them)
 
-Ends with another exit code than 0, and prints the bytes, where a reader
-raises anything but `InputError`.
+Ends with another exit code than 0 where a reader raises anything but `InputError`; the bytes are printed, and kept in
+the folder for temporary files.
 """
 
 import contextlib
@@ -41,9 +41,9 @@ def main() -> None:
             "-max_len=65536",
             "-rss_limit_mb=8192",
             "-timeout=60",
-            f"-artifact_prefix={folder}/",
+            f"-artifact_prefix={tempfile.gettempdir()}/{reader.path.name}-",
         )
-        atheris.Setup([sys.argv[0], *flags, f"-artifact_prefix={folder}/", str(corpus)], read)
+        atheris.Setup([sys.argv[0], *flags, str(corpus)], read)
         atheris.Fuzz()
 
 

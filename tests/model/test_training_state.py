@@ -32,7 +32,8 @@ def saved(tmp_path):
     )
     step = make_step(encoder, 4)
     step.objective.update(torch.rand(4), torch.tensor([1, 0, 2, 1]))
-    checkpoint = save(tmp_path / "models", encoder, tokenizer, 48, step, TrainerState(global_step=7, **NAMES))
+    state = TrainerState(global_step=7, episode_step=7, ended=True, **NAMES)
+    checkpoint = save(tmp_path / "models", encoder, tokenizer, 48, step, state)
     return encoder, step, checkpoint
 
 
@@ -44,6 +45,15 @@ def test_inside_an_episode_the_objective_goes_on_and_in_the_next_one_it_begins_a
         assert state.round == round
         found, expected = fresh.objective.state_dict(), step.objective.state_dict()
         assert all(torch.equal(found[name], value) for name, value in expected.items()) == goes_on
+
+
+@pytest.mark.parametrize(("round", "ended"), [(1, False), (2, True)])
+def test_a_round_goes_on_only_from_the_end_of_the_one_before(saved, round, ended):
+    encoder, _, checkpoint = saved
+    state = read_trainer_state(checkpoint)
+    state.ended = ended
+    with pytest.raises(InputError, match=f"checkpoint-7: stands .* round 0, and round {round} goes on from the end"):
+        resume(checkpoint, state, make_step(encoder, 4), round=round, **NAMES)
 
 
 def test_another_number_of_groups_or_a_damaged_state_is_refused(saved):

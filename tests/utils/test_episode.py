@@ -191,5 +191,5 @@ def test_a_mined_file_with_one_digit_changed_is_refused(tmp_path):
     altered = GOOD.replace("5", "7", 1)
     path.write_text(altered)
     assert read_episode(path, 10, 10, 3).triplets == expected.triplets, "it can be read, and is not what was mined"
-    with pytest.raises(InputError, match=r"ann_training_data_0: is damaged.*ann_ndcg_0 and mine the episode again"):
+    with pytest.raises(InputError, match=r"data_0: is damaged.*ann_ndcg_0 and, .* beyond step 0; then mine it"):
         open_episode(tmp_path, tmp_path, 0, 10, 10, 3)

@@ -167,7 +167,12 @@ def test_a_last_line_without_end_and_windows_line_ends_are_read(tmp_path):
 def test_a_missing_an_empty_and_a_wrong_kind_of_file_are_named(tmp_path):
     (tmp_path / "empty").touch()
     (tmp_path / "empty.gz").write_bytes(gzip.compress(b""))
-    for name, message in (("none", "no such file"), ("empty", "empty"), ("empty.gz", "empty"), ("", "is a folder")):
+    for name, message in (
+        ("none", "no such file"),
+        ("empty", "empty"),
+        ("empty.gz", "empty"),
+        ("", "directory"),
+    ):
         with pytest.raises(InputError, match=message) as raised:
             list(read_lines(tmp_path / name))
         assert str(raised.value).startswith(f"{tmp_path / name}: ")

@@ -40,28 +40,39 @@ def test_a_request_that_raises_does_so_once():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+# A signal that comes just before a sleep is seen after it, hence the short ones.
 SCRIPT = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
-from utils.errors import run
+from utils import errors
 from utils.files import atomic_file
+def sleep(seconds):
+    for _ in range(round(20 * seconds)):
+        time.sleep(0.05)
+def explain(error):
+    print("explaining", flush=True)
+    sleep(5)
+    return f"{error}, and why"
+errors.explanations.append(explain)
 def main():
+    if sys.argv[3] == "lost":
+        raise ValueError("a peer is lost")
     with atomic_file(sys.argv[2]) as handle:
         handle.write("half")
-        print("at work", flush=True)
         try:
-            time.sleep(60)
+            print("at work", flush=True)
+            sleep(60)
         finally:
             print("cleaning up", flush=True)
-            time.sleep(float(sys.argv[3]))
-run(main)
+            sleep(float(sys.argv[3]))
+errors.run(main)
 """
 
 
-def start(path: Path, cleaning: float) -> subprocess.Popen:
+def start(path: Path, cleaning: float | str, says: str = "at work") -> subprocess.Popen:
     command = [sys.executable, "-c", SCRIPT, ROOT, path, str(cleaning)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "at work\n"
+    assert process.stdout.readline() == f"{says}\n"
     return process
 
 
@@ -73,6 +84,13 @@ def test_a_script_that_is_asked_to_stop_says_so_in_a_line_and_leaves_nothing_hal
     assert process.returncode == EXIT_CODE
     assert stderr == f"stopped by {number.name}: the same command goes on from what is done\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_while_an_error_is_explained_does_not_keep_it_from_being_told(tmp_path):
+    process = start(tmp_path / "file", "lost", says="explaining")
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (2, "error: a peer is lost, and why\n")
 
 
 def test_a_later_second_signal_ends_a_script_at_once(tmp_path):
