@@ -124,8 +124,6 @@ def test_steps_that_are_not_finite_are_counted_and_after_some_in_a_row_training_
     assert failed.returncode == 2
     assert failed.stdout.count("is skipped, its gradient is not finite") == 5
     assert "5 steps in a row had a gradient that is not finite" in failed.stderr
-    assert f"the last good checkpoint: {place.folder / 'initial'}" in failed.stderr, (
-        "those of this run are all of nan"
-    )
+    assert f"the last good checkpoint: {place.folder / 'initial'}" in failed.stderr
     state = read_trainer_state(place.folder / "other" / "checkpoint-4")
     assert (state.skipped_steps, state.skipped_in_a_row) == (4, 4)
