@@ -114,8 +114,7 @@ def kill_and_go_on(
 ) -> tuple[int, int]:
     """Kills the script, with all its processes, `kills` times; then the number of kills and of runs it finished.
 
-    A run takes `seconds` undisturbed: a kill comes at any moment of the rest of it, so that it hits the work as well
-    as the start. What a run has finished must be what is expected, and the next begins with nothing.
+    A run takes `seconds` undisturbed, and a kill comes at any moment of that. What a run has finished must be what is expected, and the next begins with nothing.
     """
     clear(place, victim)
     generator = random.Random(seed)
@@ -124,7 +123,8 @@ def kill_and_go_on(
         os.environ[MARK] = secrets.token_hex(8)
         process = victim.start(place)
         try:
-            output = process.communicate(timeout=generator.uniform(0.3, 1.05) * seconds if killed < kills else None)
+            patience = generator.uniform(0.02, 1) * seconds
+            output = process.communicate(timeout=patience if killed < kills else None)
             assert process.returncode == 0, output
             finished += 1
             found = contents(place, victim)

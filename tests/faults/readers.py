@@ -147,6 +147,7 @@ def _stores(folder: Path) -> dict[str, Reader]:
     write_mined_file(folder / "mined", iter([lines]))
     result = {"step": 0, "episode": 0, "clusters": 3, "ndcg": 0.1, **dict.fromkeys(MEASURES, 0.1)}
     write_result(folder, 0, {**result, "cluster_mrr": [0.5, None, 1], "zero_shot": {"a": {"ndcg@10": 0.5}}})
+    log = TrainingLog(folder / "logs")
     readers = {f"store/{name}": store for name in ("tokens.npy", "offsets.npy", "ids.txt", "meta.json")}
     readers |= {f"embeddings/{name}": shard for name in ("passages.0-of-1.npy", "manifest.json")}
     readers |= {
@@ -157,7 +158,7 @@ def _stores(folder: Path) -> dict[str, Reader]:
         "train-qrel.tsv": lambda: read_qrels(folder / "train-qrel.tsv", QUERIES, PASSAGES),
         "mined": lambda: read_episode(folder / "mined", QUERIES, PASSAGES, CLUSTERS),
         "marked/passages.0-of-1.progress.json": mark,
-        "ann_ndcg_0": lambda: TrainingLog(folder / "logs").metrics(0, read_result(folder, 0)),
+        "ann_ndcg_0": lambda: log.metrics(0, read_result(folder, 0)),
     }
     return {name: Reader(folder / name, read) for name, read in readers.items()}
 
