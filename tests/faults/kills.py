@@ -114,7 +114,8 @@ def kill_and_go_on(
 ) -> tuple[int, int]:
     """Kills the script, with all its processes, `kills` times; then the number of kills and of runs it finished.
 
-    A run takes `seconds` undisturbed, and a kill comes at any moment of that. What a run has finished must be what is expected, and the next begins with nothing.
+    A run takes `seconds` undisturbed, and a kill comes at any moment of that. What a run has finished must be what is
+    expected, and the next begins with nothing.
     """
     clear(place, victim)
     generator = random.Random(seed)
