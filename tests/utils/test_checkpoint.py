@@ -315,3 +315,53 @@ def test_nothing_but_training_needs_what_is_not_to_be_uploaded(tmp_path, model_t
     np.testing.assert_array_equal(SentenceTransformer(str(checkpoint), device="cpu").encode(TEXTS), expected)
     encoder, _ = load_encoder(model_type, str(checkpoint))
     assert encoder.embedding_dim == expected.shape[1]
+
+
+def test_a_checkpoint_that_was_renamed_or_is_a_file_or_has_no_sums_is_passed_over(tmp_path, save, capsys):
+    save(5)
+    for step, change in (
+        (10, lambda folder: folder.rename(folder.with_name("checkpoint-11"))),
+        (12, lambda folder: (folder / "checksums.json").write_text('{"model.safetensors": []}')),
+        (13, lambda folder: (folder.rename(folder.with_name("away")), folder.touch())),
+    ):
+        change(save(step))
+    assert newest_checkpoint(tmp_path / "models").name == "checkpoint-5"
+    assert "checkpoint-11: is of step 10: it was renamed" in capsys.readouterr().out
+
+
+def test_the_newest_checkpoint_of_some_kind_is_found(tmp_path, save):
+    for step, skipped in ((5, 0), (10, 0), (15, 3)):
+        save(step, skipped_in_a_row=skipped)
+    assert newest_checkpoint(tmp_path / "models").name == "checkpoint-15"
+    assert newest_checkpoint(tmp_path / "models", lambda state: state.skipped_in_a_row == 0).name == "checkpoint-10"
+
+
+def test_mining_begins_only_at_the_end_of_an_episode(tmp_path, save):
+    save(5, episode_step=5)
+    with pytest.raises(InputError, match="checkpoint-5: stands inside round 0: train it to its end"):
+        newest_or_initial([tmp_path / "models"], "", ended=True)
+    save(9, episode_step=9, ended=True)
+    assert newest_or_initial([tmp_path / "models"], "", ended=True)[1].global_step == 9
+
+
+def test_an_episode_goes_on_in_its_own_mined_file_only(tmp_path):
+    (tmp_path / "mined").write_text("1")
+    state = TrainerState()
+    state.enter(tmp_path / "mined")
+    state.advance(3, skipped=False)
+    state.enter(tmp_path / "mined")
+    (tmp_path / "mined").write_text("2")
+    with pytest.raises(InputError, match=r"mined: is another file .* beyond step 0 to begin the episode anew"):
+        state.enter(tmp_path / "mined")
+    state.begin(1)
+    state.enter(tmp_path / "mined")
+
+
+def test_altered_weights_are_not_loaded(save):
+    folder = save(5)
+    load_encoder("rdot_nll_condenser", str(folder))
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match=r"model\.safetensors: is damaged"):
+        load_encoder("rdot_nll_condenser", str(folder))

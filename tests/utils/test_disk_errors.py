@@ -101,3 +101,8 @@ def test_other_errors_keep_their_kind():
         Path("nowhere").read_text()
     with pytest.raises(RuntimeError, match="shapes"), disk_errors("x"):
         raise RuntimeError("shapes differ")
+
+
+def test_an_error_of_input_keeps_its_words_whatever_they_are(tmp_path):
+    with pytest.raises(InputError, match=r"^in\.tsv:3: the id 'os error 28'"), atomic_file(tmp_path / "out"):
+        raise InputError("the id 'os error 28' was given before", "in.tsv", 3)

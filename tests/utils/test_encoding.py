@@ -452,3 +452,33 @@ def test_an_unfinished_shard_that_was_cut_off_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(InputError, match=r"unfinished\.npy: cannot be read"):
         ShardWriter(tmp_path, "passages", 0, 1, ORDER, ONE)
+
+
+def closed(folder: Path) -> ShardWriter:
+    """A writer whose shard of ones stands in its place, not in the manifest yet."""
+    writer = begun(folder, ONE, rows=4)
+    writer.close()
+    return writer
+
+
+@pytest.mark.parametrize("digest", [None, 7])
+def test_a_shard_in_place_without_a_sum_in_its_mark_is_made_again(tmp_path, digest):
+    closed(tmp_path)
+    path = tmp_path / "passages.0-of-1.progress.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": digest}))
+    assert not shards_are_whole(tmp_path, "passages", ONE, 1)
+    assert ShardWriter(tmp_path, "passages", 0, 1, ORDER, ONE).done == 0
+
+
+def test_a_shard_in_place_that_was_altered_before_the_manifest_named_it_is_told(tmp_path):
+    closed(tmp_path)
+    altered(tmp_path / "passages.0-of-1.npy")
+    with pytest.raises(InputError, match=r"passages\.0-of-1\.npy: is damaged"):
+        ShardWriter(tmp_path, "passages", 0, 1, ORDER, ONE)
+
+
+def test_an_unfinished_shard_with_fewer_rows_is_named(tmp_path):
+    begun(tmp_path, ONE)
+    np.save(tmp_path / "passages.0-of-1.unfinished.npy", np.ones((3, 2), np.float32))
+    with pytest.raises(InputError, match=r"unfinished\.npy: holds float32 \(3, 2\)"):
+        ShardWriter(tmp_path, "passages", 0, 1, ORDER, ONE)

@@ -18,6 +18,7 @@ from utils.files import (
     find_file,
     read_json,
     read_lines,
+    remove_leftovers,
     sha256_of_file,
     split_fields,
     write_json,
@@ -219,3 +220,12 @@ def test_the_checksum_is_that_of_the_content(tmp_path):
     content = os.urandom(3_000_000)
     (tmp_path / "file").write_bytes(content)
     assert sha256_of_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_folder_whose_replacement_was_killed_between_its_two_renames_comes_back(tmp_path):
+    outgoing = tmp_path / ".store.partial-outgoing"
+    outgoing.mkdir()
+    (outgoing / "old").touch()
+    (tmp_path / ".store.partial-7").mkdir()
+    remove_leftovers(tmp_path)
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["store", "store/old"]
