@@ -69,7 +69,8 @@ def test_no_file_that_is_read_can_run_code(readers, name, tmp_path):
 
 def test_weights_of_an_old_initial_checkpoint_that_are_a_pickle_with_code_do_not_run(tmp_path):
     checkpoint = save_tiny_checkpoint(tmp_path / "models", "rdot_nll_condenser")
-    (checkpoint / "model.safetensors").unlink()
+    for name in ("model.safetensors", "checksums.json"):
+        (checkpoint / name).unlink()
     for kind, content in bombs(tmp_path / "ran").items():
         (checkpoint / "pytorch_model.bin").write_bytes(content)
         with pytest.raises(InputError, match="pytorch_model"):
