@@ -29,6 +29,7 @@ from utils.files import check_sha256, load_array, read_json, sha256_of_file, syn
 FORMAT_VERSION = 2
 DTYPES = ("float32", "float16")
 MARK_SECONDS = 30  # what a kill costs at most, and the batch in hand
+CHECKED_ROWS = 4_096  # of an unfinished shard, at once
 CURE = "remove the folder, and it is encoded again"
 
 
@@ -170,7 +171,8 @@ class ShardWriter:
 
     `order`, int64 (rows,), is the order in which the shard's rows come, each once. `done` of them are written: 0, or
     as many as an earlier writer of the same shard, source and order had marked. Whatever else lies in the shard's
-    place is removed before the first row is written. The finished shard appears by a rename.
+    place is removed before the first row is written. The finished shard appears by a rename. `InputError` where a
+    shard that is gone on with, or stands finished, is not what was written.
     """
 
     def __init__(
@@ -180,16 +182,15 @@ class ShardWriter:
         self._unfinished = self._path.with_suffix(".unfinished.npy")
         self._order = order
         self._identity = {**asdict(source), "order": hashlib.sha256(order).hexdigest()}
+        self._written = hashlib.sha256()  # of the rows that are written, in their order
         self._data: np.memmap | None = None  # of a shard that stands in its place already
         with disk_errors(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self.done = self._rows_done()
+            self.done = self._rows_done(source)
             if self.done == 0:
                 self._data = self._start_over(source)
             elif not self._path.exists():
                 self._data = np.lib.format.open_memmap(self._unfinished, mode="r+")
-                if self._data.shape != (len(order), source.dimensions) or self._data.dtype != source.dtype:
-                    raise InputError(f"holds {self._data.dtype} {self._data.shape}; {CURE}", self._unfinished)
         self._marked = time.monotonic()
 
     def _start_over(self, source: EmbeddingSource) -> np.memmap:
@@ -204,7 +205,7 @@ class ShardWriter:
                 os.posix_fallocate(handle.fileno(), 0, self._unfinished.stat().st_size)
         return data
 
-    def _rows_done(self) -> int:
+    def _rows_done(self, source: EmbeddingSource) -> int:
         mark = _read_mark(self._path)
         if not self._identity.items() <= mark.items():
             return 0
@@ -218,12 +219,20 @@ class ShardWriter:
             return done
         if not self._unfinished.exists():
             return 0
-        load_array(self._unfinished, CURE, memory_map=True)
+        data = load_array(self._unfinished, CURE, memory_map=True)
+        if data.shape != (length, source.dimensions) or data.dtype != source.dtype:
+            raise InputError(f"holds {data.dtype} {data.shape}; {CURE}", self._unfinished)
+        for start in range(0, done, CHECKED_ROWS):
+            self._written.update(data[self._order[start : min(start + CHECKED_ROWS, done)]])
+        if mark.get("written_sha256") != self._written.hexdigest():
+            raise InputError(f"is damaged: its first {done} rows are not what was written; {CURE}", self._unfinished)
         return done
 
     def write(self, vectors: np.ndarray) -> None:
         """Puts the next `vectors`, (n, dimensions), at their rows."""
+        vectors = np.ascontiguousarray(vectors, dtype=self._data.dtype)
         self._data[self._order[self.done : self.done + len(vectors)]] = vectors
+        self._written.update(vectors)
         self.done += len(vectors)
         if time.monotonic() - self._marked >= MARK_SECONDS:
             self.mark()
@@ -232,7 +241,8 @@ class ShardWriter:
         """Declares the rows that are written to be so, after they are on the disk."""
         if self._data is not None:
             self._data.flush()
-            write_json(_progress_path(self._path), {**self._identity, "done": self.done, **more})
+            mark = {**self._identity, "done": self.done, "written_sha256": self._written.hexdigest(), **more}
+            write_json(_progress_path(self._path), mark)
             self._marked = time.monotonic()
 
     def close(self) -> None:
@@ -272,13 +282,13 @@ def _progress_path(path: Path) -> Path:
 
 def _read_mark(path: Path) -> dict:
     progress = _progress_path(path)
-    return read_json(progress) if progress.exists() else {}
+    return read_json(progress, CURE) if progress.exists() else {}
 
 
 def _read_manifest(folder: Path) -> dict[str, _Entry]:
     """The matrices that are whole, by name; none where there is no manifest or it is of another version."""
     path = folder / "manifest.json"
-    manifest = read_json(path) if path.exists() else {}
+    manifest = read_json(path, CURE) if path.exists() else {}
     if manifest.get("format_version") != FORMAT_VERSION:
         return {}
     matrices = manifest.get("matrices")

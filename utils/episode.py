@@ -81,10 +81,11 @@ def read_result(result_dir: str | Path, number: int) -> dict:
     path = result_file(result_dir, number)
     if not path.exists():
         raise InputError(f"episode {number} is not ready: mine it first (drivers/run_ann_data_gen.py)", path)
-    result = read_json(path)
+    cure = "remove the file and mine the episode again"
+    result = read_json(path, cure)
     for name, is_right in RESULT.items():
         if (name in result or name in ("ndcg", "mrr")) and not is_right(result.get(name)):
-            raise InputError(f"{name} is {result.get(name)!r:.80}; remove the file and mine the episode again", path)
+            raise InputError(f"{name} is {result.get(name)!r:.80}; {cure}", path)
     return result
 
 

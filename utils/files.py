@@ -116,8 +116,8 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
         handle.write("\n")
 
 
-def read_json(path: str | os.PathLike) -> dict:
-    """Reads a JSON object; raises `InputError` where the file is missing or is no JSON object."""
+def read_json(path: str | os.PathLike, cure: str = "make it again") -> dict:
+    """Reads a JSON object; raises `InputError` with the cure where the file is missing or is no JSON object."""
     path = Path(path)
     try:
         value = json.loads(path.read_bytes())
@@ -126,11 +126,9 @@ def read_json(path: str | os.PathLike) -> dict:
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", path) from None
     except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"is not valid JSON ({error}); it was damaged or is another file: make it again", path
-        ) from None
+        raise InputError(f"is not valid JSON ({error}); it was damaged or is another file: {cure}", path) from None
     if not isinstance(value, dict):
-        raise InputError(f"holds a JSON {type(value).__name__} where an object was expected", path)
+        raise InputError(f"holds a JSON {type(value).__name__} where an object was expected: {cure}", path)
     return value
 
 

@@ -194,7 +194,9 @@ class TokenStore:
         shortest, longest = self.lengths.min(initial=0), self.lengths.max(initial=0)
         ends = (self.offsets[0], self.offsets[-1]) == (0, self.meta.tokens)
         if not ends or shortest < 0 or longest > self.meta.max_length:
-            raise InputError("the offsets do not fit the tokens; the store is damaged: make it again", self.folder)
+            raise InputError(
+                f"the offsets do not fit the tokens: the store is damaged; {_cure(self.folder)}", self.folder
+            )
 
     def __len__(self) -> int:
         return self.meta.rows
@@ -211,13 +213,13 @@ class TokenStore:
     def ids(self) -> list[str]:
         """The collection's own id of each row; `InputError` where ids.txt is not as it was written."""
         path = self.folder / "ids.txt"
-        check_sha256(path, self.meta.ids_sha256, "make the store again")
+        check_sha256(path, self.meta.ids_sha256, _cure(self.folder))
         try:
             ids = path.read_text(encoding="utf-8").split("\n")[:-1]
         except ValueError as error:
-            raise InputError(f"is no text ({error}); make the store again", path) from None
+            raise InputError(f"is no text ({error}); {_cure(self.folder)}", path) from None
         if len(ids) != len(self):
-            raise InputError(f"holds {len(ids)} ids for {len(self)} rows; make the store again", path)
+            raise InputError(f"holds {len(ids)} ids for {len(self)} rows; {_cure(self.folder)}", path)
         return ids
 
     def check_content(self) -> None:
@@ -225,7 +227,7 @@ class TokenStore:
         digests = (hashlib.sha256(array.data).hexdigest() for array in (self.tokens, self.offsets))
         if _digest_of(*digests) != self.meta.sha256:
             raise InputError(
-                "the tokens are not those that were written: they were altered; make the store again", self.folder
+                f"the tokens are not those that were written: they were altered; {_cure(self.folder)}", self.folder
             )
 
     def row_hashes(self, block_tokens: int = 2**17) -> np.ndarray:
@@ -274,19 +276,24 @@ def _digest_of(tokens: str, offsets: str) -> str:
     return hashlib.sha256(f"{tokens} {offsets}".encode()).hexdigest()
 
 
+def _cure(folder: Path) -> str:
+    return f"remove {folder.parent}, and tokenize again"
+
+
 def _read_meta(path: Path) -> TokenStoreMeta:
-    content = read_json(path)
+    cure = _cure(path.parent)
+    content = read_json(path, cure)
     if content.get("format_version") != FORMAT_VERSION:
         raise InputError(
-            f"format version {content.get('format_version')!r}, this code reads {FORMAT_VERSION}; tokenize again",
+            f"format version {content.get('format_version')!r}, this code reads {FORMAT_VERSION}; {cure}",
             path,
         )
     for field in fields(TokenStoreMeta):
         value = content.get(field.name)
         if type(value) is not field.type or (field.type is int and value < 0):
-            raise InputError(f"{field.name} is {value!r}; the file was altered: tokenize again", path)
+            raise InputError(f"{field.name} is {value!r}; the file was altered: {cure}", path)
     if Path(content["source_file"]).name != content["source_file"]:
-        raise InputError(f"source_file is {content['source_file']!r}, not the name of a file: tokenize again", path)
+        raise InputError(f"source_file is {content['source_file']!r}, not the name of a file: {cure}", path)
     return TokenStoreMeta(**{field.name: content[field.name] for field in fields(TokenStoreMeta)})
 
 
@@ -296,11 +303,11 @@ def _token_dtype(vocabulary_size: int) -> np.dtype:
 
 def _open_array(path: Path, dtype: np.dtype, length: int, memory_map: bool = False) -> np.ndarray:
     """Opens a one-dimensional .npy that must have `length` entries of just this type."""
-    array = load_array(path, "the store is damaged: make it again", memory_map=memory_map and length > 0)
+    cure = _cure(path.parent)
+    array = load_array(path, f"the store is damaged: {cure}", memory_map=memory_map and length > 0)
     if array.shape != (length,) or array.dtype != dtype:
         raise InputError(
-            f"holds {array.dtype.str} of shape {array.shape} where {length} of {dtype.str} were expected; make the "
-            "store again",
+            f"holds {array.dtype.str} of shape {array.shape} where {length} of {dtype.str} were expected; {cure}",
             path,
         )
     return array

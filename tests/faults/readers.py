@@ -125,8 +125,9 @@ def _stores(folder: Path) -> dict[str, Reader]:
         assert len(opened.ids) == len(opened)
         opened[len(opened) - 1].sum()
 
-    def mark() -> None:
-        ShardWriter(folder / "marked", "passages", 0, 1, order, source)
+    def marked() -> None:
+        writer = ShardWriter(folder / "marked", "passages", 0, 1, order, source)
+        writer.write(np.ones((PASSAGES - writer.done, 4), np.float32))
 
     def shard() -> None:
         embeddings = open_embeddings(folder / "embeddings", "passages", "t")
@@ -157,7 +158,8 @@ def _stores(folder: Path) -> dict[str, Reader]:
     readers |= {
         "train-qrel.tsv": lambda: read_qrels(folder / "train-qrel.tsv", QUERIES, PASSAGES),
         "mined": lambda: read_episode(folder / "mined", QUERIES, PASSAGES, CLUSTERS),
-        "marked/passages.0-of-1.progress.json": mark,
+        "marked/passages.0-of-1.progress.json": marked,
+        "marked/passages.0-of-1.unfinished.npy": marked,
         "ann_ndcg_0": lambda: log.metrics(0, read_result(folder, 0)),
     }
     return {name: Reader(folder / name, read) for name, read in readers.items()}
@@ -222,7 +224,8 @@ NAMES = (
     *("collection.tsv", "documents.tsv", "corpus.jsonl", "queries.tsv.gz", "qrels.tsv", "qrels.beir.tsv"),
     *("store/tokens.npy", "store/offsets.npy", "store/ids.txt", "store/meta.json"),
     *("embeddings/passages.0-of-1.npy", "embeddings/manifest.json", "clusters/dev_assignment.npy"),
-    *("clusters/sizes.npy", "train-qrel.tsv", "mined", "marked/passages.0-of-1.progress.json", "ann_ndcg_0"),
+    *("clusters/sizes.npy", "train-qrel.tsv", "mined", "marked/passages.0-of-1.progress.json"),
+    *("marked/passages.0-of-1.unfinished.npy", "ann_ndcg_0"),
     *("metrics.json", "per_query.json", "results/results.json", "comparison.json", "settings.train"),
     *("trainer_state.json", "checksums.json", "model.safetensors", "optimizer.pt", "random_states.pt"),
 )

@@ -1,6 +1,8 @@
 """Damaged files of every kind: our own error or a proper reading, never another exception."""
 
+import json
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,6 +15,11 @@ SLOW = ("model.safetensors", "optimizer.pt", "random_states.pt")
 PIECES = (
     *(b"\t", b"\n", b"\r", b"\0", b" ", b",", b"-1", b"0", b"99999999999999999999999", b"1e999", b"nan", b"null"),
     *(b"{", b"}", b"[", b'"', b"\\ud800", b"[[[[[[[[[[", b"\xff\xfe", b"\xed\xa0\x80", "\u202e".encode(), b"../../x"),
+)
+JSON_NAMES = [name for name in NAMES if name.endswith((".json", "ann_ndcg_0"))]
+VALUES = (
+    *(None, True, 0, -1, 2**70, 0.5, 1e300, float("nan"), float("inf")),
+    *("", "x", "../x", "\0", "\u202e", [], [[]], [None], {}, {"": 0}, {"x": {"x": []}}),
 )
 
 
@@ -60,3 +67,24 @@ def test_a_damaged_file_is_read_or_refused_by_our_own_error(readers, name):
 
     fuzz()
     assert any(refused), "no damage was noticed: is the file read at all?"
+
+
+def variants(value: object) -> Iterator[object]:
+    """A JSON value with each value in it, itself first, in turn taken away or replaced by one of another kind."""
+    yield from VALUES
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield {name: kept for name, kept in value.items() if name != key}
+            yield from ({**value, key: variant} for variant in variants(inner))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield value[:index] + value[index + 1 :]
+            yield from ([*value[:index], variant, *value[index + 1 :]] for variant in variants(inner))
+
+
+@pytest.mark.parametrize("name", JSON_NAMES)
+def test_a_json_value_of_another_kind_is_read_or_refused_by_our_own_error(readers, name):
+    reader = readers[name]
+    survived = [reader.survives(json.dumps(v).encode()) for v in variants(json.loads(reader.path.read_bytes()))]
+    assert len(survived) > len(VALUES)
+    assert not all(survived), "no value was noticed"

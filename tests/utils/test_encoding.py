@@ -482,3 +482,16 @@ def test_an_unfinished_shard_with_fewer_rows_is_named(tmp_path):
     np.save(tmp_path / "passages.0-of-1.unfinished.npy", np.ones((3, 2), np.float32))
     with pytest.raises(InputError, match=r"unfinished\.npy: holds float32 \(3, 2\)"):
         ShardWriter(tmp_path, "passages", 0, 1, ORDER, ONE)
+
+
+@pytest.mark.parametrize("row", range(4))
+def test_an_unfinished_shard_whose_marked_rows_were_altered_is_told(tmp_path, row):
+    begun(tmp_path, ONE)
+    shard = np.lib.format.open_memmap(tmp_path / "passages.0-of-1.unfinished.npy", mode="r+")
+    shard[row, 1] += 1
+    del shard
+    if row in ORDER[:2]:
+        with pytest.raises(InputError, match=r"unfinished\.npy: is damaged: its first 2 rows.*encoded again"):
+            ShardWriter(tmp_path, "passages", 0, 1, ORDER, ONE)
+    else:
+        assert ShardWriter(tmp_path, "passages", 0, 1, ORDER, ONE).done == 2

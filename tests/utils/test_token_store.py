@@ -177,7 +177,7 @@ def test_ids_that_are_not_those_that_were_written_are_told(tmp_path, content):
     path.unlink()
     if content:
         path.write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(InputError, match=r"ids\.txt: (is damaged|cannot be read).*make the store again"):
+    with pytest.raises(InputError, match=r"ids\.txt: (is damaged|cannot be read).*and tokenize again"):
         _ = store.ids
 
 
