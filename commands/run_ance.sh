@@ -75,7 +75,8 @@ settings=(DATA_DIR OUT_DIR CHECKPOINT ZERO_SHOT_DIRS PUBLIC_ANN_DATA_DIR MODEL_T
     LAUNCHER ASYNC MINING_GPUS
     TRAINING_GPUS MIXED_PRECISION EVAL_BATCH_SIZE BM25 LICENSE)
 
-fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
+told=0 stage="set up" # whether the reason was told last, and what is at work
+fail() { told=1; printf 'error: %s\n' "$*" >&2; exit 2; }
 absolute() { (cd "$1" && pwd); }
 one_of() { # NAME VALUE…: refuses another value of this setting
     local value
@@ -173,22 +174,32 @@ export TOKENIZERS_PARALLELISM=true
 torchrun=("$python" -m torch.distributed.run --standalone --nproc_per_node)
 launcher=("${torchrun[@]}" "$PROCESSES")
 [[ -z "$LAUNCHER" ]] || read -ra launcher <<< "$LAUNCHER"
-run() { "$@" & wait $!; } # COMMAND…: in the background: a signal reaches this script at once, and `stop` passes it on
-stop() {
-    trap '' TERM INT
+run() { "$@" & wait $!; } # COMMAND…: in the background: a signal reaches this script at once, and `leave` passes it on
+leave() { # however this ends: what it started ends too, and the reason is told after all that launchers say
+    local status=$?
+    trap '' TERM INT HUP
     # shellcheck disable=SC2046 # one word a process
     kill $(jobs -p) 2> /dev/null || true
     wait
-    printf '\nstopped; run this again, and it goes on\n' >&2
-    exit 143
+    local reason="exit code $status; see above"
+    [[ ! -s "${ANCE_ERRORS:-}" ]] || reason="$(head -n 1 "$ANCE_ERRORS")"
+    rm -f "${ANCE_ERRORS:-}"
+    case "$status,$told" in
+        0,*) ;;
+        143,*) printf '\nstopped; run this again, and it goes on\n' >&2 ;;
+        *,0) printf '\n%s\nin: %s; run this again, and it goes on there\n' "$reason" "$stage" >&2 ;;
+    esac
 }
-trap stop TERM INT
+# Under nohup a closed terminal means nothing; to torchrun it would.
+[[ -z "$(trap -p HUP)" ]] || export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGQUIT
+trap leave EXIT
+trap 'exit 143' TERM INT HUP
 launch() { run "${launcher[@]}" "$@"; }
 become() { # GPUS SCRIPT ARGUMENT…: runs a script in place of this shell, in a process on each GPU, or one on the CPU
     local commas="${1//[^,]/}"
     CUDA_VISIBLE_DEVICES="$1" exec "${torchrun[@]}" "$((${#commas} + 1))" "${@:2}"
 }
-stage() { printf '\n== %s\n' "$*"; }
+stage() { stage="$*" && printf '\n== %s\n' "$stage"; }
 there() { [[ ! -e "$1" ]] || printf '%s\n' "$1"; }
 hold() { # FILE PRODUCT NAME…: notes these settings in FILE; where PRODUCT is not empty, refuses others instead
     local name was differences=""
@@ -211,8 +222,10 @@ hold() { # FILE PRODUCT NAME…: notes these settings in FILE; where PRODUCT is 
 # taken lock; on a disk without locks flock says so, and there is none.)
 exec {lock}<> "$OUT_DIR/.lock"
 flock --nonblock "$lock" || (($? != 1)) ||
-    fail "another run is at work in $OUT_DIR ($(< "$OUT_DIR/.lock")); wait for it, or end it"
+    fail "another run is at work in $OUT_DIR ($(< "$OUT_DIR/.lock"), or what it has started); wait for it, or end it"
 printf 'process %s on %s, since %s\n' "$$" "$(hostname)" "$(date)" > "$OUT_DIR/.lock"
+export ANCE_ERRORS="$OUT_DIR/.errors" # the scripts' own lines (utils/errors.py)
+: > "$ANCE_ERRORS"
 
 # 1. The demo's collection: half a minute.
 if ((${#demo[@]})); then
@@ -314,7 +327,6 @@ side_by_side() {
     local miner=$!
     become "$TRAINING_GPUS" "${train[@]}" --round -1 --single_warmup &
     local trainer=$!
-    trap "kill $miner $trainer 2> /dev/null || true; wait" EXIT # none outlives this script
     local ended=training reason="run this again, and it goes on from the newest checkpoint"
     wait -n "$miner" "$trainer" || true
     if kill "$trainer" 2> /dev/null; then
@@ -323,7 +335,6 @@ side_by_side() {
     kill "$miner" 2> /dev/null || true
     wait "$miner" || true # whatever it was at
     wait "$trainer" || fail "$ended has ended too early: $reason"
-    trap - EXIT
     rm -rf "$ann_data"/search-* "$ann_data"/embeddings-*/{,*/}*.unfinished.npy # what the miner was at
 }
 if ((ASYNC)); then

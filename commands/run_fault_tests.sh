@@ -7,7 +7,8 @@
 # Prints the kills that each stage survived, and what each reader was fuzzed with; ends with an error where a fault is
 # not survived. Settings are environment variables:
 #   KILLS           kills at random moments of each of tokenizing, mining and training (2 processes), and    20
-#                   of a whole run_ance.sh, of whose kills every other one is a SIGTERM to it
+#                   of a whole run_ance.sh. Every third one hits a single process of several, and every third
+#                   of the whole run is a SIGTERM to it
 #   DISKS           disks of different sizes, all too small, for each of tokenizing, mining and training     6
 #   FUZZ_SECONDS    of coverage-guided fuzzing a reader (atheris); 0: none                                   600
 #   FUZZ_JOBS       readers that are fuzzed at once                                                          the cores

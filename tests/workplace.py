@@ -1,9 +1,11 @@
 """A folder with a tiny collection and a tiny model, and the real scripts that run on it as separate processes."""
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +35,7 @@ class Workplace:
     folder: Path
 
     def start(
-        self, script: str, *flags, processes: int = 1, launcher: str | tuple = "launch", cwd: Path = ROOT
+        self, script: str, *flags, processes: int = 1, launcher: str | tuple = "launch", cwd: Path = ROOT, **settings
     ) -> subprocess.Popen:
         """Starts a script: by "launch" or "torchrun", by itself ("none"), or by torchrun with the flags given."""
         command = [sys.executable]
@@ -44,16 +46,20 @@ class Workplace:
         elif launcher != "none":
             command += ["-m", "torch.distributed.run", *launcher]
         command += [os.path.relpath(ROOT / script, cwd), *flags]
-        return self.popen(command, cwd=cwd)
+        return self.popen(command, cwd=cwd, **settings)
 
-    def popen(self, command: list, cwd: Path = ROOT, **environment: str) -> subprocess.Popen:
-        """Starts any command, with these environment variables besides the tests' own."""
+    def popen(
+        self, command: list, cwd: Path = ROOT, terminal: int | None = None, **environment: str
+    ) -> subprocess.Popen:
+        """Starts any command, with these environment variables besides the tests' own; in a terminal, if given."""
+        if terminal is None:
+            streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        else:
+            streams = {"stdin": terminal, "stdout": terminal, "stderr": terminal, "preexec_fn": _take_terminal}
         return subprocess.Popen(
             list(map(str, command)),
             cwd=cwd,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            **streams,
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"} | environment,
         )
 
@@ -106,6 +112,12 @@ class Workplace:
 
     def result(self, number: int) -> dict:
         return json.loads((self.folder / "results" / f"ann_ndcg_{number}").read_text())
+
+
+def _take_terminal() -> None:
+    """Makes the terminal at standard input this process's own: when it is closed, the process gets SIGHUP."""
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def train_tokenizer(texts: list[str], folder: Path) -> int:

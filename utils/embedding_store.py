@@ -66,6 +66,7 @@ class EmbeddingMatrix:
 
     def __init__(self, folder: Path, name: str, entry: _Entry) -> None:
         source, shards = entry.source, len(entry.digests)
+        self._folder, self._name = folder, name
         self._digests = {_shard_path(folder, name, k, shards): digest for k, digest in enumerate(entry.digests)}
         self._shards = [_open(path, source) for path in self._digests]
         self._starts = np.concatenate([[0], np.cumsum([len(shard) for shard in self._shards])])
@@ -106,6 +107,12 @@ class EmbeddingMatrix:
         for path in list(self._digests)[first::step]:
             check_sha256(path, self._digests[path], CURE)
 
+    def remove_others(self) -> None:
+        """Removes what else lies in the folder of a matrix of this name: its marks, shards of an older layout."""
+        for path in self._folder.glob(f"{self._name}.*-of-*.*"):
+            if path not in self._digests:
+                path.unlink(missing_ok=True)
+
     def mapped_until(self, row: int) -> int:
         """The end of the shard of float32 that holds this row, or just the row where its shard is of another type."""
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
@@ -143,10 +150,7 @@ def record_embeddings(folder: str | Path, name: str, source: EmbeddingSource, sh
     entry = _Entry(source, digests)
     matrix = EmbeddingMatrix(folder, name, entry)
     _write_manifest(folder, {**_read_manifest(folder), name: entry})
-    current = {_shard_path(folder, name, k, shards) for k in range(shards)}
-    for path in folder.glob(f"{name}.*-of-*.*"):
-        if path not in current:
-            path.unlink()
+    matrix.remove_others()
     return matrix
 
 

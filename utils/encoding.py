@@ -8,6 +8,7 @@ collective for another's share, which may take hours longer than its own.
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -200,6 +201,9 @@ def encode_store(
                 return _wait_for_embeddings(folder, name, source)
     matrix = _wait_for_embeddings(folder, name, source)
     matrix.check_content(distributed.rank(), distributed.world_size())
+    if distributed.is_main():  # a kill may have come between entering the matrix and tidying up
+        with suppress(OSError):  # on a disk that is read-only by now
+            matrix.remove_others()
     say(f"{name}: {len(sequences):,} embeddings reused from {folder}")
     return matrix
 

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from utils.stopping import EXIT_CODE, Stopped, StopRequest
@@ -66,10 +66,10 @@ def disk_errors(path: str | os.PathLike) -> Iterator[None]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs an entry script: an `InputError` becomes one clear line and exit code 2, SIGTERM and SIGINT exit code 75.
+    """Runs an entry script: an `InputError` becomes one clear line and exit code 2, a signal exit code 75.
 
     In a run of several processes this one ends at once (see `utils.distributed.leave`), and the launcher ends the
-    others.
+    others. The line is added to the file ANCE_ERRORS names too, if any: launchers say much after it.
     """
     StopRequest(raises=True)
     try:
@@ -89,8 +89,12 @@ def run(main: Callable[[], None]) -> None:
 def _leave(what: str, message: str, code: int) -> None:
     rank = os.environ.get("RANK")
     where = "" if rank is None else f" (rank {rank})"
-    sys.stdout.flush()
-    print(f"{what}{where}{message}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # a terminal that was closed takes no lines
+        sys.stdout.flush()
+        print(f"{what}{where}{message}", file=sys.stderr, flush=True)
+    if code == 2 and (errors := os.environ.get("ANCE_ERRORS")):
+        with suppress(OSError), Path(errors).open("a", encoding="utf-8") as file:
+            file.write(f"{what}{where}{message}\n")
     if rank is not None:
         os._exit(code)
     sys.exit(code)

@@ -1,5 +1,7 @@
 """What a person sees of a run: one clear line a stage and a progress bar on anything long, from the main process."""
 
+import errno
+import os
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -29,11 +31,19 @@ _started = time.monotonic()
 
 
 def say(message: str) -> None:
-    """Prints one line with the minutes since the start, from the main process only."""
+    """Prints one line with the minutes since the start, from the main process only.
+
+    Where the terminal was closed nothing more is printed, and the work goes on to its polite end.
+    """
     if distributed.is_main():
         minutes, seconds = divmod(int(time.monotonic() - _started), 60)
-        tqdm.write(f"[{minutes:3d}:{seconds:02d}] {message}", file=sys.stdout)
-        sys.stdout.flush()
+        try:
+            tqdm.write(f"[{minutes:3d}:{seconds:02d}] {message}", file=sys.stdout)
+            sys.stdout.flush()
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @cache

@@ -1,4 +1,7 @@
-"""A polite end: SIGTERM (a cluster that wants its machine back) or SIGINT (Ctrl-C) asks a script to save and leave.
+"""A polite end: a signal asks a script to save and leave.
+
+SIGTERM comes from a cluster that wants its machine back, SIGINT from Ctrl-C, SIGHUP from a terminal that is closed
+(under nohup it is none).
 
 Every entry script ends so, by `utils.errors.run`: the signal raises `Stopped` wherever it finds the script, files
 that are not whole vanish, encoding makes a mark, and the process ends with `EXIT_CODE`. While it trains
@@ -11,7 +14,7 @@ import signal
 import time
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not done, and the same command goes on
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Within this time a second signal is the first one, which a launcher or a shell passes on to processes that have it
 # already; later it ends the process at once.
 SAME_SECONDS = 3
@@ -30,7 +33,8 @@ class StopRequest:
     def __init__(self, raises: bool = False) -> None:
         self.name, self._raises, self._since = "", raises, 0.0
         for number in SIGNALS:
-            signal.signal(number, self._note)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._note)
 
     def __bool__(self) -> bool:
         return bool(self.name)

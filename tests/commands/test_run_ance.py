@@ -415,7 +415,7 @@ def test_a_folder_has_one_run_at_a_time_also_where_a_killed_script_left_its_proc
     assert run().returncode == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("script", ["msmarco_data", "run_ann_data_gen", "run_ann"])
 def test_a_script_that_is_stopped_passes_it_on_and_the_same_command_goes_on(run, script, number):
     process = start_and_hang(run, script)
@@ -425,6 +425,45 @@ def test_a_script_that_is_stopped_passes_it_on_and_the_same_command_goes_on(run,
     assert is_gone(run, script)
     run.checkout.let_hang(script, False)
     assert run().returncode == 0
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_under_nohup_a_closed_terminal_means_nothing_to_the_launcher(run, ignored):
+    handled = run.checkout.work / "handled"
+    launcher = run.checkout.work / "launcher"
+    launcher.write_text(f'echo "${{TORCHELASTIC_SIGNALS_TO_HANDLE-all}}" > "{handled}"\nexit 1\n')
+    flags = ["--launcher", "bash ./launcher"]
+    script = f"trap {chr(39) * 2} HUP; " if ignored else ""
+    command = [run.checkout.root / "commands" / "run_ance.sh", *flags]
+    subprocess.run(
+        ["bash", "-c", script + 'exec bash "$@"', "-", *map(str, command)],
+        cwd=run.checkout.work,
+        env=run.checkout.environment | {name: str(value) for name, value in run.settings.items()},
+        capture_output=True,
+        timeout=60,
+    )
+    assert handled.read_text() == ("SIGTERM,SIGINT,SIGQUIT\n" if ignored else "all\n")
+
+
+def test_the_reason_of_a_failure_is_told_last_and_only_once(run):
+    launcher = run.checkout.work / "launcher"
+    launcher.write_text(
+        'echo "error (rank 0): a/b: is damaged" >> "$ANCE_ERRORS"\n'
+        'echo "error (rank 1): rank 0 of 2 is dead" >> "$ANCE_ERRORS"\n'
+        "echo much by torchrun >&2\nexit 1\n"
+    )
+    for _ in range(2):
+        failed = run("--launcher", "bash ./launcher")
+        assert failed.returncode == 1
+        assert failed.stderr.splitlines()[-4:] == [
+            "much by torchrun",
+            "",
+            "error (rank 0): a/b: is damaged",
+            "in: episode 1 of 2: mine; run this again, and it goes on there",
+        ]
+        assert not (run.out / ".errors").exists()
+    launcher.write_text("exit 9\n")
+    assert "\nexit code 9; see above\n" in run("--launcher", "bash ./launcher").stderr
 
 
 def test_a_refused_run_is_told_who_is_at_work(run):

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.workplace import CLUSTERED, CLUSTERS, ROOT, Workplace
+from tests.workplace import CLUSTERED, CLUSTERS, ROOT, Workplace, wait_for
 from utils.files import sha256_of_file
 
 TRAINED_STEPS = 60
@@ -28,13 +28,15 @@ LEFT_ASIDE = ("logs", "report.html", "pictures", "README.md")
 class Victim:
     """A script at work in a copy of a workplace: how it is started, and the folders that hold what it makes.
 
-    Of checkpoints those of `steps` count: how many more there are depends on when the run was killed. Where it
-    `leaves` with an exit code of its own at SIGTERM, every other kill is one.
+    Of checkpoints those of `steps` count: how many more there are depends on when the run was killed. Of a script
+    with `parts`, several processes, every third kill is one of a single one of them, whose end the others have to
+    notice; and where it `leaves` with an exit code of its own at SIGTERM, every third is one.
     """
 
     start: Callable[[Workplace], subprocess.Popen]
     makes: tuple[str, ...]
     steps: tuple[int, ...] = ()
+    parts: bool = True
     leaves: int | None = None
 
 
@@ -71,7 +73,7 @@ def _run(place: Workplace) -> subprocess.Popen:
 
 
 VICTIMS = {
-    "tokenizing": Victim(_tokenize, ("preprocessed",)),
+    "tokenizing": Victim(_tokenize, ("preprocessed",), parts=False),
     "mining": Victim(_mine, ("ann_data", "results")),
     "training": Victim(_train, ("models",), (TRAINED_STEPS,)),
 }
@@ -112,7 +114,7 @@ def undisturbed(place: Workplace, victim: Victim) -> tuple[dict[str, str], float
 def kill_and_go_on(
     place: Workplace, victim: Victim, expected: dict[str, str], seconds: float, kills: int, seed: int
 ) -> tuple[int, int]:
-    """Kills the script, with all its processes, `kills` times; then the number of kills and of runs it finished.
+    """Kills the script, mostly with all its processes, `kills` times; then the number of kills and of finished runs.
 
     A run takes `seconds` undisturbed, and a kill comes at any moment of that. What a run has finished must be what is
     expected, and the next begins with nothing.
@@ -132,13 +134,17 @@ def kill_and_go_on(
             assert found == expected, sorted(set(found.items()) ^ set(expected.items()))
             clear(place, victim)
         except subprocess.TimeoutExpired:
-            if victim.leaves and killed % 2:
+            if victim.leaves and killed % 3 == 1:
                 process.terminate()
                 output = process.communicate(timeout=120)
                 assert process.returncode == victim.leaves, output
-                assert not _processes(os.environ[MARK])
+            elif victim.parts and killed % 3 == 2:
+                with suppress(ProcessLookupError):
+                    os.kill(generator.choice(_processes(os.environ[MARK]) or [process.pid]), signal.SIGKILL)
+                process.communicate(timeout=300)
             else:
                 _kill_all(process)
+            wait_for(lambda: not _processes(os.environ[MARK]), seconds=30)
             killed += 1
     return killed, finished
 

@@ -1,9 +1,11 @@
 """Signals to training, and processes that die or hang: by the real script."""
 
 import os
+import pty
 import re
 import shutil
 import signal
+import termios
 import time
 from pathlib import Path
 
@@ -12,7 +14,6 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.faults.kills import VICTIMS, clear, contents
-from tests.faults.kills import undisturbed as undisturbed_files
 from tests.test_pipeline import children
 from tests.workplace import CLUSTERED, CLUSTERS, Workplace, wait_for
 from utils.checkpoint import newest_checkpoint, read_trainer_state
@@ -64,6 +65,24 @@ def test_at_a_signal_training_saves_after_the_step_and_the_same_command_ends_wit
     assert same(place.weights(STEPS), undisturbed[1])
 
 
+def test_where_the_terminal_is_closed_training_saves_and_the_same_command_ends_with_the_same_weights(
+    place, undisturbed
+):
+    terminal, its_end = pty.openpty()
+    termios.tcsetwinsize(terminal, (40, 120))
+    process = place.train(0, *FLAGS, processes=2, launcher="torchrun", background=True, terminal=its_end)
+    os.close(its_end)
+    shown = b""
+    while not re.search(rb"[1-9][\d.]*/%d" % STEPS, shown):
+        shown += os.read(terminal, 1024)
+    os.close(terminal)
+    process.wait(timeout=60)
+    step = read_trainer_state(newest_checkpoint(place.folder / "models")).global_step
+    assert 1 <= step < STEPS
+    place.train(0, *FLAGS, processes=2)
+    assert same(place.weights(STEPS), undisturbed[2])
+
+
 def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(place, undisturbed):
     launcher = start(place, processes=2, launcher="torchrun")
     os.kill(children(launcher, "run_ann.py")[1], signal.SIGTERM)
@@ -87,7 +106,9 @@ def test_a_launcher_that_may_restart_goes_on_by_itself_after_a_kill(place, undis
 
 def test_a_signal_to_mining_ends_it_with_one_line_and_the_same_command_ends_with_the_same_files(place):
     mining = VICTIMS["mining"]
-    expected, _ = undisturbed_files(place, mining)
+    clear(place, mining)
+    place.mine(0, *CLUSTERED, "--group", 1, launcher="none")
+    expected = contents(place, mining)
     clear(place, mining)
     miner = place.mine(0, *CLUSTERED, "--group", 1, launcher="none", background=True)
     wait_for((place.folder / "ann_data" / "embeddings-0").exists, miner)
@@ -96,7 +117,7 @@ def test_a_signal_to_mining_ends_it_with_one_line_and_the_same_command_ends_with
     assert miner.returncode == EXIT_CODE, stderr
     assert "stopped by SIGTERM: the same command goes on from what is done" in stderr
     assert "Traceback" not in stderr
-    place.mine(0, *CLUSTERED, "--group", 1, processes=2)
+    place.mine(0, *CLUSTERED, "--group", 1, launcher="none")
     assert contents(place, mining) == expected
 
 

@@ -484,6 +484,21 @@ def test_an_unfinished_shard_with_fewer_rows_is_named(tmp_path):
         ShardWriter(tmp_path, "passages", 0, 1, ORDER, ONE)
 
 
+def test_what_a_kill_left_beside_a_matrix_that_is_entered_goes_when_it_is_reused(tmp_path, monkeypatch):
+    store, encoder, folder = random_store(tmp_path / "passages", 8), tiny_bert().eval(), tmp_path / "embeddings"
+    with monkeypatch.context() as patch:
+        patch.setattr(embedding_store.EmbeddingMatrix, "remove_others", lambda matrix: None)
+        encoded(encoder, store, folder)
+    assert (folder / "passages.0-of-1.progress.json").exists()
+    (folder / "passages.1-of-2.npy").touch()
+    encoded(encoder, store, folder)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".encoding.lock",
+        "manifest.json",
+        "passages.0-of-1.npy",
+    ]
+
+
 @pytest.mark.parametrize("row", range(4))
 def test_an_unfinished_shard_whose_marked_rows_were_altered_is_told(tmp_path, row):
     begun(tmp_path, ONE)

@@ -86,6 +86,20 @@ def test_a_script_that_is_asked_to_stop_says_so_in_a_line_and_leaves_nothing_hal
     assert list(tmp_path.iterdir()) == []
 
 
+def test_under_nohup_a_closed_terminal_is_no_signal(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = start(tmp_path / "file", 0)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=1)
+    process.terminate()
+    process.communicate(timeout=30)
+    assert process.returncode == EXIT_CODE
+
+
 def test_a_signal_while_an_error_is_explained_does_not_keep_it_from_being_told(tmp_path):
     process = start(tmp_path / "file", "lost", says="explaining")
     process.send_signal(signal.SIGTERM)
