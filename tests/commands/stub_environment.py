@@ -50,7 +50,8 @@ case "$script" in
             until [[ -e "${flag[result_dir]}/ann_ndcg_0" ]]; do sleep 0.01; done
             step="${flag[total_training_steps]}"
         fi
-        make "${flag[output_dir]}/checkpoint-$step/model.safetensors" ;;
+        make "${flag[output_dir]}/checkpoint-$step/model.safetensors"
+        echo "sums" > "${flag[output_dir]}/checkpoint-$step/checksums.json" ;;
     bm25 | evaluate_beir | mean_of_parts) make "${flag[out_dir]}/metrics.json" ;;
     report) make "${flag[run_dir]}/report.html" ;;
     results_table | compare_runs | compare_objectives | table) echo "the table" ;;

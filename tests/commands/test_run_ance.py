@@ -317,6 +317,19 @@ def test_a_checkpoint_that_is_trained_anew_is_evaluated_anew(run):
     }
 
 
+@pytest.mark.parametrize("damaged", [True, False])
+def test_a_last_checkpoint_without_its_metrics_is_handed_to_training_which_tells_whether_it_is_good(run, damaged):
+    flags = {"EPISODES": 1, "STEPS": 9}
+    assert run(**flags).returncode == 0
+    run.calls()
+    sums = run.out / "saved_models" / "checkpoint-9" / "checksums.json"
+    sums.write_text("sums of what was there\n" if damaged else sums.read_text())
+    (run.out / "results" / "dev" / "step-9" / "metrics.json").unlink()
+    assert run(**flags).returncode == 0
+    evaluated = ["evaluate_beir"] * (2 if damaged else 1)  # on the zero-shot collection too, with the new weights
+    assert names(run.calls())[: 1 + len(evaluated)] == ["run_ann", *evaluated]
+
+
 def test_a_settings_file_of_a_version_that_lacked_a_setting_is_gone_on_with(run):
     assert run().returncode == 0
     path = run.out / "settings.mine"

@@ -4,6 +4,7 @@ import time
 from datetime import timedelta
 
 import pytest
+import torch.distributed as dist
 
 from tests.processes import run_processes
 from utils import distributed
@@ -38,6 +39,24 @@ def wait_for_the_other(beats: bool) -> str:
 )
 def test_a_process_is_waited_for_while_it_gives_signs_of_life_and_named_when_it_gives_none(beats, says):
     assert run_processes(wait_for_the_other, 2, beats)[0].startswith(says)
+
+
+class GoneStore:
+    """A store whose host has ended."""
+
+    def _fail(self, *_):
+        raise dist.DistNetworkError("Connection reset by peer")
+
+    set = get = check = _fail
+
+
+def test_a_store_that_is_gone_is_told_as_that_and_no_process_blamed(monkeypatch):
+    monkeypatch.setattr(distributed, "_store", GoneStore())
+    monkeypatch.setattr(distributed, "_last_beat", 0.0)
+    with pytest.raises(InputError, match=r"the process where all meet .* is dead"):
+        distributed.wait_until(lambda: False)
+    assert distributed._lost_peers(RuntimeError("Connection closed by peer")) == distributed.STORE_IS_GONE
+    assert distributed._lost_peers(RuntimeError("something else")) is None
 
 
 def test_a_process_alone_waits_without_a_store():

@@ -174,6 +174,14 @@ def test_three_processes_find_what_one_finds_whatever_lay_there(tmp_path, k, can
     assert not (tmp_path / "exchange").exists()
 
 
+def test_one_process_removes_what_a_search_by_several_has_left(tmp_path):
+    stale = tmp_path / "exchange" / "0123456789abcdef" / "rows-0-1.npy"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    search_share(tmp_path, 10, 1000)
+    assert not (tmp_path / "exchange").exists()
+
+
 def search_few(folder, factory):
     found = search_together(Matrix(np.eye(2)), Matrix(np.eye(2)), 5, CPU, Path(folder, "exchange"), factory)
     return [(first, scores.tolist(), rows.tolist()) for first, scores, rows in found]
