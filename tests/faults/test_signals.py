@@ -121,17 +121,25 @@ def test_a_signal_to_mining_ends_it_with_one_line_and_the_same_command_ends_with
     assert contents(place, mining) == expected
 
 
-@pytest.mark.parametrize(("number", "what"), [(signal.SIGSTOP, "hangs"), (signal.SIGKILL, "dies")])
-def test_a_process_that_hangs_or_dies_is_named_and_ends_the_others(place, monkeypatch, number, what):
+@pytest.mark.parametrize(
+    ("script", "number"),
+    [("run_ann.py", signal.SIGSTOP), ("run_ann.py", signal.SIGKILL), ("run_ann_data_gen.py", signal.SIGSTOP)],
+)
+def test_a_process_that_hangs_or_dies_is_named_and_ends_the_others(place, monkeypatch, script, number):
     monkeypatch.setenv("ANCE_TIMEOUT_SECONDS", "10")
-    launcher = start(place, processes=2, launcher="torchrun")
-    stopped = children(launcher, "run_ann.py")[1]
+    if script == "run_ann.py":
+        launcher = start(place, processes=2, launcher="torchrun")
+    else:
+        clear(place, VICTIMS["mining"])
+        launcher = place.mine(0, *CLUSTERED, processes=2, launcher="torchrun", background=True)
+        wait_for((place.folder / "ann_data" / "embeddings-0").exists, launcher)
+    stopped = children(launcher, script)[1]
     began = time.monotonic()
     os.kill(stopped, number)
     _, stderr = launcher.communicate(timeout=100)
     assert time.monotonic() - began < 90  # of which torchrun gives a process that hangs 30 to end by itself
     assert launcher.returncode != 0
-    assert "rank 1 of 2 is dead or hangs" in stderr, what
+    assert "rank 1 of 2 is dead or hangs" in stderr
     assert not Path(f"/proc/{stopped}").exists()
 
 
