@@ -171,7 +171,10 @@ group=1
 at_once=$((PROCESSES > 1 + ASYNC ? PROCESSES : 1 + ASYNC)) # processes
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(($(nproc) / at_once > 0 ? $(nproc) / at_once : 1))}"
 export TOKENIZERS_PARALLELISM=true
-torchrun=("$python" -m torch.distributed.run --standalone --nproc_per_node)
+torchrun=("$python" -m torch.distributed.run)
+# Under nohup a closed terminal means nothing; to torchrun it would.
+[[ -z "$(trap -p HUP)" ]] || torchrun+=(--signals-to-handle SIGTERM,SIGINT,SIGQUIT)
+torchrun+=(--standalone --nproc_per_node)
 launcher=("${torchrun[@]}" "$PROCESSES")
 [[ -z "$LAUNCHER" ]] || read -ra launcher <<< "$LAUNCHER"
 run() { "$@" & wait $!; } # COMMAND…: in the background: a signal reaches this script at once, and `leave` passes it on
@@ -190,8 +193,6 @@ leave() { # however this ends: what it started ends too, and the reason is told 
         *,0) printf '\n%s\nin: %s; run this again, and it goes on there\n' "$reason" "$stage" >&2 ;;
     esac
 }
-# Under nohup a closed terminal means nothing; to torchrun it would.
-[[ -z "$(trap -p HUP)" ]] || export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGQUIT
 trap leave EXIT
 trap 'exit 143' TERM INT HUP
 launch() { run "${launcher[@]}" "$@"; }
@@ -199,7 +200,10 @@ become() { # GPUS SCRIPT ARGUMENT…: runs a script in place of this shell, in a
     local commas="${1//[^,]/}"
     CUDA_VISIBLE_DEVICES="$1" exec "${torchrun[@]}" "$((${#commas} + 1))" "${@:2}"
 }
-stage() { stage="$*" && printf '\n== %s\n' "$stage"; }
+stage() { # WORDS…: says what comes, and forgets what was survived
+    stage="$*" && printf '\n== %s\n' "$stage"
+    : > "$ANCE_ERRORS"
+}
 there() { [[ ! -e "$1" ]] || printf '%s\n' "$1"; }
 hold() { # FILE PRODUCT NAME…: notes these settings in FILE; where PRODUCT is not empty, refuses others instead
     local name was differences=""
@@ -225,7 +229,6 @@ flock --nonblock "$lock" || (($? != 1)) ||
     fail "another run is at work in $OUT_DIR ($(< "$OUT_DIR/.lock"), or what it has started); wait for it, or end it"
 printf 'process %s on %s, since %s\n' "$$" "$(hostname)" "$(date)" > "$OUT_DIR/.lock"
 export ANCE_ERRORS="$OUT_DIR/.errors" # the scripts' own lines (utils/errors.py)
-: > "$ANCE_ERRORS"
 
 # 1. The demo's collection: half a minute.
 if ((${#demo[@]})); then
@@ -307,13 +310,18 @@ train=("$root/drivers/run_ann.py" "${model[@]}" "${lengths[@]}" ${precision[@]+"
 
 forget() { rm -rf "$results"/{dev,zero_shot/*}/"step-$1"; } # STEP: metrics of a checkpoint that is trained anew
 sums_of() { cat "$models/checkpoint-$1/checksums.json" 2> /dev/null || true; } # STEP
+is_passed() { # STEP: whether there is a later checkpoint
+    local path
+    for path in "$models"/checkpoint-*; do [[ ! "$path" =~ -([0-9]+)$ ]] || ((10#${BASH_REMATCH[1]} <= $1)) || return 0; done
+    return 1
+}
 in_turn() { # EPISODE
     stage "episode $(($1 + 1)) of $EPISODES: mine"
     [[ -f "$results/ann_ndcg_$1" ]] || launch "${mine[@]}" --end_output_num "$1"
     stage "episode $(($1 + 1)) of $EPISODES: train"
     local last="$((($1 + 1) * STEPS))" was
-    # Its last checkpoint has mined the next episode, or was evaluated. (That it is there does not say that it is good.)
-    [[ ! -f "$results/ann_ndcg_$(($1 + 1))" ]] || return 0
+    # Training has gone on from its last checkpoint, or that was evaluated. (That it is there does not say it is good.)
+    ! is_passed "$last" || return 0
     [[ ! -d "$models/checkpoint-$last" || ! -f "$results/dev/step-$last/metrics.json" ]] || return 0
     was="$(sums_of "$last")"
     [[ -n "$was" ]] || forget "$last"
@@ -334,7 +342,7 @@ side_by_side() {
     fi
     kill "$miner" 2> /dev/null || true
     wait "$miner" || true # whatever it was at
-    wait "$trainer" || fail "$ended has ended too early: $reason"
+    wait "$trainer" || { head -n 1 "$ANCE_ERRORS" >&2 && fail "$ended has ended too early: $reason"; }
     rm -rf "$ann_data"/search-* "$ann_data"/embeddings-*/{,*/}*.unfinished.npy # what the miner was at
 }
 if ((ASYNC)); then

@@ -7,7 +7,7 @@
 
 An episode is a run of its own because its data are: the mined file of the episode is fixed while it lasts. Started
 again, it goes on from the newest checkpoint, inside the episode too; an episode that is done is left alone. At
-SIGTERM or SIGINT it saves a checkpoint after the step in hand and leaves with exit code 75.
+SIGTERM, SIGINT or SIGHUP it saves a checkpoint after the step in hand and leaves with exit code 75.
 
 With --round -1 it trains beside a miner that never stops (--end_output_num -1): on the newest episode that is mined,
 and when a newer one is there, from the next logging step on, on that one; until --total_training_steps.
@@ -157,7 +157,6 @@ def main() -> None:
             state.advance(following, result.skipped)
             stopped = result.stop
             done, at_end = state.global_step - first, state.global_step == last or stopped
-            bar.update()
             if result.skipped:
                 note_skipped(args, state)
             state.ended = state.global_step == last
@@ -166,6 +165,7 @@ def main() -> None:
                 say(f"step {state.global_step}: loss {float(result.loss):.4f}, saved {folder}")
                 if args.save_total_limit and not state.skipped_in_a_row and distributed.is_main():
                     remove_old_checkpoints(args.output_dir, args.save_total_limit, state.episode_start)
+            bar.update()
             if at_end or done % args.logging_steps == 0:
                 log.step(state.global_step, result, weights, learning_rate)
                 bar.set_postfix(loss=f"{float(result.loss):.4f}")

@@ -13,7 +13,6 @@ The folder appears by a rename once it is whole. STEP counts optimizer steps ove
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -27,8 +26,8 @@ from safetensors.torch import save_file
 
 from utils import distributed
 from utils.encoding import longest_sequence
-from utils.errors import InputError, disk_errors, first_line
-from utils.files import atomic_folder, check_sha256, read_json, sha256_of_file, write_json
+from utils.errors import InputError, first_line
+from utils.files import atomic_folder, check_sha256, read_json, remove_folder, sha256_of_file, write_json
 from utils.logs import say_once
 
 FORMAT_VERSION = 3
@@ -165,13 +164,12 @@ def remove_old_checkpoints(training_dir: str | Path, keep: int, first: int) -> N
     own = sorted((path for path, step in steps.items() if step > first), key=steps.get)
     if own and newest_checkpoint(training_dir) == own[-1]:
         for path in own[:-keep]:
-            with disk_errors(path):
-                shutil.rmtree(path)
+            remove_folder(path)
 
 
 def check_files(folder: Path) -> None:
     """`InputError` naming the file that is missing or not as it was saved."""
-    digests = read_json(folder / CHECKSUMS)
+    digests = read_json(folder / CHECKSUMS, CURE)
     for name in CHECKED:
         check_sha256(folder / name, str(digests.get(name)), CURE)
 
@@ -180,13 +178,13 @@ def check_weights(folder: str | Path) -> None:
     """`InputError` where a checkpoint that was saved here has other weights than were saved; others have no sum."""
     if Path(folder, CHECKSUMS).is_file():
         cure = f"{CURE}; where you changed them yourself, remove {CHECKSUMS}"
-        check_sha256(Path(folder, WEIGHTS), str(read_json(Path(folder, CHECKSUMS)).get(WEIGHTS)), cure)
+        check_sha256(Path(folder, WEIGHTS), str(read_json(Path(folder, CHECKSUMS), CURE).get(WEIGHTS)), cure)
 
 
 def read_trainer_state(folder: str | Path) -> TrainerState:
     """Reads trainer_state.json; `InputError` where it is missing or not as written here."""
     path = Path(folder) / "trainer_state.json"
-    content = read_json(path)
+    content = read_json(path, CURE)
     if content.get("format_version") != FORMAT_VERSION:
         raise InputError(f"format version {content.get('format_version')!r}; this code reads {FORMAT_VERSION}", path)
     for entry in fields(TrainerState):
@@ -274,12 +272,10 @@ def _reading(path: Path) -> Iterator[Any]:
     """What torch saved there; `InputError` where it cannot be read, or the block cannot make use of it."""
     try:
         yield torch.load(path, map_location="cpu", weights_only=True)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise InputError(
-            f"cannot be read ({first_line(error)[:120]}); remove this checkpoint, and the run goes on from the one "
-            "before",
-            path,
-        ) from None
+        raise InputError(f"cannot be read ({first_line(error)[:120]}); {CURE}", path) from None
 
 
 def _gather_random_states() -> list[dict[str, torch.Tensor]]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from utils.errors import InputError, explanations, first_line
+from utils.errors import InputError, explanations, first_line, write
 
 T = TypeVar("T")
 
@@ -115,7 +115,8 @@ def _lost_peers(error: Exception) -> str | None:
 
     Whoever gets such an error says so in the store; whoever has not said so a few seconds later is the one.
     """
-    if not re.search(r"[Tt]imed out|Connection (closed|reset) by peer|Broken pipe", str(error)):
+    lost = re.search(r"[Tt]imed out|Connection (closed|reset) by peer|Broken pipe", str(error))
+    if not lost or isinstance(error, OSError):  # that is a file's, or of whoever reads what is printed
         return None
     try:
         _store.set(f"alive/{rank()}", b"1")
@@ -174,8 +175,8 @@ def leave(code: int = 0) -> None:
     """
     if dist.is_initialized():
         dist.barrier()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        write(sys.stdout)
+        write(sys.stderr)
         os._exit(code)
     if code:
         sys.exit(code)

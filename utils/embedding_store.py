@@ -16,7 +16,6 @@ sequence of the token store: a text, or one chunk of a long one. Whoever reuses 
 import hashlib
 import os
 import re
-import shutil
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -24,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError, disk_errors
-from utils.files import check_sha256, load_array, read_json, sha256_of_file, sync, write_json
+from utils.files import check_sha256, load_array, read_json, remove_folder, sha256_of_file, sync, write_json
 
 FORMAT_VERSION = 2
 DTYPES = ("float32", "float16")
@@ -107,11 +106,14 @@ class EmbeddingMatrix:
         for path in list(self._digests)[first::step]:
             check_sha256(path, self._digests[path], CURE)
 
+    def others(self) -> list[Path]:
+        """What else lies in the folder of a matrix of this name: marks, and shards of an older layout."""
+        return [path for path in self._folder.glob(f"{self._name}.*-of-*.*") if path not in self._digests]
+
     def remove_others(self) -> None:
-        """Removes what else lies in the folder of a matrix of this name: its marks, shards of an older layout."""
-        for path in self._folder.glob(f"{self._name}.*-of-*.*"):
-            if path not in self._digests:
-                path.unlink(missing_ok=True)
+        """Removes them: to be called where nobody else encodes in the folder."""
+        for path in self.others():
+            path.unlink(missing_ok=True)
 
     def mapped_until(self, row: int) -> int:
         """The end of the shard of float32 that holds this row, or just the row where its shard is of another type."""
@@ -166,8 +168,7 @@ def remove_earlier_embeddings(output_dir: str | Path, step: int, public_dir: str
     for folder in Path(output_dir).glob("embeddings-*"):
         earlier = re.fullmatch(r"embeddings-(\d+)", folder.name)
         if earlier and 0 < int(earlier[1]) < step and folder.resolve() != Path(public_dir).resolve():
-            with disk_errors(folder):
-                shutil.rmtree(folder)
+            remove_folder(folder)
 
 
 class ShardWriter:
@@ -221,7 +222,7 @@ class ShardWriter:
                 return 0  # the mark is not this shard's
             check_sha256(self._path, digest, CURE)
             return done
-        if not self._unfinished.exists():
+        if not self._unfinished.exists() or "written_sha256" not in mark:  # earlier versions made no sum
             return 0
         data = load_array(self._unfinished, CURE, memory_map=True)
         if data.shape != (length, source.dimensions) or data.dtype != source.dtype:
@@ -236,8 +237,10 @@ class ShardWriter:
         """Puts the next `vectors`, (n, dimensions), at their rows."""
         vectors = np.ascontiguousarray(vectors, dtype=self._data.dtype)
         self._data[self._order[self.done : self.done + len(vectors)]] = vectors
-        self._written.update(vectors)
-        self.done += len(vectors)
+        written = self._written.copy()
+        written.update(vectors)
+        done = self.done + len(vectors)
+        self._written, self.done = written, done  # at once: a signal may raise after any call, and a mark follow
         if time.monotonic() - self._marked >= MARK_SECONDS:
             self.mark()
 

@@ -6,9 +6,9 @@ alone, so that an encoding that was killed goes on in it, with another batch siz
 collective for another's share, which may take hours longer than its own.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -190,20 +190,21 @@ def encode_store(
     """
     source = _source(encoder, sequences, weights, precision.dtype, dtype)
 
-    def are_there() -> bool:
-        return distributed.on_main(lambda: find_embeddings(folder, name, source) is not None)
+    def are_there(tidily: bool = False) -> bool:
+        """`tidily`: with nothing beside them that a kill has left and this run may remove."""
+        matrix = find_embeddings(folder, name, source)
+        return matrix is not None and not (tidily and matrix.others() and os.access(folder, os.W_OK))
 
-    if not are_there():
+    if not distributed.on_main(lambda: are_there(tidily=True)):
         with taking_turns(folder, "encoding"):  # a run that shares the folder may be at the same
-            if not are_there():
+            if distributed.on_main(are_there):
+                distributed.on_main(lambda: find_embeddings(folder, name, source).remove_others())
+            else:
                 how = {"batch_size": batch_size, "device": device, "precision": precision}
                 _encode_together(encoder, sequences, name, folder, source, **how)
                 return _wait_for_embeddings(folder, name, source)
     matrix = _wait_for_embeddings(folder, name, source)
     matrix.check_content(distributed.rank(), distributed.world_size())
-    if distributed.is_main():  # a kill may have come between entering the matrix and tidying up
-        with suppress(OSError):  # on a disk that is read-only by now
-            matrix.remove_others()
     say(f"{name}: {len(sequences):,} embeddings reused from {folder}")
     return matrix
 

@@ -9,9 +9,11 @@ import errno
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from utils.stopping import EXIT_CODE, Stopped, StopRequest
 
@@ -82,19 +84,35 @@ def run(main: Callable[[], None]) -> None:
         StopRequest()  # a launcher ends those whose peer has died: the reason is told first
         message = next(filter(None, (explain(error) for explain in explanations)), None)
         if message is None:
-            raise
+            if "RANK" not in os.environ:
+                raise
+            write(sys.stderr, traceback.format_exc())
+            os._exit(1)
         _leave("error", f": {message}", 2)
 
 
 def _leave(what: str, message: str, code: int) -> None:
+    StopRequest()
     rank = os.environ.get("RANK")
     where = "" if rank is None else f" (rank {rank})"
-    with suppress(OSError):  # a terminal that was closed takes no lines
-        sys.stdout.flush()
-        print(f"{what}{where}{message}", file=sys.stderr, flush=True)
+    line = f"{what}{where}{message}\n"
+    write(sys.stdout)
+    write(sys.stderr, line)
     if code == 2 and (errors := os.environ.get("ANCE_ERRORS")):
         with suppress(OSError), Path(errors).open("a", encoding="utf-8") as file:
-            file.write(f"{what}{where}{message}\n")
+            file.write(line)
     if rank is not None:
         os._exit(code)
     sys.exit(code)
+
+
+def write(stream: TextIO, text: str = "") -> None:
+    """Writes to standard output or error, and flushes it.
+
+    Where that fails (a closed terminal, a pipe whose reader has gone), this and all that follows goes nowhere.
+    """
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

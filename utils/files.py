@@ -55,6 +55,15 @@ def _remove(leftover: Path) -> None:
             leftover.unlink()
 
 
+def remove_folder(path: str | os.PathLike) -> None:
+    """Removes a folder, of which nothing is to be seen from the first moment on."""
+    path = Path(path)
+    with disk_errors(path):
+        partial = _partial_path(path)
+        path.replace(partial)
+        shutil.rmtree(partial)
+
+
 def sync(path: Path) -> None:
     """Makes the content of a file, or the names and renames inside a folder, survive a power cut."""
     handle = os.open(path, os.O_RDONLY)

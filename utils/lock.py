@@ -82,10 +82,10 @@ def _take(handle: int, path: Path) -> bool:
     except OSError as error:
         say(f"warning: {path}: this disk knows no locks ({error.strerror}): see that nobody else works there")
     command = shlex.join(sys.argv)[:200]
-    os.ftruncate(handle, 0)
-    os.pwrite(
-        handle, f"process {os.getpid()} on {socket.gethostname()}, since {time.ctime()}: {command}\n".encode(), 0
-    )
+    holder = f"process {os.getpid()} on {socket.gethostname()}, since {time.ctime()}: {command}\n"
+    with disk_errors(path):
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, holder.encode(), 0)
     return True
 
 

@@ -1,7 +1,5 @@
 """What a person sees of a run: one clear line a stage and a progress bar on anything long, from the main process."""
 
-import errno
-import os
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -14,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from utils import distributed
-from utils.errors import disk_errors
+from utils.errors import disk_errors, write
 from utils.metrics import MEASURES
 
 
@@ -33,17 +31,12 @@ _started = time.monotonic()
 def say(message: str) -> None:
     """Prints one line with the minutes since the start, from the main process only.
 
-    Where the terminal was closed nothing more is printed, and the work goes on to its polite end.
+    Where nobody reads them any more the work goes on without them.
     """
     if distributed.is_main():
         minutes, seconds = divmod(int(time.monotonic() - _started), 60)
-        try:
-            tqdm.write(f"[{minutes:3d}:{seconds:02d}] {message}", file=sys.stdout)
-            sys.stdout.flush()
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with tqdm.external_write_mode(sys.stdout):
+            write(sys.stdout, f"[{minutes:3d}:{seconds:02d}] {message}\n")
 
 
 @cache

@@ -277,7 +277,7 @@ def _digest_of(tokens: str, offsets: str) -> str:
 
 
 def _cure(folder: Path) -> str:
-    return f"remove {folder.parent}, and tokenize again"
+    return f"remove the token stores and *-qrel.tsv in {folder.parent}, and tokenize again"
 
 
 def _read_meta(path: Path) -> TokenStoreMeta:

@@ -28,7 +28,7 @@ esac
 while [[ "$1" != *.py ]]; do shift; done
 script="$(basename "$1" .py)"
 echo "$$ ${CUDA_VISIBLE_DEVICES-all}" > "$STUB/process-$script"
-[[ ! -e "$STUB/fails-$script" ]] || { echo "error: told to fail" >&2; exit 2; }
+[[ ! -e "$STUB/fails-$script" ]] || { echo "error: told to fail" | tee -a "${ANCE_ERRORS:-/dev/null}" >&2; exit 2; }
 [[ ! -e "$STUB/hangs-$script" ]] || exec sleep 60
 declare -A flag
 for ((i = 2; i <= $#; i++)); do

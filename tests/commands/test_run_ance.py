@@ -317,6 +317,18 @@ def test_a_checkpoint_that_is_trained_anew_is_evaluated_anew(run):
     }
 
 
+def test_training_is_asked_for_a_last_checkpoint_that_nothing_has_gone_on_from_though_it_has_mined(run):
+    run.checkout.let_fail("run_ann")
+    results = run.out / "results"
+    assert run(STEPS=9).returncode == 2
+    for number in (0, 1):
+        (results / f"ann_ndcg_{number}").touch()
+    run.checkout.let_fail("run_ann", False)
+    run.calls()
+    assert run(STEPS=9).returncode == 0
+    assert [flags["round"] for flags in only(run.calls(), "run_ann")] == ["0", "1"]
+
+
 @pytest.mark.parametrize("damaged", [True, False])
 def test_a_last_checkpoint_without_its_metrics_is_handed_to_training_which_tells_whether_it_is_good(run, damaged):
     flags = {"EPISODES": 1, "STEPS": 9}
@@ -442,20 +454,14 @@ def test_a_script_that_is_stopped_passes_it_on_and_the_same_command_goes_on(run,
 
 @pytest.mark.parametrize("ignored", [False, True])
 def test_under_nohup_a_closed_terminal_means_nothing_to_the_launcher(run, ignored):
-    handled = run.checkout.work / "handled"
-    launcher = run.checkout.work / "launcher"
-    launcher.write_text(f'echo "${{TORCHELASTIC_SIGNALS_TO_HANDLE-all}}" > "{handled}"\nexit 1\n')
-    flags = ["--launcher", "bash ./launcher"]
-    script = f"trap {chr(39) * 2} HUP; " if ignored else ""
-    command = [run.checkout.root / "commands" / "run_ance.sh", *flags]
-    subprocess.run(
-        ["bash", "-c", script + 'exec bash "$@"', "-", *map(str, command)],
-        cwd=run.checkout.work,
-        env=run.checkout.environment | {name: str(value) for name, value in run.settings.items()},
-        capture_output=True,
-        timeout=60,
-    )
-    assert handled.read_text() == ("SIGTERM,SIGINT,SIGQUIT\n" if ignored else "all\n")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        assert run().returncode == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    told = ["--signals-to-handle", "SIGTERM,SIGINT,SIGQUIT"]
+    trained = next(call for call in run.calls() if call.script == "run_ann")
+    assert (trained.launcher[2:4] == told) == ignored
 
 
 def test_the_reason_of_a_failure_is_told_last_and_only_once(run):
@@ -520,6 +526,7 @@ def test_side_by_side_one_that_fails_stops_the_other_and_the_same_command_goes_o
     side_by_side.checkout.let_fail(fails)
     failed = side_by_side()
     assert (failed.returncode, reason in failed.stderr.splitlines()[-1]) == (2, True), failed.stderr
+    assert failed.stderr.splitlines()[-2] == "error: told to fail"
     assert is_gone(side_by_side, other)
     assert ("told to fail" in (side_by_side.out / "miner.log").read_text()) == (fails == "run_ann_data_gen")
     side_by_side.checkout.let_fail(fails, False)

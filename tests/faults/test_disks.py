@@ -8,6 +8,7 @@ from tests.faults.disks import small_disk
 from tests.faults.kills import VICTIMS
 from utils.checkpoint import newest_checkpoint
 from utils.errors import InputError
+from utils.lock import hold_lock
 from utils.logs import TrainingLog
 
 pytestmark = pytest.mark.pipeline
@@ -17,6 +18,13 @@ def draw_curves(folder: Path) -> None:
     log = TrainingLog(folder)
     for step in range(100_000):
         log.scalars(step, {"loss": 1.0})
+
+
+def test_a_disk_without_room_for_a_lock_is_told(tmp_path):
+    with small_disk(tmp_path / "run", 8192) as disk:
+        (disk.folder / "all").write_bytes(bytes(8192))
+        with pytest.raises(InputError, match=r"\.lock: cannot be written: the disk is full; free some space"):
+            hold_lock(disk.folder)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread

@@ -65,20 +65,25 @@ def test_at_a_signal_training_saves_after_the_step_and_the_same_command_ends_wit
     assert same(place.weights(STEPS), undisturbed[1])
 
 
-def test_where_the_terminal_is_closed_training_saves_and_the_same_command_ends_with_the_same_weights(
-    place, undisturbed
-):
+@pytest.mark.parametrize("ignored", [False, True])
+def test_where_the_terminal_is_closed_training_saves_or_under_nohup_goes_on(place, undisturbed, ignored):
     terminal, its_end = pty.openpty()
     termios.tcsetwinsize(terminal, (40, 120))
-    process = place.train(0, *FLAGS, processes=2, launcher="torchrun", background=True, terminal=its_end)
+    launcher = ["--standalone", "--nproc_per_node", 2]
+    if ignored:
+        launcher = ["--signals-to-handle", "SIGTERM,SIGINT,SIGQUIT", *launcher]  # as run_ance.sh has it
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    process = place.train(0, *FLAGS, launcher=tuple(launcher), background=True, terminal=its_end)
+    signal.signal(signal.SIGHUP, before)
     os.close(its_end)
     shown = b""
     while not re.search(rb"[1-9][\d.]*/%d" % STEPS, shown):
         shown += os.read(terminal, 1024)
     os.close(terminal)
     process.wait(timeout=60)
+    assert (process.returncode == 0) == ignored
     step = read_trainer_state(newest_checkpoint(place.folder / "models")).global_step
-    assert 1 <= step < STEPS
+    assert step == STEPS if ignored else 1 <= step < STEPS
     place.train(0, *FLAGS, processes=2)
     assert same(place.weights(STEPS), undisturbed[2])
 

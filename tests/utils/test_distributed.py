@@ -57,6 +57,7 @@ def test_a_store_that_is_gone_is_told_as_that_and_no_process_blamed(monkeypatch)
         distributed.wait_until(lambda: False)
     assert distributed._lost_peers(RuntimeError("Connection closed by peer")) == distributed.STORE_IS_GONE
     assert distributed._lost_peers(RuntimeError("something else")) is None
+    assert distributed._lost_peers(BrokenPipeError(32, "Broken pipe")) is None  # of whoever read what was printed
 
 
 def test_a_process_alone_waits_without_a_store():

@@ -484,6 +484,41 @@ def test_an_unfinished_shard_with_fewer_rows_is_named(tmp_path):
         ShardWriter(tmp_path, "passages", 0, 1, ORDER, ONE)
 
 
+class Interrupted:
+    """A sum after whose update a signal is handled."""
+
+    def __init__(self, digest):
+        self._digest = digest
+
+    def copy(self):
+        return Interrupted(self._digest.copy())
+
+    def hexdigest(self):
+        return self._digest.hexdigest()
+
+    def update(self, data):
+        self._digest.update(data)
+        raise Stopped("SIGTERM")
+
+
+def test_a_signal_while_rows_are_written_leaves_a_mark_to_go_on_from(tmp_path):
+    writer = begun(tmp_path, ONE)
+    writer._written = Interrupted(writer._written)
+    with pytest.raises(Stopped):
+        writer.write(np.ones((1, 2), np.float32))
+    writer.mark()
+    assert ShardWriter(tmp_path, "passages", 0, 1, ORDER, ONE).done == 2
+
+
+def test_an_unfinished_shard_of_a_version_without_sums_is_begun_anew(tmp_path):
+    begun(tmp_path, ONE)
+    path = tmp_path / "passages.0-of-1.progress.json"
+    mark = json.loads(path.read_text())
+    del mark["written_sha256"]
+    path.write_text(json.dumps(mark))
+    assert ShardWriter(tmp_path, "passages", 0, 1, ORDER, ONE).done == 0
+
+
 def test_what_a_kill_left_beside_a_matrix_that_is_entered_goes_when_it_is_reused(tmp_path, monkeypatch):
     store, encoder, folder = random_store(tmp_path / "passages", 8), tiny_bert().eval(), tmp_path / "embeddings"
     with monkeypatch.context() as patch:

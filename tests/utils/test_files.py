@@ -122,6 +122,18 @@ def test_a_folder_whose_writer_was_killed_is_absent_and_the_next_writer_cleans_u
     assert names_in(tmp_path) == ["folder"]
 
 
+def test_a_folder_that_is_removed_is_out_of_sight_before_any_of_its_files(tmp_path):
+    script = (
+        "from utils import files; (FOLDER / 'folder').mkdir(); files.shutil.rmtree = lambda path: os._exit(9); "
+        "files.remove_folder(FOLDER / 'folder')"
+    )
+    killed_inside(script, tmp_path)
+    (left,) = names_in(tmp_path)
+    assert left.startswith(".folder.partial-")
+    remove_leftovers(tmp_path)
+    assert names_in(tmp_path) == []
+
+
 def test_json_comes_back_as_it_was_written(tmp_path):
     value = {"ä": [1, 2.5, None, True], "nested": {"text": "\u2028"}}
     write_json(tmp_path / "value.json", value)

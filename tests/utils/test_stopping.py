@@ -107,6 +107,31 @@ def test_a_signal_while_an_error_is_explained_does_not_keep_it_from_being_told(t
     assert (process.returncode, stderr) == (2, "error: a peer is lost, and why\n")
 
 
+GONE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from utils import errors, logs
+def main():
+    for _ in range(3):
+        logs.say("x" * 9999)
+    raise errors.InputError("the reason")
+errors.run(main)
+"""
+
+
+@pytest.mark.parametrize("where", ["/dev/full", "a pipe"])
+def test_where_nobody_reads_the_lines_the_work_goes_on_and_its_end_is_told(where):
+    command = [sys.executable, "-c", GONE, ROOT]
+    if where == "a pipe":
+        out, written = os.pipe()
+        os.close(out)
+    else:
+        written = os.open(where, os.O_WRONLY)
+    process = subprocess.run(command, stdout=written, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(written)
+    assert (process.returncode, process.stderr) == (2, "error: the reason\n")
+
+
 def test_a_later_second_signal_ends_a_script_at_once(tmp_path):
     process = start(tmp_path / "file", 60)
     process.send_signal(signal.SIGTERM)
