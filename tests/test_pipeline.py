@@ -211,6 +211,17 @@ def test_mining_without_a_new_checkpoint_is_refused(place):
     assert not (place.folder / "results" / "ann_ndcg_1").exists()
 
 
+def test_an_episode_is_not_mined_by_a_checkpoint_that_was_trained_on_it(place):
+    place.train(0, "--max_steps", 2, launcher="none")
+    mined, result = place.folder / "ann_data" / "ann_training_data_0", place.folder / "results" / "ann_ndcg_0"
+    before = mined.read_bytes()
+    result.unlink()
+    failed = place.mine(0, *CLUSTERED, launcher="none", fails=True)
+    assert "checkpoint-2: was trained on episode 0, so that it cannot mine episode 0; remove" in failed.stderr
+    assert mined.read_bytes() == before
+    assert not result.exists()
+
+
 def test_an_episode_without_any_negative_is_refused_and_not_made_ready(place):
     (place.folder / "results" / "ann_ndcg_0").unlink()
     stores = place.folder / "preprocessed"
