@@ -101,8 +101,8 @@ def find_checkpoint(args: Arguments, number: int) -> tuple[str, int]:
         checkpoint, state = newest_or_initial([args.training_dir], args.init_model_dir, ended=not args.endless)
         if state and not args.endless and state.round >= number:
             raise InputError(
-                f"was trained on episode {state.round}, so that it cannot mine episode {number}; remove the checkpoints "
-                f"that are newer than the end of round {number - 1}, and it is mined again",
+                f"was trained on episode {state.round}, so that it cannot mine episode {number}; remove the "
+                f"checkpoints of round {number} and later ones, and it is mined again",
                 checkpoint,
             )
         return checkpoint, state.global_step if state else 0
