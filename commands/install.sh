@@ -24,8 +24,9 @@ fail() { # what failed, what to do
     printf '       %s\n' "${@:2}" >&2
     exit 1
 }
-# Ctrl-C leaves .installing in place, whatever pip makes of it.
-trap 'exit 130' INT TERM
+# A signal is passed on to pip; it leaves .installing in place, whatever pip makes of it.
+# shellcheck disable=SC2046 # one word a process
+trap 'kill $(jobs -p) 2> /dev/null || true; wait; exit 130' INT TERM HUP
 
 [[ "$venv" == /* ]] || fail "ANCE_VENV=$venv is not an absolute path"
 
@@ -119,7 +120,8 @@ for file in "$base" ${extras[@]+"${extras[@]}"}; do
     status=0 verified=() # a file with hashes brings nothing that has none
     ! grep -q -- --hash= "$root/$file" || verified=(--no-deps --require-hashes)
     "$venv/bin/python" -m pip install --disable-pip-version-check ${quiet[@]+"${quiet[@]}"} --log "$venv/pip.log" \
-        ${verified[@]+"${verified[@]}"} --requirement "$root/$file" --constraint "$root/$base" >&2 || status=$?
+        ${verified[@]+"${verified[@]}"} --requirement "$root/$file" --constraint "$root/$base" >&2 &
+    wait $! || status=$?
     # pip that ends by itself leaves whole packages; only one that a signal ended does not.
     ((status > 128)) || rm -f "$venv/.installing"
     ((status == 0)) || fail "pip could not install $file (exit code $status); its last lines are above, all in $venv/pip.log" \

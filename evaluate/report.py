@@ -46,6 +46,7 @@ from evaluate.report_pictures import (
 )
 from evaluate.run_folder import RunFolder
 from utils.arguments import parse, required
+from utils.embedding_store import has_embeddings
 from utils.errors import run
 from utils.files import atomic_file
 from utils.logs import say
@@ -123,9 +124,12 @@ def render(run: RunFolder) -> tuple[str, list[Picture]]:
     of_episodes = [picture_of_episode(run, episode, clusters) for episode in shown]
     drawn = {
         "metrics": picture_of_metrics(run, table),
-        "clusters": picture_of_clusters(clusters, run.initial_embeddings),
         "gains": picture_of_gains(gains, clusters),
     }
+    if has_embeddings(run.initial_embeddings, "train-query"):
+        drawn["clusters"] = picture_of_clusters(clusters, run.initial_embeddings)
+    else:
+        say(f"warning: {run.initial_embeddings}: holds no embeddings of train-query: the map of clusters is left out")
     settings = run.settings | {"ZERO_SHOT": ", ".join(table.zero_shot)}
     initial = next(cells for label, cells in table.rows if label != BASELINE)
     environment = Environment(

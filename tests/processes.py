@@ -1,6 +1,7 @@
 """Runs a function of a test module in several processes that form a process group (gloo)."""
 
 import os
+import signal
 import socket
 import tempfile
 from collections.abc import Callable
@@ -10,12 +11,23 @@ import torch
 import torch.multiprocessing
 
 from utils import distributed
+from utils.stopping import SIGNALS
 
 
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def heed(*ignored: int) -> None:
+    """Has a process heed all signals that ask it to stop but those `ignored`, whatever the suite was started with.
+
+    A suite in the background ignores SIGINT, one under nohup SIGHUP, and a shell cannot trap what it ignores from its
+    start.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
 
 
 def _work(rank: int, function: Callable, size: int, port: int, folder: str, arguments: tuple) -> None:

@@ -18,7 +18,7 @@ from tokenizers.models import WordPiece
 from transformers import PreTrainedTokenizerFast
 
 from data.demo_data import build, find_library
-from tests.processes import free_port
+from tests.processes import free_port, heed
 from tests.tiny_models import tiny_bert
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,17 +49,33 @@ class Workplace:
         return self.popen(command, cwd=cwd, **settings)
 
     def popen(
-        self, command: list, cwd: Path = ROOT, terminal: int | None = None, **environment: str
+        self,
+        command: list,
+        cwd: Path = ROOT,
+        terminal: int | None = None,
+        ignoring: tuple[int, ...] = (),
+        **environment: str,
     ) -> subprocess.Popen:
-        """Starts any command, with these environment variables besides the tests' own; in a terminal, if given."""
+        """Starts any command, with these environment variables besides the tests' own; in a terminal, if given.
+
+        It heeds all signals that ask it to stop but those that it is to be `ignoring`.
+        """
         if terminal is None:
             streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         else:
-            streams = {"stdin": terminal, "stdout": terminal, "stderr": terminal, "preexec_fn": _take_terminal}
+            streams = {"stdin": terminal, "stdout": terminal, "stderr": terminal}
+
+        def prepare() -> None:
+            heed(*ignoring)
+            if terminal is not None:  # its own: when it is closed, the process gets SIGHUP
+                os.setsid()
+                fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
         return subprocess.Popen(
             list(map(str, command)),
             cwd=cwd,
             **streams,
+            preexec_fn=prepare,
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"} | environment,
         )
 
@@ -112,12 +128,6 @@ class Workplace:
 
     def result(self, number: int) -> dict:
         return json.loads((self.folder / "results" / f"ann_ndcg_{number}").read_text())
-
-
-def _take_terminal() -> None:
-    """Makes the terminal at standard input this process's own: when it is closed, the process gets SIGHUP."""
-    os.setsid()
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def train_tokenizer(texts: list[str], folder: Path) -> int:

@@ -26,13 +26,15 @@ from safetensors.torch import save_file
 
 from utils import distributed
 from utils.encoding import longest_sequence
+from utils.episode import read_result
 from utils.errors import InputError, first_line
 from utils.files import atomic_folder, check_sha256, read_json, remove_folder, sha256_of_file, write_json
-from utils.logs import say_once
+from utils.logs import say, say_once
 
 FORMAT_VERSION = 3
 KINDS = {int: "a count", str: "a text", dict: "an object", bool: "true or false"}
 CURE = "remove this checkpoint, and the one before is used"
+POLL_SECONDS = 5  # between two looks for a newer checkpoint
 MOST = 2**40  # of any count
 WEIGHTS = "model.safetensors"
 CHECKED = (WEIGHTS, "config.json", "optimizer.pt", "random_states.pt", "trainer_state.json")
@@ -129,12 +131,12 @@ def newest_checkpoint(
 
 
 def newest_or_initial(
-    training_dirs: Sequence[str | Path], init_model_dir: str, ended: bool = False
+    training_dirs: Sequence[str | Path], init_model_dir: str, mines: int | None = None
 ) -> tuple[str, TrainerState | None]:
     """The newest valid checkpoint in these folders and its state; without any, the initial model and None.
 
     The same in every process, all of which must call it. `InputError` where no initial model is given either, and
-    with `ended` where the checkpoint is not of an episode's end.
+    with `mines` where the checkpoint is not of the end of an episode before that one.
     """
 
     def find() -> list[str]:
@@ -143,16 +145,47 @@ def newest_or_initial(
     states = {folder: read_trainer_state(folder) for folder in distributed.on_main(find)}
     if states:
         folder, state = max(states.items(), key=lambda found: found[1].global_step)
-        if ended and not state.ended:
+        if mines is not None and not state.ended:
             raise InputError(
                 f"stands inside round {state.round}: train it to its end, or remove the checkpoints beyond step "
                 f"{state.episode_start} to mine that episode again",
+                folder,
+            )
+        if mines is not None and state.round >= mines:
+            raise InputError(
+                f"was trained on episode {state.round}, so that it cannot mine episode {mines}; remove the "
+                f"checkpoints of round {mines} and later ones, and it is mined again",
                 folder,
             )
         return folder, state
     if not init_model_dir:
         raise InputError("no checkpoint there; give --init_model_dir to begin with", training_dirs[0])
     return init_model_dir, None
+
+
+def checkpoint_to_mine(
+    number: int, result_dir: str | Path, training_dir: str | Path, init_model_dir: str, waits: bool
+) -> tuple[str, int]:
+    """The checkpoint that mines an episode, newer than the one before's, and its step; the same in every process.
+
+    A miner that trains in turn needs the end of the round before (see `newest_or_initial`); one that `waits`, beside
+    training, takes the newest, and waits for it.
+    """
+    mined = read_result(result_dir, number - 1) if number else {"step": -1}
+    mined_step = mined.get("step", checkpoint_step(mined.get("checkpoint", ""), training_dir))
+
+    def newest() -> tuple[str, int]:
+        checkpoint, state = newest_or_initial([training_dir], init_model_dir, mines=None if waits else number)
+        return checkpoint, state.global_step if state else 0
+
+    if waits and newest()[1] <= mined_step:
+        say(f"episode {number}: waiting for a checkpoint newer than {mined.get('checkpoint')}")
+        distributed.wait_until(lambda: newest()[1] > mined_step, POLL_SECONDS)
+    checkpoint, step = newest()
+    if step <= mined_step:
+        message = f"no checkpoint is newer than {mined.get('checkpoint')}, which mined episode {number - 1}"
+        raise InputError(f"{message}; train it first", training_dir)
+    return checkpoint, step
 
 
 def remove_old_checkpoints(training_dir: str | Path, keep: int, first: int) -> None:

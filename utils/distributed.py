@@ -32,7 +32,7 @@ LOOK_SECONDS = 5  # between two looks at the others', or less where their patien
 
 STORE_IS_GONE = (
     "the process where all meet (the launcher on the first machine, without one rank 0) is dead; the same command "
-    "goes on from there"
+    "goes on from what was saved last"
 )
 
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
@@ -131,8 +131,8 @@ def _say_lost(lost: list[int]) -> str:
     who = f"rank {', '.join(map(str, lost))} of {world_size()}"
     what = f"{who} is dead or hangs" if len(lost) == 1 else f"of {who} at least one is dead or hangs"
     return (
-        f"{what}: it takes no part (others wait {COLLECTIVE_TIMEOUT.total_seconds():g} s, ANCE_TIMEOUT_SECONDS); the "
-        "same command goes on from there"
+        f"{what}: it takes no part (others wait at most {COLLECTIVE_TIMEOUT.total_seconds():g} s, "
+        "ANCE_TIMEOUT_SECONDS); the same command goes on from what was saved last"
     )
 
 

@@ -132,6 +132,11 @@ def find_embeddings(folder: str | Path, name: str, source: EmbeddingSource) -> E
     return EmbeddingMatrix(Path(folder), name, entry) if entry and entry.source == source else None
 
 
+def has_embeddings(folder: str | Path, name: str) -> bool:
+    """Whether a whole matrix NAME is in `folder`, of whichever weights and texts."""
+    return name in _read_manifest(Path(folder))
+
+
 def open_embeddings(folder: str | Path, name: str, tokens: str) -> EmbeddingMatrix:
     """The whole matrix NAME in `folder`, by whichever weights; `InputError` where none is of the store `tokens`."""
     entry = _read_manifest(Path(folder)).get(name)

@@ -2,11 +2,12 @@
 
 import os
 import shutil
-import signal
 import subprocess
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+from tests.processes import heed
 
 COMMANDS = Path(__file__).resolve().parents[2] / "commands"
 
@@ -115,7 +116,9 @@ class Checkout:
             "ANCE_VENV": str(folder / "an environment"),
         }
 
-    def start(self, script: str, *arguments: object, **environment: object) -> subprocess.Popen:
+    def start(
+        self, script: str, *arguments: object, ignoring: tuple[int, ...] = (), **environment: object
+    ) -> subprocess.Popen:
         return subprocess.Popen(
             ["bash", str(self.root / "commands" / script), *map(str, arguments)],
             cwd=self.work,
@@ -123,8 +126,7 @@ class Checkout:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # A suite in the background ignores SIGINT, and what a shell ignores from its start it cannot trap.
-            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=partial(heed, *ignoring),
         )
 
     def run(self, script: str, *arguments: object, **environment: object) -> subprocess.CompletedProcess:

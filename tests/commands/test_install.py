@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import heed
+from tests.workplace import wait_for
+from utils.stopping import SIGNALS
+
 SCRIPT = Path(__file__).resolve().parents[2] / "commands" / "install.sh"
 
 # Plays `python --version`, `python -m venv FOLDER` and, as that folder's bin/python, `python -m pip install`. It logs
@@ -177,6 +181,21 @@ def test_a_pip_that_a_signal_ended_is_made_anew_too(machine):
     (machine.stub / "pip-says").unlink()
     machine.calls()
     machine.install()
+    assert machine.calls() == ["venv", "pip requirements.txt requirements.txt"]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_passed_on_to_pip_and_the_next_call_begins_anew(machine, number):
+    (machine.stub / "pip-says").write_text('echo $$ > "$STUB/pip"; exec sleep 60')
+    process = subprocess.Popen(machine.command, env=machine.environment, stderr=subprocess.PIPE, preexec_fn=heed)
+    wait_for(lambda: (machine.stub / "pip").exists() and (machine.stub / "pip").read_text(), process)
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert not Path("/proc", (machine.stub / "pip").read_text().strip()).exists()
+    (machine.stub / "pip-says").unlink()
+    machine.calls()
+    assert machine.install().returncode == 0
     assert machine.calls() == ["venv", "pip requirements.txt requirements.txt"]
 
 

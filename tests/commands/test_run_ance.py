@@ -441,7 +441,7 @@ def test_a_folder_has_one_run_at_a_time_also_where_a_killed_script_left_its_proc
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-@pytest.mark.parametrize("script", ["msmarco_data", "run_ann_data_gen", "run_ann"])
+@pytest.mark.parametrize("script", ["msmarco_data", "run_ann_data_gen", "run_ann", "compare_runs", "report"])
 def test_a_script_that_is_stopped_passes_it_on_and_the_same_command_goes_on(run, script, number):
     process = start_and_hang(run, script)
     process.send_signal(number)
@@ -454,11 +454,9 @@ def test_a_script_that_is_stopped_passes_it_on_and_the_same_command_goes_on(run,
 
 @pytest.mark.parametrize("ignored", [False, True])
 def test_under_nohup_a_closed_terminal_means_nothing_to_the_launcher(run, ignored):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
-    try:
-        assert run().returncode == 0
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    process = run.checkout.start(run.script, ignoring=(signal.SIGHUP,) * ignored, **run.settings)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
     told = ["--signals-to-handle", "SIGTERM,SIGINT,SIGQUIT"]
     trained = next(call for call in run.calls() if call.script == "run_ann")
     assert (trained.launcher[2:4] == told) == ignored
@@ -478,7 +476,7 @@ def test_the_reason_of_a_failure_is_told_last_and_only_once(run):
             "much by torchrun",
             "",
             "error (rank 0): a/b: is damaged",
-            "in: episode 1 of 2: mine; run this again, and it goes on there",
+            "in: episode 1 of 2: mine (what is done stays done: mend that, and run this again)",
         ]
         assert not (run.out / ".errors").exists()
     launcher.write_text("exit 9\n")

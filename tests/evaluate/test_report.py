@@ -319,6 +319,15 @@ def test_a_run_whose_logs_were_removed_says_so(run):
     assert "logs holds no weights or losses of clusters: they were removed" in Page(run / "report.html").text
 
 
+def test_a_run_whose_first_embeddings_were_removed_says_so(run, capsys):
+    shutil.rmtree(run / "ann_data" / "embeddings-0")
+    call(report, "--run_dir", run)
+    assert "embeddings-0: holds no embeddings of train-query: the map" in capsys.readouterr().out
+    assert "Their map is left out" in Page(run / "report.html").text
+    assert not (run / "results" / "pictures" / "clusters.png").exists()
+    assert (run / "results" / "pictures" / "gains.png").exists()
+
+
 def test_a_sample_of_the_queries_has_their_texts_and_clusters(made_run):
     sample, sizes = sample_queries(RunFolder(made_run), 0, 5)
     assert len(sample.rows) == len(sample.texts) == 5
@@ -334,7 +343,6 @@ def test_a_sample_of_the_queries_has_their_texts_and_clusters(made_run):
         ("results/results.json", r"results\.json"),
         ("results/comparison.json", r"comparison\.json"),
         ("ann_data/clusters_0/assignment.npy", r"assignment\.npy: cannot be read"),
-        ("ann_data/embeddings-0", "embeddings-0: holds no embeddings of train-query"),
         ("collection/msmarco/queries.train.tsv", r"queries\.train\.tsv: no such file; the report shows queries"),
         ("settings.train", r"settings\.train: no such file"),
     ],

@@ -72,9 +72,8 @@ def test_where_the_terminal_is_closed_training_saves_or_under_nohup_goes_on(plac
     launcher = ["--standalone", "--nproc_per_node", 2]
     if ignored:
         launcher = ["--signals-to-handle", "SIGTERM,SIGINT,SIGQUIT", *launcher]  # as run_ance.sh has it
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
-    process = place.train(0, *FLAGS, launcher=tuple(launcher), background=True, terminal=its_end)
-    signal.signal(signal.SIGHUP, before)
+    ignoring = (signal.SIGHUP,) * ignored
+    process = place.train(0, *FLAGS, launcher=tuple(launcher), background=True, terminal=its_end, ignoring=ignoring)
     os.close(its_end)
     shown = b""
     while not re.search(rb"[1-9][\d.]*/%d" % STEPS, shown):

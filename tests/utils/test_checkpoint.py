@@ -339,9 +339,17 @@ def test_the_newest_checkpoint_of_some_kind_is_found(tmp_path, save):
 def test_mining_begins_only_at_the_end_of_an_episode(tmp_path, save):
     save(5, episode_step=5)
     with pytest.raises(InputError, match="checkpoint-5: stands inside round 0: train it to its end"):
-        newest_or_initial([tmp_path / "models"], "", ended=True)
+        newest_or_initial([tmp_path / "models"], "", mines=1)
     save(9, episode_step=9, ended=True)
-    assert newest_or_initial([tmp_path / "models"], "", ended=True)[1].global_step == 9
+    assert newest_or_initial([tmp_path / "models"], "", mines=1)[1].global_step == 9
+
+
+@pytest.mark.parametrize("mines", [0, 1])
+def test_an_episode_is_mined_by_no_checkpoint_that_was_trained_on_it_or_on_a_later_one(tmp_path, save, mines):
+    save(9, round=1, ended=True)
+    with pytest.raises(InputError, match=rf"was trained on episode 1.* cannot mine episode {mines}; remove"):
+        newest_or_initial([tmp_path / "models"], "", mines=mines)
+    assert newest_or_initial([tmp_path / "models"], "", mines=2)[1].global_step == 9
 
 
 def test_an_episode_goes_on_in_its_own_mined_file_only(tmp_path):

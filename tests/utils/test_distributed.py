@@ -35,7 +35,8 @@ def wait_for_the_other(beats: bool) -> str:
 
 
 @pytest.mark.parametrize(
-    ("beats", "says"), [(True, "waited"), (False, "rank 1 of 2 is dead or hangs: it takes no part (others wait 2 s")]
+    ("beats", "says"),
+    [(True, "waited"), (False, "rank 1 of 2 is dead or hangs: it takes no part (others wait at most 2 s")],
 )
 def test_a_process_is_waited_for_while_it_gives_signs_of_life_and_named_when_it_gives_none(beats, says):
     assert run_processes(wait_for_the_other, 2, beats)[0].startswith(says)

@@ -5,10 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.processes import heed
 from utils import stopping
 from utils.stopping import EXIT_CODE, Stopped, StopRequest
 
@@ -69,9 +71,12 @@ errors.run(main)
 """
 
 
-def start(path: Path, cleaning: float | str, says: str = "at work") -> subprocess.Popen:
+def start(
+    path: Path, cleaning: float | str, says: str = "at work", ignoring: tuple[int, ...] = ()
+) -> subprocess.Popen:
     command = [sys.executable, "-c", SCRIPT, ROOT, path, str(cleaning)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, **pipes, preexec_fn=partial(heed, *ignoring))
     assert process.stdout.readline() == f"{says}\n"
     return process
 
@@ -87,11 +92,7 @@ def test_a_script_that_is_asked_to_stop_says_so_in_a_line_and_leaves_nothing_hal
 
 
 def test_under_nohup_a_closed_terminal_is_no_signal(tmp_path):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        process = start(tmp_path / "file", 0)
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    process = start(tmp_path / "file", 0, ignoring=(signal.SIGHUP,))
     process.send_signal(signal.SIGHUP)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(timeout=1)
