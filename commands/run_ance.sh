@@ -92,8 +92,8 @@ leave() { # however this ends: what it started ends too, and the reason is told 
     kill $(jobs -p) 2> /dev/null || true
     wait
     local reason="exit code $status; see above"
-    [[ ! -s "${ANCE_ERRORS:-}" ]] || reason="$(head -n 1 "$ANCE_ERRORS")"
-    rm -f "${ANCE_ERRORS:-}"
+    [[ ! -s "$ANCE_ERRORS" ]] || reason="$(head -n 1 "$ANCE_ERRORS")"
+    rm -f "$ANCE_ERRORS"
     case "$status,$told" in
         0,*) ;;
         143,*) printf '\nstopped; run this again, and it goes on\n' >&2 ;;
