@@ -43,9 +43,8 @@ def resume(
     `saved` is the checkpoint's own state, None for an initial model, from which the first episode begins. Inside the
     episode training goes on; of an earlier one, the optimizer's moments stay and the rest begins anew. Random states
     count for the same number of processes only. `InputError` where the episode before has not ended with this
-    checkpoint,
-    and where the checkpoint was trained with another optimizer, or inside the episode with another objective or
-    number of groups.
+    checkpoint, where it was trained with another optimizer, or inside the episode with another objective or number of
+    groups.
     """
     if saved is None:
         if round > 0:

@@ -71,7 +71,7 @@ def run(main: Callable[[], None]) -> None:
     """Runs an entry script: an `InputError` becomes one clear line and exit code 2, a signal exit code 75.
 
     In a run of several processes this one ends at once (see `utils.distributed.leave`), and the launcher ends the
-    others. The line is added to the file ANCE_ERRORS names too, if any: launchers say much after it.
+    others. An error's line is also added to the file that ANCE_ERRORS names, if it does: launchers say much after it.
     """
     StopRequest(raises=True)
     try:

@@ -32,14 +32,18 @@ _intact: set[tuple[str, int, int, str]] = set()  # path, size, time of the last 
 def _partial_path(path: Path) -> Path:
     """A fresh name beside `path`; what earlier crashes left there for the same path is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
-        _remove(leftover)
+    _remove_partials(path)
     return path.parent / f".{path.name}.partial-{os.getpid()}"
 
 
 def remove_leftovers(folder: str | os.PathLike) -> None:
     """Removes what crashes left half written in `folder`, of any name: to be called by the folder's only writer."""
     for leftover in Path(folder).glob(".*.partial-*"):
+        _remove(leftover)
+
+
+def _remove_partials(path: Path) -> None:
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
         _remove(leftover)
 
 
@@ -112,8 +116,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
             partial.replace(path)
             shutil.rmtree(outgoing, ignore_errors=True)
         except BaseException:
-            for leftover in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
-                _remove(leftover)
+            _remove_partials(path)
             raise
         sync(path.parent)
 
