@@ -16,6 +16,7 @@ from evaluate.model_card import Arguments, code
 from tests.tiny_run import COLLECTION, STEP, call, make_run, save_tiny_checkpoint
 from utils.errors import InputError
 
+ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "x`|<script>alert(1)</script>\n---\nlicense: mit\n![a](http://b) \x1b[31m: {evil: yes} 'q\" #"
 
 
@@ -193,11 +194,14 @@ def test_the_examples_run_and_give_the_same_scores(run, tmp_path, model_type, mo
     np.testing.assert_allclose(*scores, rtol=1e-4)
 
 
-def test_the_readmes_upload_leaves_training_files_behind(run):
-    """What `hf upload` excludes, by the patterns that the README names."""
+def test_the_documented_upload_leaves_training_files_behind(run):
+    """What `hf upload` excludes, by the patterns that docs/using.md names."""
+    page = (ROOT / "docs" / "using.md").read_text(encoding="utf-8")
+    upload = next(line for line in page.splitlines() if line.strip().startswith("hf upload"))
+    patterns = [pattern.strip('"') for pattern in re.findall(r"--exclude (\S+)", upload)]
     checkpoint = run / "saved_models" / f"checkpoint-{STEP}"
     write_card(run)
     names = [path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()]
-    left = set(filter_repo_objects(names, ignore_patterns=["*.pt", "trainer_state.json"]))
+    left = set(filter_repo_objects(names, ignore_patterns=patterns))
     assert set(names) - left == {"optimizer.pt", "random_states.pt", "trainer_state.json"}
     assert {"README.md", "model.safetensors", "1_Pooling/config.json"} < left
