@@ -23,9 +23,10 @@ from data.judgments import qrel_file, read_split, write_split
 from data.tokenizing import Text, count_lines, load_tokenizer, text_normalizer, write_token_store
 from utils.arguments import option, parse, required
 from utils.errors import InputError, run
-from utils.files import find_file, read_lines
+from utils.files import find_file, read_records
 from utils.lock import hold_lock
 from utils.logs import say
+from utils.token_store import TokenStore
 
 SURROGATE = re.compile("[\ud800-\udfff]")  # what Python's JSON makes of half of a pair
 
@@ -49,7 +50,7 @@ class Arguments:
 
 def read_jsonl(path: Path, normalize: Callable[[str], str]) -> Iterator[Text]:
     """Passages or queries: a JSON object a line with _id, text and, where a passage has one, title."""
-    for line, content in read_lines(path):
+    for line, content in read_records(path):
         try:
             record = json.loads(content)
         except (ValueError, RecursionError) as error:
@@ -108,7 +109,7 @@ def main() -> None:
     judged = write_split(split, passage_rows, tokenizer, args.max_query_length, out)
     if args.split == "test":
         highest = max(grade for query in split.queries for grade in split.judgments[query].values())
-        compare_with_published(args.dataset, total or 0, judged, highest)
+        compare_with_published(args.dataset, len(TokenStore(out / "passages")), judged, highest)
     say(f"token stores and judgments are in {out}")
 
 

@@ -4,15 +4,16 @@ They are read before the collection is tokenized: they are small beside it, a mi
 tell the few passages whose rows have to be remembered.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from data.tokenizing import Text, write_token_store
+from data.tokenizing import Text, each_once, write_token_store
 from utils.errors import InputError
-from utils.files import read_lines
+from utils.files import read_records
 from utils.logs import say
 from utils.qrels import LARGEST_GRADE, write_qrels
 
@@ -39,24 +40,13 @@ def read_judgments(path: Path) -> Judgments:
     """Reads a qrels file, plain or gzipped, in either layout.
 
     Four columns as TREC has them (query, a column that says nothing, passage, relevance), or three (query, passage,
-    relevance), where the first line may name the columns. Columns are parted by tabs, or by blanks where a line
-    has no tab. Relevance is any whole number, relevant above 0. A judgment given twice alike counts once. Blank
-    lines at the end of the file say nothing. Raises `InputError` with the line for anything else.
+    relevance); the first line may name them. Columns are parted by tabs, or by blanks where a line has no tab.
+    Relevance is any whole number (1 or 1.0), relevant above 0. A judgment given twice alike counts once. Blank lines
+    at the end of the file say nothing. Raises `InputError` with the line for anything else.
     """
     judgments: Judgments = {}
     columns = None
-    blank = None  # the number of the first of the blank lines that came last
-    for number, line in read_lines(path):
-        if not line.strip():
-            blank = blank or number
-            continue
-        if blank:
-            raise InputError(
-                f"the line is blank and line {number} is not: lines are missing or were added; blank lines may stand "
-                "at the end only, remove this one",
-                path,
-                blank,
-            )
+    for number, line in read_records(path):
         fields = [field.strip() for field in line.split("\t")] if "\t" in line else line.split()
         if columns is None:
             columns = len(fields)
@@ -67,8 +57,8 @@ def read_judgments(path: Path) -> Judgments:
                     path,
                     number,
                 )
-            if columns == 3 and not any(character.isdigit() for character in line):
-                continue  # the header that BEIR's files have
+            if not any(character.isdigit() for i in (0, -2, -1) for character in fields[i]):
+                continue  # the header that BEIR's files have; the second of four columns may be named Q0
         if len(fields) != columns:
             raise InputError(
                 f"expected {columns} columns as on the first line, found {len(fields)}: {line[:80]!r}", path, number
@@ -76,17 +66,7 @@ def read_judgments(path: Path) -> Judgments:
         query, passage = fields[0], fields[-2]
         if not query or not passage:
             raise InputError(f"the query or the passage has no id: {line[:80]!r}", path, number)
-        try:
-            relevance = int(fields[-1])
-        except ValueError:
-            relevance = None
-        if relevance is None or abs(relevance) > LARGEST_GRADE:
-            raise InputError(
-                f"the relevance must be a whole number of at most 31 bits, found {fields[-1][:80]!r}; is the last "
-                "column another one?",
-                path,
-                number,
-            )
+        relevance = _relevance(fields[-1], path, number)
         known = judgments.setdefault(query, {}).setdefault(passage, relevance)
         if known != relevance:
             raise InputError(
@@ -100,17 +80,35 @@ def read_judgments(path: Path) -> Judgments:
     return judgments
 
 
+def _relevance(field: str, path: Path, line: int) -> int:
+    """The grade that a field holds: 1, 1.0, -2 …; `InputError` for anything else."""
+    whole = re.fullmatch(r"([+-]?[0-9]+)(\.0*)?", field)
+    if whole and abs(int(whole[1])) <= LARGEST_GRADE:
+        return int(whole[1])
+    if re.fullmatch(r"[+-]?[0-9]*\.0*[1-9][0-9]*", field):
+        raise InputError(
+            f"the relevance is {field[:80]}, and trec_eval's measures, which are reported here, know whole numbers "
+            "only; map the grades to whole numbers, with 0 for what is not relevant",
+            path,
+            line,
+        )
+    raise InputError(
+        f"the relevance must be a whole number of at most 31 bits, found {field[:80]!r}; is the last column another "
+        "one?",
+        path,
+        line,
+    )
+
+
 def read_split(name: str, queries: Iterable[Text], queries_path: Path, qrels_path: Path) -> Split:
     """Reads a split's judgments and, of its queries, those that have a relevant passage.
 
-    What is left out is counted and said. Raises `InputError` where an id comes twice or no query is left.
+    What is left out is counted and said. Raises `InputError` where an id comes with two texts or no query is left.
     """
     judgments = read_judgments(qrels_path)
     seen = set()
     judged = {}
-    for line, query, text in queries:
-        if query in seen:
-            raise InputError(f"the id {query!r} was given before; ids must differ", queries_path, line)
+    for _, query, text in each_once(queries, queries_path):
         seen.add(query)
         if _has_relevant(judgments.get(query, {})):
             judged[query] = text

@@ -20,7 +20,7 @@ from data.judgments import qrel_file, read_split, write_split
 from data.tokenizing import Text, count_lines, load_tokenizer, text_normalizer, write_token_store
 from utils.arguments import check_at_least_one, option, parse, required
 from utils.errors import InputError, run
-from utils.files import find_file, read_lines, split_fields
+from utils.files import find_file, read_records, split_fields
 from utils.lock import hold_lock
 from utils.logs import say
 
@@ -38,6 +38,8 @@ FILES = {
         "dev": (("msmarco-docdev-queries.tsv",), ("msmarco-docdev-qrels.tsv",)),
     },
 }
+# What the first column of a file with a header is called.
+COLUMN_NAMES = {"id", "_id", "pid", "qid", "docid", "doc_id", "passage_id", "query_id", "query-id", "corpus-id"}
 
 
 @dataclass
@@ -57,25 +59,41 @@ class Arguments:
         check_at_least_one(self, "max_doc_character")
 
 
-def read_numbered(path: Path, normalize: Callable[[str], str]) -> Iterator[Text]:
-    """Passages or queries: a number, a tab, the text."""
-    for line, content in read_lines(path):
-        text_id, text = split_fields(content, 2, path, line)
-        if not (text_id.isascii() and text_id.isdigit()):
-            raise InputError(f"expected a number as the id, found {text_id[:80]!r}", path, line)
-        yield line, text_id, normalize(text)
+def read_tsv(path: Path, normalize: Callable[[str], str]) -> Iterator[Text]:
+    """Passages or queries: an id, a tab, the text, stripped on the right.
+
+    As in the published code, further columns are not read; that is said once.
+    """
+    said = False
+    for line, content in read_records(path):
+        text_id, rest = split_fields(content, 2, path, line)
+        text, tab, more = rest.partition("\t")
+        if tab and not said:
+            said = True
+            say(f"{path.name}: columns after the second are left out, in line {line} for one: {more[:40]!r}")
+        yield line, _checked_id(text_id, path, line), normalize(text.rstrip())
 
 
 def read_documents(
     path: Path, normalize: Callable[[str], str], separator: str, max_characters: int
 ) -> Iterator[Text]:
-    """Documents: D and a number, url, title, body, with tabs between; the last three become one text."""
-    for line, content in read_lines(path):
+    """Documents: an id, url, title, body, with tabs between; the last three become one text."""
+    for line, content in read_records(path):
         text_id, *parts = split_fields(content, 4, path, line)
-        if not (text_id.isascii() and text_id[:1] == "D" and text_id[1:].isdigit()):
-            raise InputError(f"expected D and a number as the id (like D123), found {text_id[:80]!r}", path, line)
         # Normalized first: a separator in lower case would be an ordinary word.
-        yield line, text_id, separator.join(map(normalize, parts))[:max_characters]
+        yield line, _checked_id(text_id, path, line), separator.join(map(normalize, parts))[:max_characters]
+
+
+def _checked_id(text_id: str, path: Path, line: int) -> str:
+    """The id without blanks around it; `InputError` where nothing is left, or where the line is a header."""
+    text_id = text_id.strip()
+    if not text_id:
+        raise InputError("the first column, the id, is empty", path, line)
+    if line == 1 and text_id.lower() in COLUMN_NAMES:
+        raise InputError(
+            f"is a header ({text_id[:80]!r} is no id), and this layout has none; remove the line", path, 1
+        )
+    return text_id
 
 
 def main() -> None:
@@ -90,10 +108,10 @@ def main() -> None:
     for name in ("train", "dev"):
         queries, qrels = (find_file(raw, *names) for names in files[name])
         say(f"reading {queries.name} and {qrels.name}")
-        splits.append(read_split(name, read_numbered(queries, normalize), queries, qrels))
+        splits.append(read_split(name, read_tsv(queries, normalize), queries, qrels))
 
     if args.data_type == PASSAGES:
-        texts = read_numbered(collection, normalize)
+        texts = read_tsv(collection, normalize)
     elif tokenizer.sep_token is None:
         raise InputError(f"the tokenizer of {args.model_name_or_path!r} has no separator token for documents")
     else:

@@ -3,8 +3,8 @@
 The fast tokenizers' own threads take every core, a block at a time; meanwhile Python writes the block before and
 reads the next. A block is bounded in characters, not only in texts, so that memory stays the same for passages of 300
 characters and documents of 10,000. A tokenizer reads a text to its end and only then truncates: where the tokens stay
-the same, it is given just the beginning of a long one. Of the ids only those that somebody asks for are kept, with 8
-bytes of each other one to tell whether it comes again.
+the same, it is given just the beginning of a long one. Of the ids only those that somebody asks for are kept, with 16
+bytes of each other one to tell whether it comes again, and with which text.
 """
 
 import gzip
@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from utils.errors import InputError, first_line
 from utils.files import open_binary
-from utils.logs import progress
+from utils.logs import progress, say
 from utils.token_store import TokenizerInfo, create_token_store
 
 Text = tuple[int, str, str]  # line of the source file, the collection's own id, text
@@ -72,8 +72,9 @@ def write_token_store(
     """Tokenizes `texts` into a token store at `folder` and returns the rows of the `wanted` ids that it holds.
 
     A row has at most `max_length` tokens, special ones included, and equals what `tokenizer(text)` gives, truncated.
-    `source` is the file that the texts come from; `total`, if known, is how many there are. Raises `InputError`
-    where an id comes twice; then no store appears.
+    `source` is the file that the texts come from; `total`, if known, is how many there are. A text that comes again
+    with its id is left out, see `each_once`. Raises `InputError` where an id comes with two texts; then no store
+    appears.
     """
     specials = tokenizer.num_special_tokens_to_add()
     if max_length <= specials:
@@ -84,22 +85,28 @@ def write_token_store(
     backend.no_padding()
     backend.enable_truncation(max_length)
     encode = partial(encode_beginnings, backend, max_length) if reads_words(backend) else backend.encode_batch_fast
-    seen = SeenIds()
     rows: dict[str, int] = {}
+    left_out: list[int] = []
     with (
         create_token_store(folder, TokenizerInfo.of(tokenizer), max_length, source) as writer,
         progress(total=total, unit="texts", label=label) as bar,
     ):
-        for lines, ids, encodings in _encode_ahead(_blocks(texts), encode):
-            repeated = seen.add(ids)
-            if repeated is not None:
-                raise InputError(
-                    f"the id {ids[repeated]!r} was given before; ids must differ", source, lines[repeated]
-                )
+        for _, ids, encodings in _encode_ahead(_once(_blocks(texts), source, left_out), encode):
             rows.update((text_id, writer.rows + i) for i, text_id in enumerate(ids) if text_id in wanted)
             writer.append(ids, (encoding.ids for encoding in encodings))
             bar.update(len(ids))
+        if left_out:
+            writer.note_lines(np.delete(np.arange(writer.rows + len(left_out)), np.array(left_out) - 1))
     return rows
+
+
+def each_once(texts: Iterable[Text], source: Path) -> Iterator[Text]:
+    """`texts` without those that come again with their id, which are counted and said.
+
+    Raises `InputError` with the line of `source` where an id comes again with another text.
+    """
+    for block in _once(_blocks(texts), source, []):
+        yield from zip(*block, strict=True)
 
 
 def reads_words(backend: Tokenizer) -> bool:
@@ -159,29 +166,63 @@ def _blocks(texts: Iterable[Text]) -> Iterator[Block]:
         yield lines, ids, block
 
 
-class SeenIds:
-    """Tells an id that comes again, in 8 bytes an id: sorted runs of 64-bit hashes, merged as they grow.
+def _once(blocks: Iterator[Block], source: Path, left_out: list[int]) -> Iterator[Block]:
+    """What `each_once` does, by blocks; the lines of what is left out are added to `left_out`."""
+    seen = SeenTexts()
+    for lines, ids, texts in blocks:
+        again, differs = seen.add(ids, texts)
+        if differs.any():
+            i = int(differs.argmax())
+            raise InputError(
+                f"the id {ids[i]!r} was given before, with another text; ids must differ: remove one of the two, or "
+                "give it another id",
+                source,
+                lines[i],
+            )
+        if again.any():
+            left_out += [lines[i] for i in np.flatnonzero(again)]
+            kept = np.flatnonzero(~again).tolist()
+            lines, ids, texts = ([column[i] for i in kept] for column in (lines, ids, texts))
+        yield lines, ids, texts
+    if left_out:
+        say(
+            f"{source.name}: {len(left_out):,} texts left out, which come again with the same id (line {left_out[0]})"
+        )
 
-    Of n ids, two different ones are taken for the same with a probability of about n² / 2^65: 2 in a million for
-    MS MARCO's passages.
+
+class SeenTexts:
+    """Tells an id that comes again, and whether its text does, in 16 bytes a text.
+
+    These are 64-bit hashes of both, in runs that are sorted by the id's and merged as they grow. Of n ids, two
+    different ones are taken for the same with a probability of about n² / 2^65: 2 in a million for MS MARCO's.
     """
 
     def __init__(self) -> None:
-        self._runs: list[np.ndarray] = []
+        self._runs: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def add(self, ids: list[str]) -> int | None:
-        """Adds a block of ids. Returns the index of one that was there before, None if all are new."""
-        hashes = np.fromiter(map(hash, ids), dtype=np.int64, count=len(ids))
-        run, first = np.unique(hashes, return_index=True)
-        repeated = np.ones(len(ids), dtype=bool)
-        repeated[first] = False
-        for earlier in self._runs:
-            place = np.minimum(np.searchsorted(earlier, run), len(earlier) - 1)
-            repeated[first[earlier[place] == run]] = True
-        while self._runs and len(self._runs[-1]) <= 2 * len(run):
-            run = np.sort(np.concatenate([self._runs.pop(), run]))
-        self._runs.append(run)
-        return int(repeated.argmax()) if repeated.any() else None
+    def add(self, ids: list[str], texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Adds a block. Which of its ids came before, and which of them with another text, both bool (n,)."""
+        hashes, contents = (np.fromiter(map(hash, part), dtype=np.int64, count=len(part)) for part in (ids, texts))
+        run, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+        known = contents[first]
+        is_new = np.ones(len(run), dtype=bool)
+        for earlier_ids, earlier_contents in self._runs:
+            place = np.minimum(np.searchsorted(earlier_ids, run), len(earlier_ids) - 1)
+            found = earlier_ids[place] == run
+            known = np.where(found, earlier_contents[place], known)
+            is_new &= ~found
+        again = np.ones(len(ids), dtype=bool)
+        again[first[is_new]] = False
+        self._keep(run[is_new], known[is_new])
+        return again, again & (contents != known[inverse])
+
+    def _keep(self, ids: np.ndarray, contents: np.ndarray) -> None:
+        while self._runs and len(self._runs[-1][0]) <= 2 * len(ids):
+            merged = [np.concatenate(pair) for pair in zip(self._runs.pop(), (ids, contents), strict=True)]
+            order = np.argsort(merged[0], kind="stable")
+            ids, contents = (part[order] for part in merged)
+        if len(ids):
+            self._runs.append((ids, contents))
 
 
 def count_lines(path: Path) -> int | None:

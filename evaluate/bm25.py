@@ -24,8 +24,8 @@ from bm25s.tokenization import Tokenizer
 
 from data.beir_data import read_jsonl
 from data.judgments import Split, read_split
-from data.msmarco_data import DOCUMENTS, FILES, PASSAGES, read_documents, read_numbered
-from data.tokenizing import Text, count_lines
+from data.msmarco_data import DOCUMENTS, FILES, PASSAGES, read_documents, read_tsv
+from data.tokenizing import Text, count_lines, each_once
 from evaluate.metrics_file import RunMetrics, write_evaluation
 from utils.arguments import check_at_least_one, option, parse, required
 from utils.errors import InputError, run
@@ -98,15 +98,13 @@ def read_folder(folder: Path, split: str) -> tuple[Path, Iterator[Text], Split]:
     collection = find_file(folder, *(name for kind in (PASSAGES, DOCUMENTS) for name in FILES[kind]["collection"]))
     documents = collection.name.removesuffix(".gz") in FILES[DOCUMENTS]["collection"]
     queries, qrels = (find_file(folder, *names) for names in FILES[DOCUMENTS if documents else PASSAGES]["dev"])
-    texts = read_documents(collection, str, " ", sys.maxsize) if documents else read_numbered(collection, str)
-    return collection, texts, read_split("dev", read_numbered(queries, str), queries, qrels)
+    texts = read_documents(collection, str, " ", sys.maxsize) if documents else read_tsv(collection, str)
+    return collection, texts, read_split("dev", read_tsv(queries, str), queries, qrels)
 
 
 def collect_ids(texts: Iterable[Text], path: Path, rows: dict[str, int]) -> Iterator[str]:
-    """Passes on the texts and notes each id's row in `rows`; `InputError` with the line where an id comes twice."""
-    for line, text_id, text in texts:
-        if text_id in rows:
-            raise InputError(f"the id {text_id!r} was given before; ids must differ", path, line)
+    """Passes on the texts, each id once, and notes its row in `rows`; see `each_once`."""
+    for _, text_id, text in each_once(texts, path):
         rows[text_id] = len(rows)
         yield text
 

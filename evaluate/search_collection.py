@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
+from data.msmarco_data import DOCUMENTS, FILES
 from data.tokenizing import text_normalizer
 from evaluate.run_folder import RunFolder
 from model.encoders import Reading, load_store_encoder
@@ -121,16 +122,16 @@ class SourceLines:
     """Lines of a UTF-8 file by their number from 0; only those that are asked for are read.
 
     The starts of a plain file's lines are found once, int64 (lines + 1,). A gzipped file has no such starts: it is
-    read from its front for every question. `InputError` where the file has another number of lines than `count`.
+    read from its front for every question. `InputError` where the file has fewer lines than `count`.
     """
 
     def __init__(self, path: Path, count: int) -> None:
         self._path = path
         with open_binary(path) as handle:
             self._starts = None if isinstance(handle, gzip.GzipFile) else line_starts(path)
-        if self._starts is not None and len(self._starts) - 1 != count:
+        if self._starts is not None and len(self._starts) - 1 < count:
             raise InputError(
-                f"has {len(self._starts) - 1:,} lines, and its token store {count:,} rows; tokenize again", path
+                f"has {len(self._starts) - 1:,} lines, and its token store is of {count:,}; tokenize again", path
             )
 
     def read(self, numbers: list[int]) -> list[str]:
@@ -143,7 +144,7 @@ class SourceLines:
                     if len(found) == len(wanted):
                         break
             if len(found) < len(wanted):
-                raise InputError("has fewer lines than its token store has rows; tokenize again", self._path)
+                raise InputError("has fewer lines than its token store is of; tokenize again", self._path)
             return [found[number] for number in numbers]
         lines = []
         with self._path.open("rb") as handle:
@@ -191,19 +192,21 @@ class Texts:
                 self._path,
             )
         self._ids = SourceLines(store.folder / "ids.txt", len(store))
-        self._lines = SourceLines(self._path, len(store))
+        self._line_of = store.lines
+        self._lines = SourceLines(self._path, int(self._line_of[-1]) + 1)
 
     def read(self, rows: list[int]) -> list[tuple[str, str]]:
         """(id, text) of each of these rows."""
         found = []
-        for row, text_id, line in zip(rows, self._ids.read(rows), self._lines.read(rows), strict=True):
+        numbers = [int(self._line_of[row]) for row in rows]
+        for number, text_id, line in zip(numbers, self._ids.read(rows), self._lines.read(numbers), strict=True):
             own_id, text = split_line(line, self._path.name)
             if own_id != text_id:
                 raise InputError(
                     f"holds passage {own_id!r} where its token store has {text_id!r}: the file was changed since; "
                     "tokenize again",
                     self._path,
-                    row + 1,
+                    number + 1,
                 )
             found.append((text_id, text))
         return found
@@ -217,8 +220,9 @@ def split_line(line: str, file_name: str) -> tuple[str | None, str]:
             return str(record["_id"]), f"{record.get('title') or ''} {record['text']}"
         except (ValueError, TypeError, KeyError, RecursionError):
             return None, ""
-    text_id, _, text = line.partition("\t")
-    return text_id, text
+    text_id, *texts = line.split("\t")
+    documents = file_name.removesuffix(".gz") in FILES[DOCUMENTS]["collection"]
+    return text_id.strip(), " ".join(texts if documents else texts[:1])
 
 
 def question_length(tokens: Path, asked: int) -> int:

@@ -234,6 +234,29 @@ def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
         raise InputError("the file is empty", path)
 
 
+def read_records(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
+    """As `read_lines`, without the blank lines at the end of the file, which say nothing.
+
+    Raises `InputError` besides where a blank line stands before another one, and where all lines are blank.
+    """
+    blank, found = None, False  # `blank`: the number of the first of the blank lines that came last
+    for number, line in read_lines(path):
+        if not line.strip():
+            blank = blank or number
+            continue
+        if blank:
+            raise InputError(
+                f"the line is blank and line {number} is not: lines are missing or were added; blank lines may stand "
+                "at the end only, remove this one",
+                path,
+                blank,
+            )
+        found = True
+        yield number, line
+    if not found:
+        raise InputError("holds blank lines only", path)
+
+
 def split_fields(line: str, count: int, path: str | os.PathLike, number: int) -> list[str]:
     """Splits a line at its tabs into exactly `count` fields (the last keeps further tabs)."""
     fields = line.split("\t", count - 1)

@@ -3,6 +3,8 @@
     FOLDER/tokens.npy     uint16 (int32 for a vocabulary over 65,536), every row's tokens one after another
     FOLDER/offsets.npy    int64, rows + 1: row i is tokens[offsets[i]:offsets[i + 1]]
     FOLDER/ids.txt        the collection's own id of each row, a line a row
+    FOLDER/lines.npy      int64, rows: the line of the source, from 0, that each row is from; where rows are the first
+                          lines one after another, there is no such file
     FOLDER/meta.json      what it was made from and with, see `TokenStoreMeta`
 
 Nothing is padded: MS MARCO's passages have 77 tokens in the mean and are asked for at 256, so padding on disk
@@ -140,6 +142,10 @@ class TokenStoreWriter:
         self._tokens.append(flat)
         self._ids.writelines(f"{text_id}\n" for text_id in ids)
 
+    def note_lines(self, lines: np.ndarray) -> None:
+        """Notes which line of the source, from 0, each row is from, int64 (rows,): for a source with other lines."""
+        np.save(self._folder / "lines.npy", lines.astype(OFFSET_DTYPE))
+
     def close(self, source: Path) -> None:
         self._tokens.close()
         self._offsets.close()
@@ -208,6 +214,17 @@ class TokenStore:
     def lengths(self) -> np.ndarray:
         """Tokens of each row, int64."""
         return np.diff(self.offsets)
+
+    @cached_property
+    def lines(self) -> Sequence[int] | np.ndarray:
+        """The line of the source, from 0, that each row is from."""
+        path = self.folder / "lines.npy"
+        if not path.exists():
+            return range(len(self))
+        lines = _open_array(path, OFFSET_DTYPE, len(self))
+        if (np.diff(lines, prepend=-1) < 1).any():
+            raise InputError(f"the lines are not in order: the store is damaged; {_cure(self.folder)}", path)
+        return lines
 
     @cached_property
     def ids(self) -> list[str]:

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import torch
 
-from data.msmarco_data import read_numbered
+from data.msmarco_data import read_tsv
 from data.tokenizing import text_normalizer, write_token_store
 from evaluate.benchmarks import contenders
 from evaluate.benchmarks.contenders import product_rate
@@ -83,7 +83,7 @@ class Work:
 def make_work(args: Arguments, folder: Path, device: torch.device, precision: Precision) -> Work:
     """Chooses the texts, tokenizes them, and loads the checkpoint in both ways."""
     collection = find_file(args.collection_dir, "collection.tsv")
-    texts = list(read_numbered(collection, text_normalizer(MODEL_TYPE)))
+    texts = list(read_tsv(collection, text_normalizer(MODEL_TYPE)))
     count = args.texts or (5_000 if device.type == "cuda" else 1_000)
     if count > len(texts):
         raise InputError(f"holds {len(texts):,} texts, and --texts asks for {count:,}", collection)

@@ -21,7 +21,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from sentence_transformers.util import mine_hard_negatives
 
 from data.judgments import read_judgments
-from data.msmarco_data import read_numbered
+from data.msmarco_data import read_tsv
 from data.tokenizing import text_normalizer
 from utils import distributed
 from utils.arguments import option, parse, required
@@ -47,7 +47,7 @@ def read_pairs(folder: Path) -> tuple[dict[str, list[str]], list[str]]:
     """Each query with each of its relevant passages, as two columns of texts, and the texts of all passages."""
     normalize = text_normalizer("rdot_nll_condenser")
     passages, queries = (
-        {text_id: text for _, text_id, text in read_numbered(folder / name, normalize)}
+        {text_id: text for _, text_id, text in read_tsv(folder / name, normalize)}
         for name in ("collection.tsv", "queries.train.tsv")
     )
     pairs = [

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from datasets import Dataset, disable_progress_bars
 
-from data.msmarco_data import read_numbered
+from data.msmarco_data import read_tsv
 from data.tokenizing import load_tokenizer, text_normalizer, write_token_store
 from evaluate.benchmarks import contenders
 from utils.arguments import check_at_least_one, option, parse, required
@@ -61,7 +61,7 @@ def make_contenders(args: Arguments, folder: Path) -> dict[str, Callable[[], Row
     """Writes the texts to a file and gives what turns them into rows of tokens: a token store, a data set."""
     collection = find_file(args.collection_dir, "collection.tsv")
     normalize = text_normalizer(MODEL_TYPE)
-    some = [text for _, _, text in read_numbered(collection, normalize)]
+    some = [text for _, _, text in read_tsv(collection, normalize)]
     texts = [some[i % len(some)] for i in range(args.texts)]
     path = folder / "collection.tsv"
     path.write_text("".join(f"{i}\t{text}\n" for i, text in enumerate(texts)), encoding="utf-8")
@@ -69,7 +69,7 @@ def make_contenders(args: Arguments, folder: Path) -> dict[str, Callable[[], Row
     disable_progress_bars()
 
     def ours() -> TokenStore:
-        given = read_numbered(path, normalize)
+        given = read_tsv(path, normalize)
         write_token_store(folder / OURS, given, tokenizer, length, path, wanted=(), label="texts", total=args.texts)
         return TokenStore(folder / OURS)
 

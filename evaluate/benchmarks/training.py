@@ -39,7 +39,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from data.judgments import qrel_file
-from data.msmarco_data import read_numbered
+from data.msmarco_data import read_tsv
 from data.tokenizing import load_tokenizer, text_normalizer
 from evaluate.benchmarks import contenders
 from evaluate.benchmarks.contenders import Processes, Taken, now, product_rate
@@ -169,7 +169,7 @@ def _texts(collection_dir: str | Path, store: TokenStore, rows: np.ndarray) -> l
     path = Path(collection_dir, store.meta.source_file)
     ids = [store.ids[row] for row in rows]
     wanted: dict[str, str | None] = dict.fromkeys(ids)
-    for _, text_id, text in read_numbered(path, text_normalizer(MODEL_TYPE)):
+    for _, text_id, text in read_tsv(path, text_normalizer(MODEL_TYPE)):
         if text_id in wanted:
             wanted[text_id] = text
     missing = [text_id for text_id, text in wanted.items() if text is None]

@@ -77,12 +77,13 @@ def test_lengths_go_by_the_data_set_unless_given(folder, flags, query_length, pa
         ("corpus.jsonl", '{"_id": "a", "text": "x", "title": 3}\n', "corpus.jsonl:1", "title, found 3"),
         ("corpus.jsonl", '{"_id": "a\\nb", "text": "x"}\n', "corpus.jsonl:1", "line break"),
         ("corpus.jsonl", '{"_id": "", "text": "x"}\n', "corpus.jsonl:1", "empty"),
-        ("corpus.jsonl", '{"_id": "a", "text": "x"}\n' * 2, "corpus.jsonl:2", "'a' was given before"),
-        ("queries.jsonl", '{"_id": "q1", "text": "x"}\n' * 2, "queries.jsonl:2", "'q1' was given before"),
+        ("corpus.jsonl", '{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}', "corpus.jsonl:2", "'a' was given"),
+        ("queries.jsonl", '{"_id": "q1", "text": "x"}\n{"_id": "q1", "text": ""}', "queries.jsonl:2", "'q1' was"),
+        ("corpus.jsonl", '{"_id": "a", "text": "x"}\n\n{"_id": "b", "text": "y"}', "corpus.jsonl:2", "is blank"),
         ("queries.jsonl", b'{"_id": "q1", "text": "\xe9"}\n', "queries.jsonl:1", "UTF-8"),
         ("queries.jsonl", '{"_id": "q1"}\n', "queries.jsonl:1", "text"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\ta/1\n", "qrels/test.tsv:2", "expected 3 columns"),
-        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\ta/1\t0.5\n", "qrels/test.tsv:2", "'0.5'"),
+        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\ta/1\t0.5\n", "qrels/test.tsv:2", "is 0.5"),
     ],
 )
 def test_bad_input_is_named_by_file_and_line_and_leaves_nothing(
@@ -107,3 +108,14 @@ def test_both_spellings_of_flags_are_taken(preprocess_beir, monkeypatch, tmp_pat
     beir_data.main()
     assert (tmp_path / "out" / "passages" / "tokens.npy").read_bytes() == before
     assert set(BEIR_FILES) == {"corpus.jsonl", "queries.jsonl", "qrels/test.tsv"}
+
+
+def test_blank_lines_at_the_end_and_lines_given_twice_change_nothing(preprocess_beir, tmp_path, capsys):
+    plain = preprocess_beir(out=tmp_path / "plain")
+    changes = {name: content + content.split("\n")[0] + "\n\n \n" for name, content in BEIR_FILES.items()}
+    changes["qrels/test.tsv"] = BEIR_FILES["qrels/test.tsv"] + "\n"
+    out = preprocess_beir(changes, out=tmp_path / "changed")
+    for name in ("passages/tokens.npy", "passages/ids.txt", "test-query/ids.txt", "test-qrel.tsv"):
+        assert (out / name).read_bytes() == (plain / name).read_bytes()
+    assert list(TokenStore(out / "passages").lines) == [0, 1, 2]
+    assert "corpus.jsonl: 1 texts left out" in capsys.readouterr().out

@@ -33,7 +33,7 @@ def test_rows_are_the_texts_tokenized_one_by_one_in_the_files_order(preprocess_p
     out = preprocess_passages(max_seq_length=7, max_query_length=5)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     for store, length, texts in (
-        ("passages", 7, ("the Cat is blue", "the sky of the tree", "", "dog: what\tis the sky?")),
+        ("passages", 7, ("the Cat is blue", "the sky of the tree", "", "dog: what")),
         ("train-query", 5, ("what is blue", "How blue is the tree")),
         ("dev-query", 5, ("dog of the sky",)),
     ):
@@ -137,8 +137,11 @@ def test_the_store_remembers_source_tokenizer_and_length(preprocess_passages, to
         ("queries.train.tsv", "", "queries.train.tsv", "empty"),
         ("collection.tsv", "0\tthe cat\n1 the dog\n", "collection.tsv:2", "tab"),
         ("queries.dev.small.tsv", "20 the dog\n", "queries.dev.small.tsv:1", "tab"),
-        ("collection.tsv", "0\tthe cat\nD7\tthe dog\n", "collection.tsv:2", "'D7'"),
-        ("collection.tsv", "0\tthe cat\n\tthe dog\n", "collection.tsv:2", "expected a number"),
+        ("collection.tsv", "0\tthe cat\n \tthe dog\n", "collection.tsv:2", "the id, is empty"),
+        ("collection.tsv", "pid\tpassage\n0\tthe cat\n", "collection.tsv:1", "is a header"),
+        ("queries.train.tsv", "query_id\ttext\n10\twhat\n", "queries.train.tsv:1", "is a header"),
+        ("collection.tsv", "0\tthe cat\n\n7\tthe dog\n", "collection.tsv:2", "line 3 is not"),
+        ("collection.tsv", "\n\n", "collection.tsv", "blank lines only"),
         ("collection.tsv", "0\ta\n7\tb\n2\tc\n7\td\n", "collection.tsv:4", "'7' was given before"),
         ("queries.train.tsv", "10\ta\n12\tb\n10\tc\n", "queries.train.tsv:3", "'10' was given before"),
         ("collection.tsv", b"0\ta\n7\t\xff\n", "collection.tsv:2", "UTF-8"),
@@ -147,6 +150,7 @@ def test_the_store_remembers_source_tokenizer_and_length(preprocess_passages, to
         ("qrels.train.tsv", "10\t0\n", "qrels.train.tsv:1", "found 2"),
         ("qrels.train.tsv", "10\t0\t0\t1\n12\t0\t7\thigh\n", "qrels.train.tsv:2", "'high'"),
         ("qrels.train.tsv", "10\t0\thigh\n", "qrels.train.tsv:1", "'high'"),
+        ("qrels.train.tsv", "10\t0\t0\t0.5\n", "qrels.train.tsv:1", "the relevance is 0.5"),
         ("qrels.train.tsv", "10\t0\t0\t1\n10\t0\t0\t0\n", "qrels.train.tsv:2", "judged 1 on an earlier line and 0"),
         ("qrels.train.tsv", "query-id\tcorpus-id\tscore\n", "qrels.train.tsv", "no judgment"),
         ("qrels.train.tsv", "10\t0\t0\t0\n", "qrels.train.tsv", "no query"),
@@ -182,11 +186,61 @@ def rerun(preprocess_passages, raw: Path, out: Path) -> None:
     msmarco_data.main()
 
 
-def test_a_document_id_without_its_letter_is_an_error(run_script, tmp_path):
-    raw = write_files(tmp_path / "raw", DOCUMENT_FILES | {"msmarco-docs.tsv": "D1\tu\tt\tb\n22\tu\tt\tb\n"})
-    with pytest.raises(InputError, match=r"msmarco-docs\.tsv:2: expected D and a number"):
-        run_script(msmarco_data, raw, data_type=0)
-    assert nothing_looks_complete(tmp_path / "out")
+def test_ids_need_not_be_numbers(preprocess_passages, run_script, tmp_path):
+    ids = {"0": "msmarco_passage_00_0", "7": "annual report 7.pdf"}
+    lines = PASSAGE_FILES["collection.tsv"].splitlines()
+    collection = "".join(f"{ids.get(line[0], line[0])}{line[1:]}\n" for line in lines)
+    changes = {
+        "collection.tsv": collection,
+        "queries.dev.small.tsv": "q-20\tdog of the sky\n",
+        "qrels.dev.small.tsv": "q-20\t0\tannual report 7.pdf\t1\n",
+        "qrels.train.tsv": "10\t0\tmsmarco_passage_00_0\t1\n",
+    }
+    out = preprocess_passages(changes)
+    assert list(rows(out, "passages")) == ["msmarco_passage_00_0", "1", "2", "annual report 7.pdf"]
+    assert (out / "train-qrel.tsv").read_text() == "0\t0\t1\n"
+    assert (out / "dev-qrel.tsv").read_text() == "0\t3\t1\n"
+    documents = {name: content.replace("D22", "msmarco_doc_00_22") for name, content in DOCUMENT_FILES.items()}
+    out = run_script(msmarco_data, write_files(tmp_path / "docs", documents), data_type=0, out=tmp_path / "documents")
+    assert list(rows(out, "passages")) == ["D1", "msmarco_doc_00_22"]
+
+
+def test_columns_after_the_second_are_left_out_and_that_is_said_once(preprocess_passages, tmp_path, capsys):
+    two = {"collection.tsv": "0\tthe Cat\n1\tthe sky\n2\ta tree\n7\tdog\n"}
+    plain = preprocess_passages(two, out=tmp_path / "two")
+    assert "left out, in line" not in capsys.readouterr().out
+    three = {"collection.tsv": "0\tthe Cat\n1\tthe sky\tblue\n2\ta tree\tof\twhat\n7\tdog\n"}
+    out = preprocess_passages(three, out=tmp_path / "three")
+    assert rows(out, "passages") == rows(plain, "passages")
+    said = [line for line in capsys.readouterr().out.splitlines() if "columns after the second are left out" in line]
+    assert len(said) == 1
+    assert "collection.tsv" in said[0]
+    assert "line 2 for one: 'blue'" in said[0]
+
+
+@pytest.mark.parametrize("end", ["\n", "\n\n", "\r\n\r\n", " \n\t\n", "\n\n\n  "])
+def test_blank_lines_at_the_end_say_nothing(preprocess_passages, tmp_path, end):
+    plain = preprocess_passages(out=tmp_path / "plain")
+    ended = {name: content + end for name, content in PASSAGE_FILES.items()}
+    out = preprocess_passages(ended, out=tmp_path / "ended")
+    for store in ("passages", "train-query", "dev-query"):
+        assert rows(out, store) == rows(plain, store)
+    assert (out / "train-qrel.tsv").read_text() == (plain / "train-qrel.tsv").read_text()
+
+
+def test_a_passage_or_query_that_is_given_twice_alike_is_taken_once(preprocess_passages, tmp_path, capsys):
+    plain = preprocess_passages(out=tmp_path / "plain")
+    doubled = {
+        name: content + content.split("\n")[0] + "\n"
+        for name, content in PASSAGE_FILES.items()
+        if "qrels" not in name
+    }
+    out = preprocess_passages(doubled, out=tmp_path / "doubled")
+    for store in ("passages", "train-query", "dev-query"):
+        assert rows(out, store) == rows(plain, store)
+    said = capsys.readouterr().out
+    for name in doubled:
+        assert f"{name}: 1 texts left out, which come again with the same id" in said
 
 
 def test_judgments_of_unknown_queries_and_passages_are_counted_and_left_out(preprocess_passages, capsys):

@@ -16,14 +16,16 @@ from tokenizers.trainers import BpeTrainer
 from data import tokenizing
 from data.judgments import read_judgments
 from data.tokenizing import (
-    SeenIds,
+    SeenTexts,
     count_lines,
+    each_once,
     encode_beginnings,
     load_tokenizer,
     reads_words,
     write_token_store,
 )
 from model.encoders import MODEL_TYPES
+from utils.errors import InputError
 from utils.token_store import TokenStore
 
 
@@ -31,21 +33,58 @@ def test_the_model_types_are_the_models():
     assert set(tokenizing.MODEL_TYPES) == set(MODEL_TYPES)
 
 
-@given(st.lists(st.lists(st.integers(0, 40).map(str), min_size=1, max_size=12), max_size=12))
-def test_the_first_id_that_comes_again_is_told(blocks):
-    seen, known = SeenIds(), set()
+PAIR = st.tuples(st.integers(0, 40).map(str), st.sampled_from("xyyyyyyyy"))
+
+
+@given(st.lists(st.lists(PAIR, min_size=1, max_size=12), max_size=12))
+def test_ids_that_come_again_are_told_and_whether_their_text_does(blocks):
+    seen, known = SeenTexts(), {}
     for block in blocks:
-        expected = next((i for i, text_id in enumerate(block) if text_id in known or text_id in block[:i]), None)
-        assert seen.add(block) == expected
-        known.update(block)
+        expected = []
+        for text_id, text in block:
+            expected.append((text_id in known, known.setdefault(text_id, text) != text))
+        again, differs = seen.add(*map(list, zip(*block, strict=True)))
+        assert list(zip(again.tolist(), differs.tolist(), strict=True)) == expected
 
 
-def test_runs_of_seen_ids_stay_few():
-    seen = SeenIds()
+def test_runs_of_seen_texts_stay_few():
+    seen = SeenTexts()
     for start in range(0, 3000, 10):
-        assert seen.add([str(number) for number in range(start, start + 10)]) is None
+        block = [str(number) for number in range(start, start + 10)]
+        assert not seen.add(block, block)[0].any()
+        assert seen.add(block, block)[0].all()
     assert len(seen._runs) <= 12
-    assert sum(map(len, seen._runs)) == 3000
+    assert sum(len(ids) for ids, _ in seen._runs) == 3000
+
+
+@pytest.mark.parametrize("most_texts", [1, 2, 20_000])
+def test_a_text_that_comes_again_with_its_id_is_taken_once_and_counted(
+    tmp_path, tokenizer_folder, monkeypatch, capsys, most_texts
+):
+    monkeypatch.setattr(tokenizing, "BLOCK_TEXTS", most_texts)
+    source = tmp_path / "source"
+    source.write_text("x")
+    texts = [(i + 1, text_id, f"the cat {text_id}") for i, text_id in enumerate("abacdaee")]
+    tokenizer = load_tokenizer(tokenizer_folder)
+    rows = write_token_store(tmp_path / "once", texts, tokenizer, 12, source, wanted="abcde", label="texts")
+    assert rows == {"a": 0, "b": 1, "c": 2, "d": 3, "e": 4}
+    store = TokenStore(tmp_path / "once")
+    assert store.ids == list("abcde")
+    assert list(store.lines) == [0, 1, 3, 4, 6]
+    assert "source: 3 texts left out, which come again with the same id (line 3)" in capsys.readouterr().out
+    assert list(each_once(texts, source)) == [texts[line] for line in store.lines]
+    with pytest.raises(InputError, match=r"source:9: the id 'c' was given before, with another text"):
+        list(each_once([*texts, (9, "c", "the dog")], source))
+
+
+def test_without_texts_left_out_rows_are_lines(tmp_path, tokenizer_folder):
+    (tmp_path / "source").write_text("x")
+    texts = [(1, "a", "the cat"), (2, "b", "the cat")]
+    write_token_store(
+        tmp_path / "store", texts, load_tokenizer(tokenizer_folder), 12, tmp_path / "source", wanted=(), label=""
+    )
+    assert list(TokenStore(tmp_path / "store").lines) == [0, 1]
+    assert not (tmp_path / "store" / "lines.npy").exists()
 
 
 @pytest.mark.parametrize(("most_texts", "most_characters"), [(1, 10**6), (3, 10**6), (20_000, 1), (20_000, 25)])

@@ -11,9 +11,21 @@ import numpy as np
 import pytest
 
 from data import beir_data
+from data.msmarco_data import read_tsv
+from data.tokenizing import load_tokenizer, write_token_store
 from evaluate import search_collection
-from evaluate.search_collection import Arguments, Hit, Searcher, SourceLines, line_starts, show
+from evaluate.search_collection import (
+    Arguments,
+    Hit,
+    Searcher,
+    SourceLines,
+    Texts,
+    line_starts,
+    show,
+    split_line,
+)
 from model.encoders import MODEL_TYPES, ModelType, RobertaDot
+from tests.tiny import tiny_bert_tokenizer
 from tests.tiny_run import COLLECTION, PASSAGES, QUERIES, QUERY_LENGTH, STEP, call, make_run
 from utils.errors import InputError
 from utils.token_store import TokenStore
@@ -134,8 +146,24 @@ def test_lines_are_read_by_number(tmp_path, zipped, end, monkeypatch):
     assert source.read([4, 0, 3, 1, 2]) == [lines[i] for i in (4, 0, 3, 1, 2)]
     if not zipped:
         assert line_starts(path).dtype == np.int64
-        with pytest.raises(InputError, match=r"lines\.tsv: has 5 lines, and its token store 6 rows"):
+        with pytest.raises(InputError, match=r"lines\.tsv: has 5 lines, and its token store is of 6"):
             SourceLines(path, 6)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_each_row_is_shown_with_its_own_line_where_lines_were_left_out(tmp_path, zipped):
+    """Lines that come again, further columns and blank last lines have no row."""
+    lines = ["a\tthe cat", "b\tthe dog\tleft out", "a\tthe cat", "c\tthe sky", "b\tthe dog", "", " "]
+    path = tmp_path / "collection.tsv"
+    path.write_bytes(gzip.compress("\n".join(lines).encode()) if zipped else "\n".join(lines).encode())
+    texts, tokenizer = read_tsv(path, str), load_tokenizer(tiny_bert_tokenizer(tmp_path / "tokenizer"))
+    write_token_store(tmp_path / "passages", texts, tokenizer, 9, path, wanted=(), label="passages")
+    shown = Texts(TokenStore(tmp_path / "passages"), tmp_path).read([2, 0, 1])
+    assert shown == [("c", "the sky"), ("a", "the cat"), ("b", "the dog")]
+
+
+def test_of_a_document_all_columns_are_shown():
+    assert split_line("D1\turl\ttitle\tbody", "msmarco-docs.tsv.gz") == ("D1", "url title body")
 
 
 def test_texts_of_a_gzipped_collection_are_shown(run):

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from data.beir_data import read_jsonl
 from data.judgments import read_split
-from data.msmarco_data import read_documents, read_numbered
+from data.msmarco_data import read_documents, read_tsv
 from data.tokenizing import write_token_store
 from evaluate.compare_runs import read_comparison
 from evaluate.dev_clusters import DevClusters
@@ -93,7 +93,7 @@ def _raw(folder: Path) -> dict[str, Reader]:
     return {
         "collection.tsv": Reader(
             paths["collection.tsv"],
-            lambda: tokenized(paths["collection.tsv"], read_numbered(paths["collection.tsv"], str.lower)),
+            lambda: tokenized(paths["collection.tsv"], read_tsv(paths["collection.tsv"], str.lower)),
         ),
         "documents.tsv": Reader(
             paths["documents.tsv"],
@@ -104,7 +104,7 @@ def _raw(folder: Path) -> dict[str, Reader]:
         ),
         "queries.tsv.gz": Reader(
             paths["queries.tsv.gz"],
-            lambda: tokenized(paths["queries.tsv.gz"], read_numbered(paths["queries.tsv.gz"], str)),
+            lambda: tokenized(paths["queries.tsv.gz"], read_tsv(paths["queries.tsv.gz"], str)),
         ),
         "qrels.tsv": Reader(
             paths["qrels.tsv"], lambda: read_split("train", queries, paths["queries.tsv"], paths["qrels.tsv"])
