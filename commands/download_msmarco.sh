@@ -11,6 +11,7 @@
 #     MSMARCO_MD5              its checksum (default: 31644046b18952c1386cd4564ba2ae69)
 set -euo pipefail
 
+unset CDPATH # with it, cd prints where it goes
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 url="${MSMARCO_URL:-https://msmarco.z22.web.core.windows.net/msmarcoranking/collectionandqueries.tar.gz}"
 md5="${MSMARCO_MD5:-31644046b18952c1386cd4564ba2ae69}"

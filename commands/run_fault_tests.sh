@@ -5,7 +5,7 @@
 #     KILLS=5 FUZZ_SECONDS=30 bash commands/run_fault_tests.sh
 #
 # Prints the kills that each stage survived, and what each reader was fuzzed with; ends with an error where a fault is
-# not survived. Settings are environment variables:
+# not survived. Settings are environment variables, or flags of the same name in lower case:
 #   KILLS           kills at random moments of each of tokenizing, mining and training (2 processes), and    20
 #                   of a whole run_ance.sh. Every third one hits a single process of several, and every third
 #                   of the whole run is a SIGTERM to it
@@ -14,15 +14,20 @@
 #   FUZZ_JOBS       readers that are fuzzed at once                                                          the cores
 #   FUZZ_EXAMPLES   damaged files a reader (hypothesis)                                                      2000
 set -euo pipefail
+unset CDPATH # with it, cd prints where it goes
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-[[ "${1:-}" != --help && "${1:-}" != -h ]] || { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 0; }
+source "$root/commands/arguments.sh"
+settings=(KILLS DISKS FUZZ_SECONDS FUZZ_JOBS FUZZ_EXAMPLES)
 fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
+while (($#)); do
+    [[ "$1" != --help && "$1" != -h ]] || { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 0; }
+    take_flag "$@" && shift "$taken"
+done
 : "${KILLS:=20}" "${DISKS:=6}" "${FUZZ_SECONDS:=600}" "${FUZZ_JOBS:=$(nproc)}" "${FUZZ_EXAMPLES:=2000}"
-for name in KILLS DISKS FUZZ_SECONDS FUZZ_JOBS FUZZ_EXAMPLES; do
+for name in "${settings[@]}"; do
     [[ "${!name}" =~ ^(0|[1-9][0-9]*)$ ]] || fail "$name is '${!name}'; a whole number is needed"
 done
 ((FUZZ_JOBS > 0)) || fail "FUZZ_JOBS is 0; at least 1 is needed"
-(($# == 0)) || fail "unknown argument '$1'; see --help"
 
 bash "$root/commands/install.sh" dev fuzz
 python="${ANCE_VENV:-$root/.venv}/bin/python"

@@ -21,7 +21,9 @@
 #                      where the hardware has it, else in float16 (GPU)
 #   EVAL_BATCH_SIZE    passages encoded at once                                               128
 set -euo pipefail
+unset CDPATH # with it, cd prints where it goes
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+source "$root/commands/arguments.sh"
 settings=(OUT_DIR COLLECTION CHECKPOINT DATA_DIR MODEL_TYPE POOLING NORMALIZE EMBEDDING_DIR DEPTH TEXT_LINES
     MAX_QUERY_LENGTH MIXED_PRECISION EVAL_BATCH_SIZE)
 
@@ -31,13 +33,7 @@ while (($#)); do
     case "$1" in
         -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 0 ;;
         --) words+=("${@:2}") && break ;;
-        --*)
-            name="${1#--}" && name="${name^^}"
-            [[ " ${settings[*]} " == *" $name "* ]] || fail "unknown argument '$1'; see --help"
-            (($# > 1)) || fail "$1 wants a value"
-            printf -v "$name" %s "$2"
-            shift 2
-            ;;
+        --*) take_flag "$@" && shift "$taken" ;;
         *) words+=("$1") && shift ;;
     esac
 done
@@ -48,8 +44,10 @@ question="${words[*]}"
 : "${EMBEDDING_DIR:=}" "${DEPTH:=10}" "${TEXT_LINES:=6}" "${MAX_QUERY_LENGTH:=0}"
 : "${POOLING:=cls}" "${NORMALIZE:=0}" "${MIXED_PRECISION:=1}" "${EVAL_BATCH_SIZE:=128}"
 # A mistake shows now, not after minutes.
+[[ -z "$MODEL_TYPE" ]] || one_of MODEL_TYPE "${MODEL_TYPES[@]}"
+[[ -z "$CHECKPOINT" ]] || check_checkpoint
 for name in MIXED_PRECISION NORMALIZE; do
-    [[ "${!name}" == [01] ]] || fail "$name is '${!name}'; it can be: 0 1"
+    one_of "$name" 0 1
 done
 for name in DEPTH TEXT_LINES MAX_QUERY_LENGTH EVAL_BATCH_SIZE; do
     [[ "${!name}" =~ ^(0|[1-9][0-9]*)$ ]] || fail "$name is '${!name}'; a whole number is needed"

@@ -4,6 +4,7 @@
 #
 #     bash commands/test.sh [PYTEST ARGUMENTS]        e.g. bash commands/test.sh -k metrics -x
 set -euo pipefail
+unset CDPATH # with it, cd prints where it goes
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 # .venv with the requirements, and what the tests need beside them: minutes the first time, then nothing.

@@ -96,6 +96,8 @@ class Checkout:
         for made in (self.stub, self.work, programs):
             made.mkdir(parents=True)
         shutil.copytree(COMMANDS, self.root / "commands")
+        (self.root / "evaluate").mkdir()
+        shutil.copy(COMMANDS.parent / "evaluate" / "licenses.txt", self.root / "evaluate")
         for name in (
             "requirements",
             "requirements-gpu",
@@ -119,8 +121,10 @@ class Checkout:
     def start(
         self, script: str, *arguments: object, ignoring: tuple[int, ...] = (), **environment: object
     ) -> subprocess.Popen:
+        """Starts a script of commands/, or one that is named by a path from the working folder."""
+        path = script if "/" in script else str(self.root / "commands" / script)
         return subprocess.Popen(
-            ["bash", str(self.root / "commands" / script), *map(str, arguments)],
+            ["bash", path, *map(str, arguments)],
             cwd=self.work,
             env=self.environment | {name: str(value) for name, value in environment.items()},
             stdout=subprocess.PIPE,
@@ -139,6 +143,14 @@ class Checkout:
         path = self.programs / name
         path.write_text(f"#!/usr/bin/env bash\n{content}\n")
         path.chmod(0o755)
+
+    def list_gpus(self, *instances: int) -> None:
+        """Has nvidia-smi list a GPU for each number, cut into so many MIG instances (0: whole)."""
+        lines = []
+        for gpu, count in enumerate(instances):
+            lines.append(f"GPU {gpu}: NVIDIA A100-SXM4-40GB (UUID: GPU-{gpu}aaa-1)")
+            lines += [f"  MIG 1g.5gb     Device  {i}: (UUID: MIG-{gpu}{i}bb-1)" for i in range(count)]
+        self.add_program("nvidia-smi", "".join(f"echo '{line}'\n" for line in lines))
 
     def process_of(self, script: str) -> tuple[str, str]:
         """The process that ran a script last, and the GPUs that it was given (all: it was not told); none: "", ""."""

@@ -89,7 +89,10 @@ def test_help_lists_every_setting_with_its_defaults(checkout):
         (["--async", "yes"], "ASYNC is 'yes'; it can be: 0 1"),
         (["--async", "1", "--launcher", "mpirun"], "LAUNCHER is set, and ASYNC has two of its own"),
         (["--gradient_checkpointing", "2"], "GRADIENT_CHECKPOINTING is '2'; it can be: 0 1"),
-        (["--license", "My own"], "LICENSE is 'My own'; an identifier of the hub"),
+        (["--license", "My own"], "LICENSE is 'My own'; one of the hub's identifiers"),
+        (["--license", "apache"], "LICENSE is 'apache'; one of the hub's identifiers"),
+        (["--model_type", "bert"], "MODEL_TYPE is 'bert'; it can be: rdot_nll rdot_nll_multi"),
+        (["--accumulation", "half"], "ACCUMULATION is 'half'; a whole number"),
         (["--data_dir", "nowhere"], "DATA_DIR is 'nowhere', which is no folder"),
         (["--zero_shot_dirs", "raw:nowhere"], "names 'nowhere', which is no folder"),
         (["--zero_shot_dirs", "raw:beir/../raw"], "two folders 'raw'"),
@@ -562,21 +565,161 @@ def test_side_by_side_a_script_that_is_stopped_leaves_nobody_behind(side_by_side
 
 
 @pytest.mark.parametrize(
-    ("gpus", "training", "mining"),
-    [(0, (1, ""), (1, "")), (2, (1, "0"), (1, "1")), (5, (2, "0,1"), (3, "2,3,4"))],
+    ("instances", "visible", "processes"),
+    [
+        ((), "0,1", 1),
+        ((0,) * 4, None, 4),
+        ((0,) * 4, "2,3", 2),
+        ((0,) * 4, "2", 1),
+        ((0,) * 4, "", 1),
+        ((0,) * 4, "-1", 1),
+        ((0,) * 4, "3,0,-1,2", 2),
+        ((0,) * 4, "GPU-3aaa-1, GPU-0a", 2),
+        ((7,), None, 1),
+        ((7, 7), "MIG-01bb-1,MIG-10bb-1", 1),
+        ((0, 3), "0", 1),
+    ],
 )
-def test_side_by_side_each_has_its_half_of_the_gpus(side_by_side, gpus, training, mining):
-    side_by_side.checkout.add_program("nvidia-smi", f"seq {gpus}")
-    finished = side_by_side(EPISODES=1)
+def test_a_process_is_started_on_each_gpu_that_cuda_shows(run, instances, visible, processes):
+    run.checkout.list_gpus(*instances)
+    cuda = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    finished = run(EPISODES=1, **cuda)
+    assert finished.returncode == 0, finished.stderr
+    assert {call.processes for call in run.calls() if call.launcher} == {processes}
+    assert run.checkout.process_of("run_ann")[1] == ("all" if visible is None else visible)
+
+
+@pytest.mark.parametrize("visible", ["4", "0,x", "GPU-9", "MIG-09"])
+def test_a_gpu_that_is_not_there_is_refused(run, visible):
+    run.checkout.list_gpus(0, 0)
+    refused = run(CUDA_VISIBLE_DEVICES=visible)
+    assert (refused.returncode, f"names '{visible.split(',')[-1]}'" in refused.stderr) == (2, True)
+    assert run.calls() == []
+
+
+@pytest.mark.parametrize(
+    ("instances", "visible", "processes", "accumulation"),
+    [
+        ((), None, 2, "1"),
+        ((0,), None, 1, "2"),
+        ((3,), None, 1, "2"),
+        ((0,) * 4, "3", 1, "2"),
+        ((0,) * 3, None, 2, "1"),
+    ],
+)
+def test_the_demo_takes_as_many_triplets_a_step_on_one_gpu(checkout, instances, visible, processes, accumulation):
+    checkout.list_gpus(*instances)
+    cuda = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    finished = checkout.run("run_ance.sh", OUT_DIR="a demo", **cuda)
+    assert finished.returncode == 0, finished.stderr
+    assert "a step takes" not in finished.stderr, "its numbers are its own"
+    (trained, *_) = (call for call in checkout.calls() if call.script == "run_ann")
+    assert trained.processes == processes
+    flags = trained.flags
+    assert (flags["per_gpu_train_batch_size"], flags["gradient_accumulation_steps"]) == ("8", accumulation)
+
+
+@pytest.mark.parametrize(
+    ("settings", "warning"),
+    [
+        ({"PROCESSES": 1}, "takes 64 triplets .*published are 512, .*--accumulation 8 gives 512"),
+        (
+            {"PROCESSES": 3, "MODEL_SIZE": "large"},
+            "takes 96 triplets .*published are 256, .*--accumulation 3 gives 288",
+        ),
+        ({"PROCESSES": 2, "BATCH_SIZE": 32, "ACCUMULATION": 7}, "takes 448 triplets .*--accumulation 8 gives 512"),
+        ({"PROCESSES": 8}, ""),
+        ({"PROCESSES": 1, "ACCUMULATION": 8}, ""),
+        (
+            {"PROCESSES": 1, "ACCUMULATION": 4, "MODEL_SIZE": "large"},
+            "takes 128 triplets .*--accumulation 8 gives 256",
+        ),
+    ],
+)
+def test_fewer_triplets_a_step_than_published_are_said_with_the_cure(run, settings, warning):
+    finished = run(**settings)
+    assert finished.returncode == 0, finished.stderr
+    said = re.search(f"^warning: a step {warning}$", finished.stderr, re.MULTILINE) if warning else None
+    assert bool(said) == ("a step takes" in finished.stderr) == bool(warning), finished.stderr
+
+
+def test_what_a_launcher_starts_is_not_counted_but_the_published_number_is_said(run):
+    run.checkout.add_program("on-all-nodes", 'exec "$ANCE_VENV/bin/python" agent --nproc_per_node 4 "$@"')
+    finished = run(LAUNCHER="on-all-nodes")
+    assert "a step takes 64 triplets of each process that LAUNCHER starts; published are 512" in finished.stdout
+
+
+@pytest.mark.parametrize(
+    ("instances", "visible", "training", "mining"),
+    [
+        ((), None, (1, ""), (1, "")),
+        ((0,) * 2, None, (1, "0"), (1, "1")),
+        ((0,) * 5, None, (2, "0,1"), (3, "2,3,4")),
+        ((0,) * 4, "2,3", (1, "2"), (1, "3")),
+        ((0,) * 4, "GPU-3aaa-1,GPU-1,0", (1, "GPU-3aaa-1"), (2, "GPU-1,0")),
+        ((3,), None, (1, "MIG-00bb-1"), (1, "MIG-01bb-1,MIG-02bb-1")),
+        ((0,) * 2, "", (1, ""), (1, "")),
+    ],
+)
+def test_side_by_side_each_has_its_half_of_the_gpus(side_by_side, instances, visible, training, mining):
+    side_by_side.checkout.list_gpus(*instances)
+    cuda = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    finished = side_by_side(EPISODES=1, **cuda)
     assert finished.returncode == 0, finished.stderr
     processes = {call.script: call.processes for call in side_by_side.calls()}
     for script, expected in (("run_ann", training), ("run_ann_data_gen", mining)):
         assert (processes[script], side_by_side.checkout.process_of(script)[1]) == expected
-    assert (processes["evaluate_beir"], side_by_side.checkout.process_of("evaluate_beir")[1]) == (max(1, gpus), "all")
+    evaluates = side_by_side.checkout.process_of("evaluate_beir")[1]
+    assert evaluates == ("all" if visible is None else visible)
 
 
 def test_side_by_side_on_one_gpu_must_be_asked_for(side_by_side):
-    side_by_side.checkout.add_program("nvidia-smi", "seq 1")
+    side_by_side.checkout.list_gpus(0)
     assert "ASYNC wants two GPUs, and there is one" in side_by_side().stderr
     assert side_by_side.calls() == []
     assert side_by_side("--training_gpus", 0, "--mining_gpus", 0).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("gpus", "visible", "asked", "reason"),
+    [
+        (4, "2,3", "0", "TRAINING_GPUS names '0', which is not in CUDA_VISIBLE_DEVICES=2,3"),
+        (4, None, "4", "the list '4' names '4', and nvidia-smi"),
+        (0, None, "0", "TRAINING_GPUS names '0', and there is no GPU"),
+    ],
+)
+def test_side_by_side_gpus_of_others_are_refused(side_by_side, gpus, visible, asked, reason):
+    if gpus:
+        side_by_side.checkout.list_gpus(*[0] * gpus)
+    cuda = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert reason in side_by_side("--training_gpus", asked, **cuda).stderr
+    assert side_by_side.calls() == []
+
+
+def test_a_mistake_is_told_before_anything_is_installed(run):
+    for mistake in ({"DATA_DIR": "nowhere"}, {"CHECKPOINT": "no/such/folder"}, {"MODEL_TYPE": "bert"}):
+        assert run(**mistake).returncode == 2
+        assert not Path(run.checkout.environment["ANCE_VENV"]).exists()
+
+
+@pytest.mark.parametrize(
+    "flags", [("--batch-size", 9, "--seed=5"), ("--batch_size=9", "--seed", 5), ("--BATCH-SIZE=9", "--seed=5")]
+)
+def test_flags_may_have_dashes_and_equals_signs(run, flags):
+    finished = run(*flags, "--index_parameters=nprobe=64", "--index_factory=IVF16,Flat")
+    assert finished.returncode == 0, finished.stderr
+    calls = run.calls()
+    trained, mined = only(calls, "run_ann")[0], only(calls, "run_ann_data_gen")[0]
+    assert (trained["per_gpu_train_batch_size"], trained["seed"]) == ("9", "5")
+    assert mined["index_parameters"] == "nprobe=64"
+
+
+def test_outside_slurm_its_script_has_help_and_tells_how_it_is_started(checkout):
+    shown = checkout.run("slurm_ance.sbatch", "--help")
+    assert (shown.returncode, shown.stderr, "sbatch commands/slurm_ance.sbatch" in shown.stdout) == (0, "", True)
+    assert "#SBATCH" not in shown.stdout
+    refused = checkout.run("slurm_ance.sbatch", "--seed", 5)
+    assert (refused.returncode, refused.stderr.splitlines()) == (
+        2,
+        ["error: this is no Slurm job; submit it: sbatch commands/slurm_ance.sbatch FLAG…"],
+    )

@@ -92,3 +92,17 @@ def test_a_failing_benchmark_ends_the_script(checkout):
     checkout.let_fail("training")
     assert checkout.run("run_benchmarks.sh").returncode != 0
     assert [call.script for call in checkout.calls()][-1] == "training"
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpu", "processes"), [(None, "0", {1, 2}), ("3,1", "3", {1, 2}), ("2", "2", {1}), ("", "", {1, 2})]
+)
+def test_a_process_that_is_measured_alone_has_one_gpu_of_those_that_may_be_used(checkout, visible, gpu, processes):
+    checkout.list_gpus(0, 0, 0, 0)
+    cuda = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    finished = checkout.run("run_benchmarks.sh", **cuda)
+    assert finished.returncode == 0, finished.stderr
+    for script in ("encoding", "training", "mining", "search", "growth"):
+        assert checkout.process_of(script)[1] == gpu
+    started = {max(call.processes, 1) for call in checkout.calls() if call.script == "group_gradients"}
+    assert started == processes

@@ -49,6 +49,7 @@ def test_all_train_on_what_the_first_has_mined_and_are_compared(checkout):
     assert (table.script, table.flags["step"]) == ("compare_objectives", "7")
     assert table.values[-2:] == [f"erm={out}/erm-3,{out}/erm-4", f"idro={out}/idro-3,{out}/idro-4"]
 
+    flags = ("--steps=7", "--seeds=3 4", "--objectives", "erm idro", "--batch-size=64")
     again = checkout.run("run_comparison.sh", *flags, **SETTINGS)
     assert again.returncode == 0, again.stderr
     assert "run_ann" not in [call.script for call in checkout.calls()]
@@ -58,6 +59,7 @@ def test_all_train_on_what_the_first_has_mined_and_are_compared(checkout):
     ("flags", "reason"),
     [
         (["--seed", 1], "--seed is not a setting here"),
+        (["--mining-seed=1"], "--mining-seed=1 is not a setting here"),
         (["--out_dir"], "--out_dir wants a value"),
         (["--step"], "--step wants a value"),
         (["--step", 1], "unknown argument '--step'"),

@@ -1,6 +1,7 @@
 """commands/run_evaluate.sh, the real script, with a stub for Python."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +49,10 @@ def test_help_lists_every_setting_with_its_default(checkout):
         (["beir/arguana", "--pooling", "max"], "POOLING is 'max'; it can be: cls mean"),
         (["beir/arguana", "--processes", "0"], "PROCESSES is '0'; a whole number, at least 1"),
         (["beir/arguana", "--max_seq_length", "long"], "MAX_SEQ_LENGTH is 'long'; a whole number of tokens"),
+        (["beir/arguana", "--model_type", "bert"], "MODEL_TYPE is 'bert'; it can be: rdot_nll rdot_nll_multi"),
+        (["beir/arguana", "--checkpoint", "a run/saved_models/checkpoint-100"], "no folder, and no name of a model"),
+        (["beir/arguana", "--checkpoint", "elsewhere/checkpoint-100"], "no folder, and no name of a model"),
+        (["scifact", "--checkpoint", "/no/where"], "no folder, and no name of a model"),
     ],
 )
 def test_misuse_is_told_before_anything_runs(checkout, arguments, reason):
@@ -55,6 +60,7 @@ def test_misuse_is_told_before_anything_runs(checkout, arguments, reason):
     assert finished.returncode == 2
     assert reason in finished.stderr
     assert checkout.calls() == []
+    assert not Path(checkout.environment["ANCE_VENV"]).exists(), "nothing is installed"
 
 
 def test_each_collection_is_tokenized_and_evaluated_in_a_folder_of_its_own(checkout):
@@ -166,3 +172,19 @@ def test_without_a_checkpoint_the_demos_newest_is_taken_else_the_pretrained_one(
         (checkout.root / "runs" / "demo" / "saved_models" / f"checkpoint-{step}").mkdir(parents=True)
     assert checkout.run("run_evaluate.sh", "beir/arguana").returncode == 0
     assert checkout.calls()[1].flags["out_dir"].endswith("evaluate/demo-checkpoint-200/arguana")
+
+
+def test_of_a_failure_in_many_processes_the_reason_is_told_last(checkout):
+    checkout.let_fail("evaluate_beir")
+    failed = checkout.run("run_evaluate.sh", "beir/arguana", CHECKPOINT="a/b", TMPDIR=checkout.work)
+    assert (failed.returncode, failed.stderr.splitlines()[-2:]) == (2, ["", "error: told to fail"])
+    assert sorted(path.name for path in checkout.work.iterdir()) == ["a run", "beir", "elsewhere"], "nothing is left"
+
+
+def test_flags_may_have_dashes_and_equals_signs(checkout):
+    finished = checkout.run(
+        "run_evaluate.sh", "--max-seq-length=9", "beir/arguana", "--out-dir", "o", CHECKPOINT="a/b"
+    )
+    assert finished.returncode == 0, finished.stderr
+    tokenized = checkout.calls()[0].flags
+    assert tokenized | {"max_seq_length": "9", "out_data_dir": "o/arguana/preprocessed"} == tokenized

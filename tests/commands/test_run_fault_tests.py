@@ -20,7 +20,8 @@ def test_help_lists_every_setting(checkout):
 @pytest.mark.parametrize(
     ("arguments", "settings", "reason"),
     [
-        (["--kills", 3], {}, "unknown argument '--kills'"),
+        (["--kill", 3], {}, "unknown argument '--kill'"),
+        (["--fuzz-seconds=many"], {}, "FUZZ_SECONDS is 'many'; a whole number is needed"),
         ([], {"KILLS": "many"}, "KILLS is 'many'; a whole number is needed"),
         ([], {"FUZZ_SECONDS": "-1"}, "FUZZ_SECONDS is '-1'"),
         ([], {"FUZZ_JOBS": "0"}, "FUZZ_JOBS is 0; at least 1 is needed"),

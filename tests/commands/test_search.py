@@ -35,6 +35,9 @@ def test_help_lists_every_setting_with_its_default(checkout):
         (["--normalize", "yes", "a question"], "NORMALIZE is 'yes'; it can be: 0 1"),
         ([""], "the question is empty"),
         ([" ", "\t"], "the question is empty"),
+        (["--model-type=bert", "a question"], "MODEL_TYPE is 'bert'; it can be: rdot_nll rdot_nll_multi"),
+        (["--checkpoint", "no/such/folder", "a question"], "no folder, and no name of a model"),
+        (["--depth seed", "1", "a question"], "unknown argument '--depth seed'"),
     ],
 )
 def test_misuse_is_told_before_anything_runs(checkout, arguments, reason):
@@ -55,6 +58,7 @@ def test_the_demo_is_searched_without_settings(checkout):
 
 
 def test_settings_reach_the_script_and_a_flag_wins(checkout):
+    (checkout.work / "a checkpoint").mkdir()
     finished = checkout.run(
         "search.sh",
         *("--out_dir", "a run", "--collection", "sci fact", "--depth", 3, "--mixed_precision", 0, "what", "is  it"),
@@ -86,3 +90,10 @@ def test_without_a_question_they_are_asked_for(checkout):
     assert checkout.run("search.sh").returncode == 0
     (call,) = checkout.calls()
     assert "--query=" in call.values
+
+
+def test_flags_may_have_dashes_and_equals_signs(checkout):
+    assert checkout.run("search.sh", "--depth=2", "--text-lines", 0, "--data-dir=a=b", "why").returncode == 0
+    (call,) = checkout.calls()
+    assert call.flags | {"depth": "2", "text_lines": "0", "data_dir": "a=b"} == call.flags
+    assert "--query=why" in call.values

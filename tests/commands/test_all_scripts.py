@@ -1,0 +1,35 @@
+"""What holds of every script of commands/, with a stub for Python."""
+
+import pytest
+
+from tests.commands.stub_environment import COMMANDS, Checkout
+
+SCRIPTS = sorted(path.name for path in COMMANDS.glob("*.s*") if path.name != "test.sh")  # whose --help is pytest's
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Checkout:
+    checkout = Checkout(tmp_path)
+    checkout.work = checkout.root
+    return checkout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_exported_cdpath_leads_nowhere_else(checkout, script):
+    elsewhere = checkout.root.parent / "elsewhere"
+    for name in ("commands", "raw", "initial", "sets/arguana"):
+        (elsewhere / name).mkdir(parents=True)
+        (checkout.root / name).mkdir(parents=True, exist_ok=True)
+    (checkout.root / "runs").mkdir()
+    arguments = {
+        "run_evaluate.sh": ("sets/arguana", "--checkpoint", "a/b", "--out_dir", "runs/o"),
+        "run_ance.sh": ("--data_dir", "raw", "--out_dir", "runs/o", "--checkpoint", "initial"),
+        "run_comparison.sh": ("--data_dir", "raw", "--out_dir", "runs/o", "--checkpoint", "initial", "--steps", 7),
+        "search.sh": ("why",),
+        "install.sh": (),
+    }.get(script, ("--help",))
+    finished = checkout.run(f"commands/{script}", *arguments, CDPATH=f"{elsewhere}:.")
+    assert finished.returncode == 0, finished.stderr
+    assert str(elsewhere) not in finished.stdout + finished.stderr
+    assert str(elsewhere) not in repr(checkout.calls())
+    assert not list(elsewhere.glob("commands/*")), "nothing was made there"
