@@ -1,7 +1,8 @@
 """What a full MS MARCO run costs in time, disk and memory, computed from rates rather than measured.
 
     python evaluate/costs.py
-    python evaluate/costs.py --gpu "NVIDIA H100 SXM" --peak_tflops 989 --train_share 0.25
+    python evaluate/costs.py --gpu h100 --train_share 0.25
+    python evaluate/costs.py --gpu "NVIDIA V100" --peak_tflops 125
     python evaluate/costs.py --measured runs/benchmarks/training-minilm-float32.json
 
 Prints two Markdown tables: the rates, each with its source, and what follows from them for the published
@@ -32,6 +33,14 @@ from utils.search import BLOCK_BYTES, TILE_SCORES, WINDOW_CANDIDATES
 
 VOCABULARY, POSITIONS, SEGMENTS = 30_522, 512, 2
 TOPK, NEGATIVES, PASSES, CLUSTERS, EPISODES, SAVE_STEPS = 200, 30, 5, 50, 3, 5_000
+# Names and peaks, in 10^12 operations a second, of NVIDIA's data sheets: bfloat16 and float16 on matrix units, dense.
+DATA_SHEETS = {
+    "a100": ("NVIDIA A100", 312.0),
+    "h100": ("NVIDIA H100 SXM", 989.0),
+    "h200": ("NVIDIA H200 SXM", 989.0),
+    "l4": ("NVIDIA L4", 121.0),
+    "l40s": ("NVIDIA L40S", 362.0),
+}
 CANDIDATE_BYTES = 4 + 8  # its score and row
 ACTIVATION_BYTES = 34  # a token, layer and unit of width, in mixed precision: arXiv:2205.05198, without scores
 
@@ -43,8 +52,8 @@ class Arguments:
     train_queries: int = option(502_939, "training queries")
     dev_queries: int = option(6_980, "dev queries")
     query_tokens: int = option(10, "tokens of a query in the mean")
-    gpu: str = option("NVIDIA A100", "the GPU whose data sheet the peak is from")
-    peak_tflops: float = option(312, "its peak in products of 16-bit numbers, in 10^12 operations a second")
+    gpu: str = option("a100", f"the GPU that is computed for: {', '.join(DATA_SHEETS)}, or another with its peak")
+    peak_tflops: float = option(0, "its peak in products of 16-bit numbers, in 10^12 operations a second; 0: known")
     encode_share: float = option(0.4, "share of the peak that encoding reaches")
     train_share: float = option(0.3, "share of the peak that a training step reaches")
     search_share: float = option(0.4, "share of the peak that searching reaches, choosing the best included")
@@ -52,6 +61,13 @@ class Arguments:
     measured: str = option("", "training-….json of evaluate/benchmarks/training.py")
 
     def __post_init__(self) -> None:
+        if self.peak_tflops == 0:
+            if self.gpu.lower() not in DATA_SHEETS:
+                raise InputError(
+                    f"--gpu {self.gpu!r} is none of {', '.join(DATA_SHEETS)}, whose data sheets are known; give its "
+                    "--peak_tflops"
+                )
+            self.gpu, self.peak_tflops = DATA_SHEETS[self.gpu.lower()]
         for name in ("peak_tflops", "encode_share", "train_share", "search_share"):
             if getattr(self, name) <= 0:
                 raise InputError(f"--{name} is {getattr(self, name)}; a number above 0 is needed")

@@ -12,7 +12,6 @@ Markdown nor HTML is read; in the metadata huggingface_hub writes them as YAML s
 folder's name is shown.
 """
 
-import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,9 +29,10 @@ from utils.arguments import option, parse, required
 from utils.errors import InputError, run
 from utils.files import atomic_file, read_json
 from utils.logs import say
-from utils.plain_text import printable
+from utils.plain_text import printable, without_folders
 from utils.token_store import TokenStore
 
+LICENSES = Path(__file__).with_name("licenses.txt")  # of https://huggingface.co/docs/hub/repositories-licenses
 STORES = {"passages": "passages", "train-query": "training queries", "dev-query": "dev queries"}
 MEASURES = ("ndcg@10", "map@10", "mrr@10", "mrr", "recall@100", "recall@1000")
 OBJECTIVES = {
@@ -58,10 +58,10 @@ class Arguments:
     datasets: list[str] = field(default_factory=list, metadata={"help": "the training data's names on the hub"})
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
+        if self.license not in LICENSES.read_text(encoding="utf-8").splitlines():
             raise InputError(
-                f"--license {self.license!r} is no identifier of the hub's list "
-                "(https://huggingface.co/docs/hub/repositories-licenses), like mit, apache-2.0 or other"
+                f"--license {self.license!r} is no identifier of the hub's list ({LICENSES}), like mit or "
+                "apache-2.0; of a license that is not there, say other, and name it in the card"
             )
         for flag, name in (("hub_name", self.hub_name), ("base_model", self.base_model)):
             if name and not is_hub_name(name):
@@ -113,11 +113,6 @@ def code(text: str) -> str:
 
 def table(rows: list[list[str]]) -> str:
     return markdown(rows, numbers=False).strip()
-
-
-def without_folders(value: str) -> str:
-    """A setting's value; of a path, what is above its last folder says more of a machine than of the model."""
-    return Path(value).name if Path(value).is_absolute() else value
 
 
 def base_model(run: RunFolder) -> str | None:

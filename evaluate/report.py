@@ -8,8 +8,8 @@ nothing, which its Content-Security-Policy also forbids. The pictures are in RUN
 clusters by mining, weights and losses by training.
 
 Clusters are those of the first episode, by the initial checkpoint; the weights and losses of a later episode are of
-clusters of its own. Queries and names from a collection are anybody's text: all of it is made printable, and jinja2
-escapes it.
+clusters of its own. Of a path only the last folder's name is shown. Queries and names from a collection are
+anybody's text: all of it is made printable, and jinja2 escapes it.
 """
 
 import io
@@ -50,7 +50,7 @@ from utils.embedding_store import has_embeddings
 from utils.errors import run
 from utils.files import atomic_file
 from utils.logs import say
-from utils.plain_text import printable
+from utils.plain_text import printable, without_folders
 
 BASELINE = "BM25"  # the row that is not of a checkpoint
 TEMPLATE = "report.html.jinja"
@@ -130,7 +130,8 @@ def render(run: RunFolder) -> tuple[str, list[Picture]]:
         drawn["clusters"] = picture_of_clusters(clusters, run.initial_embeddings)
     else:
         say(f"warning: {run.initial_embeddings}: holds no embeddings of train-query: the map of clusters is left out")
-    settings = run.settings | {"ZERO_SHOT": ", ".join(table.zero_shot)}
+    settings = {name: without_folders(value) for name, value in run.settings.items()}
+    facts = settings | {"ZERO_SHOT": ", ".join(table.zero_shot)}
     initial = next(cells for label, cells in table.rows if label != BASELINE)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -143,7 +144,7 @@ def render(run: RunFolder) -> tuple[str, list[Picture]]:
         name=run.path.resolve().name,
         objective=OBJECTIVES.get(run.setting("OBJECTIVE"), run.setting("OBJECTIVE")),
         weighted=run.setting("OBJECTIVE") != "erm",
-        facts={label: settings[name] for name, label in FACTS.items() if settings.get(name)},
+        facts={label: facts[name] for name, label in FACTS.items() if facts.get(name)},
         last_step=table.step,
         columns=table.columns,
         tiles=[tile for tile in zip(table.columns, initial, table.rows[-1][1], strict=True) if None not in tile],
@@ -154,7 +155,7 @@ def render(run: RunFolder) -> tuple[str, list[Picture]]:
         all_episodes=len(episodes),
         clusters=cluster_table(clusters, gains, first),
         has_weights=first is not None,
-        settings=run.settings,
+        settings=settings,
     )
     return page, [*drawn.values(), *of_episodes]
 

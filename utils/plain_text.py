@@ -1,6 +1,7 @@
 """Texts and names that others wrote, as they may be shown: what steers a terminal or hides itself becomes visible."""
 
 import unicodedata
+from pathlib import Path
 
 HIDDEN = ("Cc", "Cf", "Cs")  # control characters, format characters (bidi and invisible ones), halves of pairs
 JOINERS = "\u200c\u200d"  # format characters that Persian, Indic scripts and emoji are written with
@@ -12,6 +13,11 @@ def printable(text: str) -> str:
     An ANSI escape sequence begins with a control character, and text that runs backwards with a format character.
     """
     return "".join(map(_shown, " ".join(text.split())))
+
+
+def without_folders(value: str) -> str:
+    """A setting's value; of an absolute path the last folder: those above it tell of a machine, not of a run."""
+    return Path(value).name if Path(value).is_absolute() else value
 
 
 def _shown(character: str) -> str:

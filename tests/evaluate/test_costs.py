@@ -200,6 +200,13 @@ def test_a_measured_machine_has_a_column_of_its_own(printed, tmp_path):
         printed("--measured", path)
 
 
+def test_a_gpu_has_its_own_data_sheets_numbers_or_none(printed):
+    assert "| 989 TFLOP/s | data sheet, NVIDIA H100 SXM |" in printed("--gpu", "H100")
+    assert "| 125 TFLOP/s | data sheet, NVIDIA V100 |" in printed("--gpu", "NVIDIA V100", "--peak_tflops", 125)
+    with pytest.raises(InputError, match=r"--gpu 'v100' is none of a100, h100.*give its --peak_tflops"):
+        printed("--gpu", "v100")
+
+
 def test_the_docs_show_what_is_printed(printed):
     page = (ROOT / "docs" / "costs.md").read_text(encoding="utf-8")
     assert "    python evaluate/costs.py\n" in page

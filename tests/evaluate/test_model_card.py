@@ -158,6 +158,9 @@ def test_a_code_span_cannot_be_left():
     ("arguments", "reason"),
     [
         ({"license": "MIT License"}, "--license 'MIT License' is no identifier"),
+        ({"license": "apache"}, "--license 'apache' is no identifier"),
+        ({"license": "none-of-these"}, "--license 'none-of-these' is no identifier"),
+        ({"license": ""}, "--license '' is no identifier"),
         ({"hub_name": 'a", trust="'}, "--hub_name .* is no name on the hub"),
         ({"base_model": "a/b/c"}, "--base_model 'a/b/c'"),
         ({"datasets": ["../x"]}, "--datasets '../x'"),
@@ -166,6 +169,11 @@ def test_a_code_span_cannot_be_left():
 def test_what_the_hub_would_refuse_is_refused(arguments, reason):
     with pytest.raises(InputError, match=reason):
         Arguments(checkpoint="c", run_dir="r", **arguments)
+
+
+@pytest.mark.parametrize("license", ["mit", "openrail++", "cc-by-nc-sa-4.0", "llama3.1", "other"])
+def test_the_hubs_licenses_are_taken(license):
+    assert Arguments(checkpoint="c", run_dir="r", license=license).license == license
 
 
 def test_folders_that_are_no_checkpoint_and_no_run_are_named(run, tmp_path):

@@ -303,14 +303,25 @@ def test_each_table_has_a_caption_and_what_was_run_comes_first(run):
     content = (run / "report.html").read_text()
     assert content.count("<caption>") == content.count("<table") == 4
     facts = html.unescape(content[content.index("<dl") : content.index("</dl>")])
-    checkpoint = RunFolder(run).setting("CHECKPOINT")
     for name, value in (
-        ("initial checkpoint", checkpoint),
+        ("initial checkpoint", "initial"),
         ("training collection", "collection/msmarco"),
         ("zero-shot collections", COLLECTION),
         ("learning rate", "5e-6"),
     ):
         assert f"<dt>{name}</dt><dd>{value}</dd>" in facts
+
+
+def test_no_path_of_the_machine_is_shown(run, made_run):
+    elsewhere = run.parent / "shared vectors"
+    shutil.copytree(run / "ann_data" / "embeddings-0", elsewhere)
+    (run / "settings.evaluate").write_text(f"PUBLIC_ANN_DATA_DIR={elsewhere}\n")
+    assert RunFolder(run).setting("CHECKPOINT").startswith(str(made_run.parent))
+    call(report, "--run_dir", run)
+    page = html.unescape((run / "report.html").read_text())
+    assert '<td class="text">shared vectors</td>' in page
+    for folder in (run.parent, made_run.parent):
+        assert str(folder) not in page
 
 
 def test_a_run_whose_logs_were_removed_says_so(run):
