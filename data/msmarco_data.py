@@ -25,6 +25,7 @@ from utils.lock import hold_lock
 from utils.logs import say
 
 DOCUMENTS, PASSAGES = 0, 1
+DOCUMENT_SEPARATOR = "<sep>"  # between url, title and body: five characters, a special token of no public checkpoint
 # The collection, then queries and judgments of each split; where two names are given, the first that exists is read.
 FILES = {
     PASSAGES: {
@@ -77,11 +78,14 @@ def read_tsv(path: Path, normalize: Callable[[str], str]) -> Iterator[Text]:
 def read_documents(
     path: Path, normalize: Callable[[str], str], separator: str, max_characters: int
 ) -> Iterator[Text]:
-    """Documents: an id, url, title, body, with tabs between; the last three become one text."""
+    """Documents: an id, url, title, body, with tabs between; the last three become one text.
+
+    With `separator` DOCUMENT_SEPARATOR that is the text that the public document checkpoints were trained on.
+    """
     for line, content in read_records(path):
         text_id, *parts = split_fields(content, 4, path, line)
-        # Normalized first: a separator in lower case would be an ordinary word.
-        yield line, _checked_id(text_id, path, line), separator.join(map(normalize, parts))[:max_characters]
+        text = separator.join(normalize(part.rstrip()) for part in parts)
+        yield line, _checked_id(text_id, path, line), text[:max_characters]
 
 
 def _checked_id(text_id: str, path: Path, line: int) -> str:
@@ -112,10 +116,8 @@ def main() -> None:
 
     if args.data_type == PASSAGES:
         texts = read_tsv(collection, normalize)
-    elif tokenizer.sep_token is None:
-        raise InputError(f"the tokenizer of {args.model_name_or_path!r} has no separator token for documents")
     else:
-        texts = read_documents(collection, normalize, tokenizer.sep_token, args.max_doc_character)
+        texts = read_documents(collection, normalize, DOCUMENT_SEPARATOR, args.max_doc_character)
     hold_lock(out)
     for split in splits:  # judgments of earlier stores would name rows of the new ones
         qrel_file(out, split.name).unlink(missing_ok=True)

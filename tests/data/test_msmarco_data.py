@@ -100,25 +100,27 @@ def test_an_empty_passage_is_kept_with_its_special_tokens_only(preprocess_passag
 
 
 @pytest.mark.parametrize("model_type", ["rdot_nll", "rdot_nll_condenser"])
-def test_url_title_and_body_are_parted_by_the_separator_token(run_script, tmp_path, tokenizer_folder, model_type):
-    raw = write_files(tmp_path / "raw", DOCUMENT_FILES)
+def test_a_document_is_url_title_and_body_as_the_public_models_read_it(
+    run_script, tmp_path, tokenizer_folder, model_type
+):
+    documents = "D1\thttp://A.b/c \tThe Tree\u00a0 \tsky of the Tree \r\nD22\thttp://d.e\t\tdog\n"
+    raw = write_files(tmp_path / "raw", DOCUMENT_FILES | {"msmarco-docs.tsv": documents})
     out = run_script(msmarco_data, raw, data_type=0, model_type=model_type)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    parts = ("http://A.b/c", "The Tree", "sky of the Tree")
-    if model_type == "rdot_nll_condenser":
-        parts = tuple(map(str.lower, parts))
-    expected = [tokenizer.cls_token_id]
-    for part in parts:
-        expected += tokenizer(part, add_special_tokens=False)["input_ids"] + [tokenizer.sep_token_id]
-    assert rows(out, "passages")["D1"] == expected
+    text = "http://A.b/c<sep>The Tree<sep>sky of the Tree"
+    text = text.lower() if model_type == "rdot_nll_condenser" else text
+    assert rows(out, "passages")["D1"] == tokenizer(text)["input_ids"]
+    assert rows(out, "passages")["D22"] == tokenizer("http://d.e<sep><sep>dog")["input_ids"]
     assert (out / "dev-qrel.tsv").read_text() == "0\t1\t1\n"
 
 
 def test_a_document_is_cut_at_so_many_characters(tmp_path):
     path = tmp_path / "docs.tsv"
-    path.write_text("D1\turl\ttitle\tbody and more\n")
+    path.write_text("D1\turl  \ttitle\t body and more \n")
     for most in (3, 8, 17, 1000):
-        assert list(read_documents(path, str, "[SEP]", most)) == [(1, "D1", "url[SEP]title[SEP]body and more"[:most])]
+        assert list(read_documents(path, str, "<sep>", most)) == [
+            (1, "D1", "url<sep>title<sep> body and more"[:most])
+        ]
 
 
 def test_the_store_remembers_source_tokenizer_and_length(preprocess_passages, tokenizer_folder):
