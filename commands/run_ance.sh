@@ -9,9 +9,7 @@
 # Every setting below is an environment variable, or a flag of the same name in lower case. Without DATA_DIR the demo
 # collection is built and trained on, with small settings of its own (in brackets). Run again, it goes on where it
 # stopped, and skips what is done. A setting that files in OUT_DIR follow from can no longer be changed there; the
-# others can at any time, of which two change training:
-#   EPISODES   the learning rate's peak sinks from episode to episode, down to a fifth, over EPISODES x STEPS steps:
-#              with more episodes it sinks slower. Episodes that are trained already stay as they are.
+# others can at any time. One of them changes training:
 #   PROCESSES  a step takes BATCH_SIZE x ACCUMULATION triplets of each process. With another number, training goes on
 #              at the same place in the data, in steps of another size.
 #
@@ -36,7 +34,7 @@
 #   INDEX_FACTORY      Flat: exact search; else an approximate index, in faiss's words      Flat
 #   INDEX_PARAMETERS   of an approximate index's search, like nprobe=64                     none
 # Training
-#   EPISODES           rounds of mining and training, see above                             3 [2]
+#   EPISODES           rounds of mining and training                                        3 [2]
 #   STEPS              optimizer steps an episode, at least 1                               45000, large 30000 [100]
 #   BATCH_SIZE         triplets a process and step                                          64, large 32 [8]
 #   ACCUMULATION       backward passes a step. Published are 512 triplets a step (large:    1 [on one GPU 2]
@@ -44,6 +42,10 @@
 #   OPTIMIZER          lamb | adamW                                                         lamb
 #   LEARNING_RATE      peak of the first episode                                            5e-6 [1e-3]
 #   WARMUP_STEPS       of each episode                                                      3000 [10]
+#   NUM_TRAINING_STEPS the episode's step at which its learning rate is down to 0, or       60000 [STEPS]
+#                      would be, did the episode not end before
+#   TOTAL_TRAINING_STEPS   an episode that begins at step s of the run has the peak         300000 [2 x STEPS]
+#                      LEARNING_RATE x max(0.2, 1 - s / TOTAL_TRAINING_STEPS)
 #   OBJECTIVE          idro | dro-greedy | erm                                              idro
 #   ALPHA, EMA, RHO, EPS   of the objective (drivers/run_ann.py --help)                     0.25 0.1 0.05 0.01
 #   IDRO_LAYERS        last layers that iDRO compares gradients over; 0: 3, large 2         0
@@ -75,10 +77,10 @@ source "$root/commands/arguments.sh"
 source "$root/commands/gpus.sh"
 settings=(DATA_DIR OUT_DIR CHECKPOINT ZERO_SHOT_DIRS PUBLIC_ANN_DATA_DIR MODEL_TYPE MODEL_SIZE DATA_TYPE
     MAX_SEQ_LENGTH MAX_QUERY_LENGTH TOPK NEGATIVES CLUSTERS EMBEDDING_DTYPE INDEX_FACTORY INDEX_PARAMETERS
-    EPISODES STEPS BATCH_SIZE ACCUMULATION OPTIMIZER LEARNING_RATE WARMUP_STEPS OBJECTIVE ALPHA EMA RHO EPS
-    IDRO_LAYERS IDRO_SKETCH_DIM SAVE_STEPS SAVE_TOTAL_LIMIT GRADIENT_CHECKPOINTING SEED MINING_SEED PROCESSES
-    LAUNCHER ASYNC MINING_GPUS
-    TRAINING_GPUS MIXED_PRECISION EVAL_BATCH_SIZE BM25 LICENSE)
+    EPISODES STEPS BATCH_SIZE ACCUMULATION OPTIMIZER LEARNING_RATE WARMUP_STEPS NUM_TRAINING_STEPS
+    TOTAL_TRAINING_STEPS OBJECTIVE ALPHA EMA RHO EPS IDRO_LAYERS IDRO_SKETCH_DIM SAVE_STEPS SAVE_TOTAL_LIMIT
+    GRADIENT_CHECKPOINTING SEED MINING_SEED PROCESSES LAUNCHER ASYNC MINING_GPUS TRAINING_GPUS MIXED_PRECISION
+    EVAL_BATCH_SIZE BM25 LICENSE)
 
 told=0 stage="set up" # whether the reason was told last, and what is at work
 ANCE_ERRORS="" # the file to which scripts add the line that they end with (utils/errors.py)
@@ -161,9 +163,28 @@ esac
 : "${MINING_GPUS:=$(with_commas ${gpus[@]+"${gpus[@]:${#gpus[@]} / 2}"})}"
 
 # A mistake shows now, not after hours. (STEPS must be a number: it is in the checkpoints' names.)
-for name in EPISODES STEPS BATCH_SIZE ACCUMULATION PROCESSES; do
-    [[ "${!name}" =~ ^[1-9][0-9]*$ ]] || fail "$name is '${!name}'; a whole number, at least 1, is needed"
-done
+whole_number() { # NAME…
+    local name
+    for name in "$@"; do
+        [[ "${!name}" =~ ^[1-9][0-9]*$ ]] || fail "$name is '${!name}'; a whole number, at least 1, is needed"
+    done
+}
+whole_number EPISODES STEPS BATCH_SIZE ACCUMULATION PROCESSES
+schedule=()
+if ((ASYNC)); then
+    [[ -z "${NUM_TRAINING_STEPS:-}${TOTAL_TRAINING_STEPS:-}" ]] ||
+        fail "NUM_TRAINING_STEPS and TOTAL_TRAINING_STEPS cannot be set with ASYNC, where both are EPISODES x STEPS"
+else
+    schedule=(NUM_TRAINING_STEPS TOTAL_TRAINING_STEPS)
+    # A run of a version without these two goes on by that version's schedule.
+    [[ ! -f "$OUT_DIR/settings.train" ]] || grep -q "^NUM_TRAINING_STEPS=" "$OUT_DIR/settings.train" ||
+        : "${NUM_TRAINING_STEPS:=$STEPS}" "${TOTAL_TRAINING_STEPS:=$((EPISODES * STEPS))}"
+    ((${#demo[@]} == 0)) || : "${NUM_TRAINING_STEPS:=$STEPS}" "${TOTAL_TRAINING_STEPS:=$((2 * STEPS))}"
+    : "${NUM_TRAINING_STEPS:=60000}" "${TOTAL_TRAINING_STEPS:=300000}"
+    whole_number "${schedule[@]}"
+    ((STEPS <= NUM_TRAINING_STEPS)) ||
+        fail "STEPS is $STEPS, and beyond NUM_TRAINING_STEPS, $NUM_TRAINING_STEPS, the learning rate is 0; raise that"
+fi
 one_of MODEL_TYPE "${MODEL_TYPES[@]}"
 one_of OBJECTIVE idro dro-greedy erm
 one_of OPTIMIZER lamb adamW
@@ -280,7 +301,7 @@ hold "$OUT_DIR/settings.mine" "$mined" \
     TOPK NEGATIVES CLUSTERS MINING_SEED MIXED_PRECISION EMBEDDING_DTYPE INDEX_FACTORY INDEX_PARAMETERS
 hold "$OUT_DIR/settings.train" "$trained" \
     ASYNC SEED MODEL_SIZE STEPS BATCH_SIZE ACCUMULATION OPTIMIZER LEARNING_RATE WARMUP_STEPS OBJECTIVE ALPHA EMA RHO EPS \
-    IDRO_LAYERS IDRO_SKETCH_DIM
+    IDRO_LAYERS IDRO_SKETCH_DIM ${schedule[@]+"${schedule[@]}"}
 hold "$OUT_DIR/settings.evaluate" "" PUBLIC_ANN_DATA_DIR # may change at any time; search and report look there
 for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
     folder="${zero_shot[$name]}"
@@ -339,7 +360,6 @@ train=("$root/drivers/run_ann.py" "${model[@]}" "${lengths[@]}" ${precision[@]+"
     --output_dir "$models" --init_model_dir "$CHECKPOINT" --data_dir "$preprocessed" --ann_dir "$ann_data"
     --result_dir "$results" --per_gpu_train_batch_size "$BATCH_SIZE" --gradient_accumulation_steps "$ACCUMULATION"
     --optimizer "$OPTIMIZER" --learning_rate "$LEARNING_RATE" --warmup_steps "$WARMUP_STEPS"
-    --total_training_steps "$((EPISODES * STEPS))"
     --group "$group" --dro_type "${OBJECTIVE/erm/idro}" --n_groups "$CLUSTERS"
     --alpha "$ALPHA" --ema "$EMA" --rho "$RHO" --eps "$EPS"
     --idro_layers "$IDRO_LAYERS" --idro_sketch_dim "$IDRO_SKETCH_DIM"
@@ -355,7 +375,13 @@ is_passed() { # STEP: whether there is a later checkpoint
 }
 in_turn() { # EPISODE
     stage "episode $(($1 + 1)) of $EPISODES: mine"
-    [[ -f "$results/ann_ndcg_$1" ]] || launch "${mine[@]}" --end_output_num "$1"
+    if [[ ! -f "$results/ann_ndcg_$1" ]]; then
+        # Mining would take the one after the newest.
+        [[ ! -f "$results/ann_ndcg_$(($1 + 1))" ]] ||
+            fail "$results/ann_ndcg_$1 is gone, and later ones are there; remove those too, and all checkpoints beyond" \
+                "step $(($1 * STEPS))"
+        launch "${mine[@]}" --end_output_num "$1"
+    fi
     stage "episode $(($1 + 1)) of $EPISODES: train"
     local last="$((($1 + 1) * STEPS))" was
     # Training has gone on from its last checkpoint, or that was evaluated. (That it is there does not say it is good.)
@@ -363,7 +389,8 @@ in_turn() { # EPISODE
     [[ ! -d "$models/checkpoint-$last" || ! -f "$results/dev/step-$last/metrics.json" ]] || return 0
     was="$(sums_of "$last")"
     [[ -n "$was" ]] || forget "$last"
-    launch "${train[@]}" --round "$1" --max_steps "$STEPS" --num_training_steps "$STEPS"
+    launch "${train[@]}" --round "$1" --max_steps "$STEPS" --num_training_steps "$NUM_TRAINING_STEPS" \
+        --total_training_steps "$TOTAL_TRAINING_STEPS"
     [[ "$was" == "$(sums_of "$last")" ]] || forget "$last" # it was damaged
 }
 side_by_side() {
@@ -371,7 +398,7 @@ side_by_side() {
     stage "train, and mine whenever there is a newer checkpoint (log: $OUT_DIR/miner.log)"
     become "$MINING_GPUS" "${mine[@]}" --end_output_num -1 >> "$OUT_DIR/miner.log" 2>&1 &
     local miner=$!
-    become "$TRAINING_GPUS" "${train[@]}" --round -1 --single_warmup &
+    become "$TRAINING_GPUS" "${train[@]}" --round -1 --total_training_steps "$((EPISODES * STEPS))" &
     local trainer=$!
     local ended=training reason="run this again, and it goes on from the newest checkpoint"
     wait -n "$miner" "$trainer" || true

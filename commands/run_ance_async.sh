@@ -10,7 +10,8 @@
 # with ASYNC=1 that is the script that runs. These mean something else here:
 #
 #   EPISODES, STEPS    training ends after EPISODES x STEPS steps; how many episodes it sees follows from how fast the
-#                      miner is. The learning rate sinks to 0 over all of them
+#                      miner is. The learning rate sinks to 0 over all of them: NUM_TRAINING_STEPS and
+#                      TOTAL_TRAINING_STEPS cannot be set. With more EPISODES, training goes on, and sinks slower
 #   WARMUP_STEPS       once, at the beginning
 #   SAVE_STEPS         how often there is something new to mine with
 #   PROCESSES          of the evaluation only. TRAINING_GPUS and MINING_GPUS have a process on each GPU; without a GPU

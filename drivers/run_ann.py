@@ -7,7 +7,8 @@
 
 An episode is a run of its own because its data are: the mined file of the episode is fixed while it lasts. Started
 again, it goes on from the newest checkpoint, inside the episode too; an episode that is done is left alone. At
-SIGTERM, SIGINT or SIGHUP it saves a checkpoint after the step in hand and leaves with exit code 75.
+SIGTERM, SIGINT or SIGHUP it saves a checkpoint after the step in hand and leaves with exit code 75. The learning rate
+warms up and decays anew in each episode; the optimizer's moments stay, where the public code begins with fresh ones.
 
 With --round -1 it trains beside a miner that never stops (--end_output_num -1): on the newest episode that is mined,
 and when a newer one is there, from the next logging step on, on that one; until --total_training_steps.
@@ -43,10 +44,10 @@ from utils.stopping import EXIT_CODE, StopRequest
 
 
 def is_trained(args: Arguments, saved: TrainerState) -> bool:
-    """Whether the episode, or with --round -1 the run, had ended when this state was saved."""
+    """Whether the episode, or with --round -1 the run, has ended with this state or before it."""
     if args.follow:
-        return saved.global_step >= args.total_training_steps
-    return saved.has_finished(args.round, args.max_steps)
+        return saved.ended and saved.global_step >= args.total_training_steps
+    return saved.has_finished(args.round, args.max_steps) and (saved.ended or saved.round > args.round)
 
 
 def new_objective(args: Arguments) -> ERM:
@@ -70,19 +71,6 @@ def make_step(args: Arguments, encoder: Encoder, device: torch.device) -> Traini
     return TrainingStep(model, objective, optimizer, precision, args.max_grad_norm, device, watch)
 
 
-def make_rate(args: Arguments, first: int, last: int) -> LearningRate:
-    """The learning rate of steps `first` … `last` - 1, which are an episode, or with --round -1 the run."""
-    steps = args.total_training_steps if args.single_warmup else last - first
-    return LearningRate(
-        args.learning_rate,
-        episode_start=first,
-        warmup_steps=args.warmup_steps,
-        num_training_steps=args.num_training_steps or steps,
-        total_training_steps=args.total_training_steps,
-        single_warmup=args.single_warmup,
-    )
-
-
 def note_skipped(args: Arguments, state: TrainerState) -> None:
     """Says that a step was skipped; `InputError` with the checkpoint to go on from where too many were in a row."""
     say(f"warning: step {state.global_step} is skipped, its gradient is not finite ({state.skipped_steps} so far)")
@@ -96,9 +84,14 @@ def note_skipped(args: Arguments, state: TrainerState) -> None:
 
 
 def last_step(args: Arguments, state: TrainerState, episode: Episode, step_size: int) -> int:
-    """The step that training goes on to: the episode's last, or with --round -1 the run's."""
+    """The step that training goes on to: the episode's last, or with --round -1 the run's.
+
+    That is the step in hand where a checkpoint inside the episode is as long as the episode is now asked to be.
+    """
     if args.follow:
-        return args.total_training_steps
+        return max(args.total_training_steps, state.global_step)
+    if state.has_finished(state.round, args.max_steps):
+        return state.global_step
     if args.max_steps:
         return state.episode_start + args.max_steps
     return state.global_step - (state.position - episode.triplets) // step_size  # one pass, by steps of this size
@@ -142,12 +135,19 @@ def main() -> None:
     episode, steps = open_round()
     step_size = args.per_gpu_train_batch_size * args.gradient_accumulation_steps * distributed.world_size()
     first, last = 0 if args.follow else state.episode_start, last_step(args, state, episode, step_size)
-    rate = make_rate(args, first, last)
+    schedule = args.warmup_steps, args.num_training_steps, args.total_training_steps
+    rate = LearningRate(args.learning_rate, first, *schedule)
     say(
         f"{args.task_name} round {number}: steps {state.global_step - first} to {last - first} of {step_size} "
         f"triplets ({episode.triplets:,} mined) from {checkpoint}, {args.objective}, "
         f"{distributed.world_size()} processes on {device.type}, {step.precision.dtype}"
     )
+    if last - first > args.num_training_steps:
+        say(f"warning: beyond step {args.num_training_steps} (--num_training_steps) the learning rate is 0")
+    if state.global_step == last:  # a checkpoint inside the episode, which is now asked to be no longer
+        state.ended = True
+        folder = save(Path(checkpoint).parent, encoder, tokenizer, args.max_seq_length, step, state)
+        say(f"step {last}: the episode ends here, noted in {folder}")
     asked, stopped = StopRequest(), False
     with progress(total=last - first, initial=state.global_step - first, unit="steps", label="train") as bar:
         while state.global_step < last and not stopped:

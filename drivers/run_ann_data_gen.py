@@ -5,6 +5,9 @@
         --result_dir OUT/results --cluster_query --cluster_centroids 50 --end_output_num 0
     python -m torch.distributed.launch --nproc_per_node 8 drivers/run_ann_data_gen.py …
 
+A call mines one episode: the first that is not ready yet. Where nothing is newer than what mined the last one, or
+training has not come to the end of its round, it says so and ends well.
+
 Writes the mined file, the query clusters and, last of all, the dev metrics of the checkpoint, whose file makes the
 episode ready. Embeddings stay on disk: what a crash interrupts, and what the evaluation needs of the same
 checkpoint, is not encoded twice.
@@ -65,7 +68,9 @@ class Arguments:
     index_factory: str = option("Flat", "Flat: exact search; else an approximate index, by faiss's factory string")
     index_parameters: str = option("", "of an approximate index's search, like nprobe=64 or efSearch=128")
     ann_chunk_factor: int = option(5, "passes over the queries that the negatives are dealt into")
-    end_output_num: int = option(0, "number of the last episode to mine; -1: whenever a newer checkpoint appears")
+    end_output_num: int = option(
+        0, "from 0: mine one episode, the next, whatever the number; -1: whenever a newer checkpoint appears"
+    )
     group: int = option(0, "1: training will use clusters, so --cluster_query must be set")
     cluster_query: bool = option(False, "cluster the training queries, and write each line's cluster")
     cluster_centroids: int = option(50, "clusters of the training queries")
@@ -80,7 +85,7 @@ class Arguments:
         self.result_dir = self.result_dir or self.output_dir
         self.endless = self.end_output_num == -1
         if self.end_output_num < -1:
-            raise InputError(f"--end_output_num is {self.end_output_num}; episodes count from 0, and -1 never ends")
+            raise InputError(f"--end_output_num is {self.end_output_num}; from 0: one episode, and -1 never ends")
         if self.group and not self.cluster_query:
             raise InputError("--group 1 trains on clusters, and --cluster_query is not set")
         if self.index_factory == "Flat" and self.index_parameters:
@@ -177,15 +182,15 @@ def mine(args: Arguments, number: int, checkpoint: str, step: int, device: torch
 
 
 def mine_episodes(args: Arguments, device: torch.device) -> None:
-    """Mines every episode from the first that is not ready to --end_output_num, or until it is stopped."""
+    """Mines the next episode if there is a checkpoint for it; with --end_output_num -1 every one until stopped."""
     number = distributed.on_main(lambda: newest_episode(args.result_dir)) + 1
-    if 0 <= args.end_output_num < number:
-        say(f"episode {number - 1} is mined already: {mined_file(args.output_dir, number - 1)}")
-    while args.endless or number <= args.end_output_num:
-        models = args.training_dir, args.init_model_dir
-        checkpoint, step = checkpoint_to_mine(number, args.result_dir, *models, waits=args.endless)
+    models = args.training_dir, args.init_model_dir
+    while found := checkpoint_to_mine(number, args.result_dir, *models, waits=args.endless):
+        checkpoint, step = found
         mine(args, number, checkpoint, step, device)
-        if args.endless and distributed.is_main():
+        if not args.endless:
+            return
+        if distributed.is_main():
             remove_earlier_embeddings(args.output_dir, step, args.public_ann_data_dir)
         number += 1
 

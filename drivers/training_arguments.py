@@ -6,6 +6,8 @@ from pathlib import Path
 from utils.arguments import check_at_least_one, option, required
 from utils.errors import InputError
 
+NUM_TRAINING_STEPS, TOTAL_TRAINING_STEPS = 60_000, 300_000  # the public code's, which no published command gives
+
 
 @dataclass
 class Arguments:
@@ -32,10 +34,22 @@ class Arguments:
     weight_decay: float = option(0.0, "weight decay of matrices")
     adam_epsilon: float = option(1e-8, "epsilon in the optimizer's denominator")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: never")
-    warmup_steps: int = option(0, "steps of linear warm-up")
-    num_training_steps: int = option(0, "steps of the decay to 0; 0: max_steps, or with single_warmup all")
-    total_training_steps: int = option(0, "steps of all episodes, over which their peaks sink; 0: peaks stay")
-    single_warmup: bool = option(False, "warm up and decay once a run rather than once an episode")
+    warmup_steps: int = option(0, "steps of linear warm-up, from the episode's first one (round -1: the run's)")
+    num_training_steps: int | None = option(
+        None,
+        f"the episode's step at which its rate is down to 0 (default: {NUM_TRAINING_STEPS:,}; with round -1 the "
+        "run's step, by default its last)",
+    )
+    total_training_steps: int | None = option(
+        None,
+        "an episode that begins at step s of the run has the peak learning_rate * max(0.2, 1 - s / this) (default: "
+        f"{TOTAL_TRAINING_STEPS:,}; with round -1 this is where training ends, and must be given)",
+    )
+    single_warmup: bool = option(
+        False,
+        "taken for the published command line's sake: each round warms up and decays once, with it or without. (The "
+        "public code, without it, decays over the number of lines of the mined file.)",
+    )
     fp16: bool = option(False, "mixed precision: bfloat16 where the hardware has it, float16 on an older GPU")
     group: int = option(0, "1: use the clusters of the mined file; 0: plain ERM")
     n_groups: int = option(50, "clusters, as many as were mined with")
@@ -67,16 +81,17 @@ class Arguments:
         self.follow = self.round == -1
         if self.round < -1:
             raise InputError(f"--round is {self.round}; an episode counts from 0, and -1 follows the newest")
-        wanted = self.total_training_steps and self.save_steps and self.single_warmup
-        if self.follow and (self.max_steps or not wanted):
+        if self.follow and (self.max_steps or not (self.total_training_steps and self.save_steps)):
             raise InputError(
-                "--round -1 wants --total_training_steps, where it ends, --save_steps, without which there is "
-                "nothing new to mine with, and --single_warmup, but no --max_steps: an episode has no set length"
+                "--round -1 wants --total_training_steps, where it ends, and --save_steps, without which there is "
+                "nothing new to mine with, but no --max_steps: an episode has no set length"
             )
         if self.follow and self.save_total_limit == 1:
             raise InputError("--save_total_limit 1 and --round -1: the miner may be reading the checkpoint before")
-        if self.single_warmup and not (self.num_training_steps or self.total_training_steps):
-            raise InputError("--single_warmup wants --num_training_steps or --total_training_steps: the run's length")
+        if self.total_training_steps is None:
+            self.total_training_steps = TOTAL_TRAINING_STEPS
+        if self.num_training_steps is None:
+            self.num_training_steps = self.total_training_steps if self.follow else NUM_TRAINING_STEPS
         if not self.training_dir:
             raise InputError("give --training_dir or --output_dir: where checkpoints are and go")
         if not self.triplet:
@@ -84,5 +99,5 @@ class Arguments:
         check_at_least_one(
             self,
             *("per_gpu_train_batch_size", "gradient_accumulation_steps", "logging_steps", "n_groups"),
-            "max_skipped_steps",
+            *("max_skipped_steps", "num_training_steps", "total_training_steps"),
         )

@@ -36,8 +36,7 @@ class LearningRate:
 
     An episode that begins at optimizer step `episode_start` (of the whole run) peaks at
     peak · max(0.2, 1 - episode_start / total_training_steps). It warms up linearly over `warmup_steps`, then decays
-    linearly to 0 at `num_training_steps`, both counted from the episode's first step, or from the run's with
-    `single_warmup`. A `total_training_steps` of 0 leaves every episode its full peak.
+    linearly to 0 at `num_training_steps`, both counted from the episode's first step.
     """
 
     peak: float
@@ -45,13 +44,11 @@ class LearningRate:
     warmup_steps: int
     num_training_steps: int
     total_training_steps: int
-    single_warmup: bool = False
 
     def at(self, step: int) -> float:
         """The rate of optimizer step `step`, counted from 0 over the whole run."""
-        spent = self.episode_start / self.total_training_steps if self.total_training_steps else 0.0
-        peak = self.peak * max(0.2, 1 - spent)
-        done = step if self.single_warmup else step - self.episode_start
+        peak = self.peak * max(0.2, 1 - self.episode_start / self.total_training_steps)
+        done = step - self.episode_start
         if done < self.warmup_steps:
             return peak * done / self.warmup_steps
         return peak * max(0.0, (self.num_training_steps - done) / max(1, self.num_training_steps - self.warmup_steps))

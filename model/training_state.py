@@ -41,10 +41,10 @@ def resume(
     """Loads a checkpoint's state into `step`, and returns where training of episode `round` stands.
 
     `saved` is the checkpoint's own state, None for an initial model, from which the first episode begins. Inside the
-    episode training goes on; of an earlier one, the optimizer's moments stay and the rest begins anew. Random states
-    count for the same number of processes only. `InputError` where the episode before has not ended with this
-    checkpoint, where it was trained with another optimizer, or inside the episode with another objective or number of
-    groups.
+    episode training goes on; of an earlier one, the optimizer's moments stay (unlike in the public code) and the rest
+    begins anew. Random states count for the same number of processes only. `InputError` where the episode before has
+    not ended with this checkpoint, where it was trained with another optimizer, or inside the episode with another
+    objective or number of groups.
     """
     if saved is None:
         if round > 0:

@@ -20,9 +20,9 @@ from utils.files import sha256_of_file
 from utils.stopping import EXIT_CODE
 from utils.token_store import TokenStore
 
-GROUPS = ("--group", 1, "--n_groups", CLUSTERS, "--single_warmup")
+GROUPS = ("--group", 1, "--n_groups", CLUSTERS)
 FOLDERS = {"data_dir": "d", "ann_dir": "a", "output_dir": "o"}
-FOLLOWING = FOLDERS | {"round": -1, "total_training_steps": 9, "save_steps": 3, "single_warmup": True}
+FOLLOWING = FOLDERS | {"round": -1, "total_training_steps": 9, "save_steps": 3}
 
 
 def newest_step(place: Workplace, models: str = "models") -> int:
@@ -42,9 +42,11 @@ def test_moving_on_to_a_newer_episode_trains_as_two_rounds_in_turn(place):
     mined_file(place.folder / "ann_data", 1).write_text("".join(reversed(lines)))
     result = place.result(0) | {"mined_sha256": sha256_of_file(mined_file(place.folder / "ann_data", 1))}
     write_result(place.folder / "results", 1, result)
-    schedule = (*GROUPS, "--num_training_steps", 5, "--save_steps", 2)
-    place.train(0, *schedule, "--max_steps", 3, launcher="none")
-    place.train(1, *schedule, "--max_steps", 2, launcher="none")
+    # The rate stays as it is: rounds warm up and decay each, a run beside a miner does once.
+    schedule = (*GROUPS, "--num_training_steps", 10**18, "--save_steps", 2)
+    for number, steps in ((0, 3), (1, 2)):
+        lengths = ("--max_steps", steps, "--total_training_steps", 10**18)
+        place.train(number, *schedule, *lengths, launcher="none")
     in_turn = place.weights(5)
     for step in (3, 5):
         shutil.rmtree(place.checkpoint(step))
@@ -198,7 +200,6 @@ def test_the_script_stops_when_its_miners_launcher_is_killed_and_goes_on_by_the_
     [
         ({"round": -2}, "--round is -2"),
         ({"total_training_steps": 0}, "--round -1 wants --total_training_steps"),
-        ({"single_warmup": False}, "--round -1 wants"),
         ({"save_steps": 0}, "nothing new to mine with"),
         ({"max_steps": 5}, "no --max_steps"),
     ],
@@ -211,5 +212,22 @@ def test_training_beside_a_miner_must_know_its_own_length(changes, reason):
 
 def test_training_beside_a_miner_has_ended_after_its_steps_in_whatever_round():
     args = run_ann.Arguments(**FOLLOWING)
-    states = [TrainerState(round=4, global_step=step, position=77) for step in (8, 9, 10)]
+    states = [TrainerState(round=4, global_step=step, position=77, ended=True) for step in (8, 9, 10)]
     assert [run_ann.is_trained(args, state) for state in states] == [False, True, True]
+    assert not run_ann.is_trained(args, TrainerState(round=4, global_step=10)), "mining would refuse it"
+
+
+@pytest.mark.parametrize(
+    ("round", "given", "expected"),
+    [
+        (0, {}, (60_000, 300_000)),
+        (2, {"num_training_steps": 7}, (7, 300_000)),
+        (2, {"total_training_steps": 9}, (60_000, 9)),
+        (-1, {"total_training_steps": 9}, (9, 9)),
+        (-1, {"total_training_steps": 9, "num_training_steps": 7}, (7, 9)),
+    ],
+)
+def test_the_schedule_of_a_round_is_the_published_one_and_beside_a_miner_that_of_the_run(round, given, expected):
+    for single_warmup in (False, True):
+        args = run_ann.Arguments(**FOLDERS, round=round, save_steps=3, single_warmup=single_warmup, **given)
+        assert (args.num_training_steps, args.total_training_steps) == expected

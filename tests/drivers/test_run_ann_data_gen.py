@@ -1,8 +1,12 @@
 """The miner's command line: what contradicts itself is refused before anything is encoded."""
 
+import runpy
+
 import pytest
 
+from drivers import run_ann_data_gen
 from drivers.run_ann_data_gen import Arguments
+from utils import errors
 from utils.errors import InputError
 
 NEEDED = {"data_dir": "d", "output_dir": "o", "training_dir": "t"}
@@ -22,3 +26,10 @@ def test_flags_that_contradict_each_other_are_refused(changes, reason):
     with pytest.raises(InputError, match=reason):
         Arguments(**NEEDED | changes)
     assert Arguments(**NEEDED, index_factory="IVF64,Flat", index_parameters="nprobe=8").index_parameters
+
+
+def test_the_published_texts_name_of_the_mining_step_is_the_same_script(monkeypatch):
+    ran = []
+    monkeypatch.setattr(errors, "run", ran.append)
+    runpy.run_path(f"{run_ann_data_gen.__file__}".replace(".py", "_beir.py"), run_name="__main__")
+    assert ran == [run_ann_data_gen.main]

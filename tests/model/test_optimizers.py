@@ -8,7 +8,7 @@ from utils.errors import InputError
 
 
 def test_an_episode_warms_up_to_its_peak_and_decays_to_zero():
-    rate = LearningRate(1.0, episode_start=0, warmup_steps=10, num_training_steps=110, total_training_steps=0)
+    rate = LearningRate(1.0, episode_start=0, warmup_steps=10, num_training_steps=110, total_training_steps=1)
     assert [rate.at(step) for step in (0, 5, 10, 60, 110, 200)] == pytest.approx([0, 0.5, 1, 0.5, 0, 0])
 
 
@@ -20,10 +20,16 @@ def test_the_peaks_of_later_episodes_sink_to_a_fifth():
     assert peaks == pytest.approx([2.0, 1.8, 1.0, 0.4])
 
 
-def test_a_single_warmup_counts_from_the_start_of_the_run():
-    rate = LearningRate(1.0, 100, warmup_steps=10, num_training_steps=300, total_training_steps=0, single_warmup=True)
-    assert rate.at(100) == pytest.approx(200 / 290)
-    assert LearningRate(1.0, 100, 10, 300, 0).at(100) == 0
+def test_each_of_the_published_episodes_warms_up_and_decays_from_its_own_first_step():
+    shapes = []
+    for start, peak in ((0, 1.0), (45_000, 0.85), (90_000, 0.70)):
+        rate = LearningRate(5e-6, start, 3_000, num_training_steps=60_000, total_training_steps=300_000)
+        assert rate.at(start + 3_000) == pytest.approx(5e-6 * peak)
+        shapes.append([rate.at(start + step) / (5e-6 * peak) for step in range(0, 45_001, 1_500)])
+    assert shapes[0][:3] == pytest.approx([0, 0.5, 1])
+    assert shapes[0][-1] == pytest.approx(15 / 57)  # what is left where the episode ends: 26%
+    assert shapes[1] == pytest.approx(shapes[0])
+    assert shapes[2] == pytest.approx(shapes[0])
 
 
 @pytest.mark.parametrize("name", ["lamb", "adamW"])

@@ -20,6 +20,7 @@ from utils.checkpoint import (
     CHECKED,
     TrainerState,
     checkpoint_step,
+    checkpoint_to_mine,
     fingerprint_of_weights,
     load_training_state,
     newest_checkpoint,
@@ -28,6 +29,7 @@ from utils.checkpoint import (
     remove_old_checkpoints,
     save_checkpoint,
 )
+from utils.episode import write_result
 from utils.errors import InputError
 from utils.token_store import TokenStore
 
@@ -336,20 +338,37 @@ def test_the_newest_checkpoint_of_some_kind_is_found(tmp_path, save):
     assert newest_checkpoint(tmp_path / "models", lambda state: state.skipped_in_a_row == 0).name == "checkpoint-10"
 
 
-def test_mining_begins_only_at_the_end_of_an_episode(tmp_path, save):
+def to_mine(tmp_path: Path, number: int, waits: bool = False) -> tuple[str, int] | None:
+    """The checkpoint for an episode, where those before were mined from step 0 on, 9 steps apart."""
+    for earlier in range(number):
+        result = {"ndcg": 0.5, "mrr": 0.5, "checkpoint": "that one", "step": 9 * earlier}
+        write_result(tmp_path / "results", earlier, result)
+    return checkpoint_to_mine(number, tmp_path / "results", tmp_path / "models", "initial", waits)
+
+
+def test_an_episode_is_mined_by_a_newer_checkpoint_of_the_end_of_a_round_or_there_is_nothing_to_mine_with(
+    tmp_path, save, capsys
+):
+    (tmp_path / "results").mkdir()
+    assert to_mine(tmp_path, 0) == ("initial", 0)
+    assert to_mine(tmp_path, 1) is None
+    assert "nothing to mine with: no checkpoint is newer than that one, of episode 0" in capsys.readouterr().out
     save(5, episode_step=5)
-    with pytest.raises(InputError, match="checkpoint-5: stands inside round 0: train it to its end"):
-        newest_or_initial([tmp_path / "models"], "", mines=1)
-    save(9, episode_step=9, ended=True)
-    assert newest_or_initial([tmp_path / "models"], "", mines=1)[1].global_step == 9
+    assert to_mine(tmp_path, 1) is None
+    assert "checkpoint-5 stands inside round 0; train that to its end" in capsys.readouterr().out
+    assert to_mine(tmp_path, 1, waits=True) == (str(tmp_path / "models" / "checkpoint-5"), 5)
+    ended = save(9, episode_step=9, ended=True)
+    assert to_mine(tmp_path, 1) == (str(ended), 9)
+    assert to_mine(tmp_path, 2) is None
 
 
 @pytest.mark.parametrize("mines", [0, 1])
 def test_an_episode_is_mined_by_no_checkpoint_that_was_trained_on_it_or_on_a_later_one(tmp_path, save, mines):
-    save(9, round=1, ended=True)
+    save(18, round=1, ended=True)
+    (tmp_path / "results").mkdir()
     with pytest.raises(InputError, match=rf"was trained on episode 1.* cannot mine episode {mines}; remove"):
-        newest_or_initial([tmp_path / "models"], "", mines=mines)
-    assert newest_or_initial([tmp_path / "models"], "", mines=2)[1].global_step == 9
+        to_mine(tmp_path, mines)
+    assert to_mine(tmp_path, 2)[1] == 18
 
 
 def test_an_episode_goes_on_in_its_own_mined_file_only(tmp_path):
