@@ -42,8 +42,7 @@
 #   OPTIMIZER          lamb | adamW                                                         lamb
 #   LEARNING_RATE      peak of the first episode                                            5e-6 [1e-3]
 #   WARMUP_STEPS       of each episode                                                      3000 [10]
-#   NUM_TRAINING_STEPS the episode's step at which its learning rate is down to 0, or       60000 [STEPS]
-#                      would be, did the episode not end before
+#   NUM_TRAINING_STEPS     step of an episode at which its learning rate would be 0         60000 [STEPS]
 #   TOTAL_TRAINING_STEPS   an episode that begins at step s of the run has the peak         300000 [2 x STEPS]
 #                      LEARNING_RATE x max(0.2, 1 - s / TOTAL_TRAINING_STEPS)
 #   OBJECTIVE          idro | dro-greedy | erm                                              idro
