@@ -410,7 +410,11 @@ side_by_side() {
     rm -rf "$ann_data"/search-* "$ann_data"/embeddings-*/{,*/}*.unfinished.npy # what the miner was at
 }
 if ((ASYNC)); then
-    [[ -d "$models/checkpoint-$((EPISODES * STEPS))" ]] || side_by_side
+    if [[ ! -d "$models/checkpoint-$((EPISODES * STEPS))" ]]; then
+        ! is_passed "$((EPISODES * STEPS))" ||
+            fail "training has gone beyond EPISODES x STEPS, $((EPISODES * STEPS)) steps; give more EPISODES"
+        side_by_side
+    fi
 else
     for ((episode = 0; episode < EPISODES; episode++)); do in_turn "$episode"; done
 fi

@@ -5,8 +5,8 @@
         --result_dir OUT/results --cluster_query --cluster_centroids 50 --end_output_num 0
     python -m torch.distributed.launch --nproc_per_node 8 drivers/run_ann_data_gen.py …
 
-A call mines one episode: the first that is not ready yet. Where nothing is newer than what mined the last one, or
-training has not come to the end of its round, it says so and ends well.
+A call mines one episode, the one after the newest. Where no checkpoint is newer than the one that mined that, or
+training stands inside its round, it says so and ends with exit code 0.
 
 Writes the mined file, the query clusters and, last of all, the dev metrics of the checkpoint, whose file makes the
 episode ready. Embeddings stay on disk: what a crash interrupts, and what the evaluation needs of the same

@@ -756,3 +756,12 @@ def test_outside_slurm_its_script_has_help_and_tells_how_it_is_started(checkout)
         2,
         ["error: this is no Slurm job; submit it: sbatch commands/slurm_ance.sbatch FLAG…"],
     )
+
+
+def test_side_by_side_fewer_steps_than_are_trained_already_are_refused(side_by_side):
+    assert side_by_side(STEPS=9).returncode == 0
+    side_by_side.calls()
+    assert "training has gone beyond EPISODES x STEPS, 9 steps; give more EPISODES" in (
+        side_by_side(STEPS=9, EPISODES=1).stderr
+    )
+    assert side_by_side.calls() == []
