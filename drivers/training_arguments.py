@@ -37,18 +37,18 @@ class Arguments:
     warmup_steps: int = option(0, "steps of linear warm-up, from the episode's first one (round -1: the run's)")
     num_training_steps: int | None = option(
         None,
-        f"the episode's step at which its rate is down to 0 (default: {NUM_TRAINING_STEPS:,}; with round -1 the "
+        f"the episode's step at which its rate is down to 0 (default: {NUM_TRAINING_STEPS}; with round -1 the "
         "run's step, by default its last)",
     )
     total_training_steps: int | None = option(
         None,
         "an episode that begins at step s of the run has the peak learning_rate * max(0.2, 1 - s / this) (default: "
-        f"{TOTAL_TRAINING_STEPS:,}; with round -1 this is where training ends, and must be given)",
+        f"{TOTAL_TRAINING_STEPS}; with round -1 this is where training ends, and must be given)",
     )
     single_warmup: bool = option(
         False,
-        "taken for the published command line's sake: each round warms up and decays once, with it or without. (The "
-        "public code, without it, decays over the number of lines of the mined file.)",
+        "taken for the published command line's sake: a round warms up and decays once, with it or without. (Without "
+        "it the public code decays over the mined file's number of lines, this code over num_training_steps still.)",
     )
     fp16: bool = option(False, "mixed precision: bfloat16 where the hardware has it, float16 on an older GPU")
     group: int = option(0, "1: use the clusters of the mined file; 0: plain ERM")
