@@ -47,6 +47,7 @@ PUBLISHED_TRAINING = """
       --rho=${rho} --round=${i}"""
 
 
+@pytest.mark.timeout(600)
 def test_two_rounds_of_the_published_loop_run_through_and_improve_on_the_initial_model(place):
     for name in ("ann_data", "results"):
         shutil.rmtree(place.folder / name)
