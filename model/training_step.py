@@ -5,6 +5,7 @@ are known before any forward pass, since the mined file carries them, so each tr
 gradient is that of one process with the whole batch.
 """
 
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ class TrainingStep:
     ) -> None:
         self.model, self.objective, self.optimizer = model, objective.to(device), optimizer
         if world_size() > 1:
-            self.model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+            self.model = _distributed(model, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
         self.precision, self.max_grad_norm = precision, max_grad_norm
         self.parameters = list(model.parameters())
@@ -104,6 +105,15 @@ class TrainingStep:
             loss = (coefficients * losses).sum() * (world_size() if wrapped else 1)
             self.scaler.scale(loss).backward()
         return losses
+
+
+def _distributed(model: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """The model, which exchanges gradients. Its buffers are constants, such as positions, and never sent."""
+    with warnings.catch_warnings():
+        # torch 2.13 has another name for it, which 2.11 lacks.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        on = [device] if device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=on, broadcast_buffers=False)
 
 
 def _sums_by_cluster(clusters: Tensor, values: Tensor, n_groups: int) -> Tensor:

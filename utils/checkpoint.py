@@ -258,7 +258,7 @@ def save_checkpoint(
     far as there are positions.
     """
     folder = Path(training_dir) / f"checkpoint-{state.global_step}"
-    random_states = _gather_random_states()
+    random_states = _gather_random_states(next(encoder.parameters()).device)
 
     def write() -> str:
         with atomic_folder(folder) as partial:
@@ -296,8 +296,9 @@ def load_training_state(
         with _reading(folder / "random_states.pt") as states:
             own = states[distributed.rank()]
             torch.set_rng_state(own["cpu"])
-            if torch.cuda.is_available() and "cuda" in own:
-                torch.cuda.set_rng_state(own["cuda"])
+            device = optimizer.param_groups[0]["params"][0].device
+            if device.type == "cuda" and "cuda" in own:
+                torch.cuda.set_rng_state(own["cuda"], device)
 
 
 @contextmanager
@@ -311,11 +312,11 @@ def _reading(path: Path) -> Iterator[Any]:
         raise InputError(f"cannot be read ({first_line(error)[:120]}); {CURE}", path) from None
 
 
-def _gather_random_states() -> list[dict[str, torch.Tensor]]:
-    """The random states of every process, on the main process (elsewhere only its own)."""
+def _gather_random_states(device: torch.device) -> list[dict[str, torch.Tensor]]:
+    """The random states of every process, those of its own `device` too, the same in all of them."""
     own = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        own["cuda"] = torch.cuda.get_rng_state()
+    if device.type == "cuda":
+        own["cuda"] = torch.cuda.get_rng_state(device)
     if distributed.world_size() == 1:
         return [own]
     gathered = [None] * distributed.world_size()

@@ -54,7 +54,7 @@ def set_up(no_cuda: bool = False, local_rank: int = -1) -> torch.device:
     if not re.fullmatch(r"[1-9]\d{0,8}", patience):
         raise InputError(f"ANCE_TIMEOUT_SECONDS is {patience!r}; whole seconds, at least 1, are needed")
     COLLECTIVE_TIMEOUT = timedelta(seconds=int(patience))
-    use_cuda = torch.cuda.is_available() and not no_cuda
+    use_cuda = not no_cuda and torch.cuda.is_available()
     device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         if local_rank >= torch.cuda.device_count():

@@ -6,12 +6,15 @@ into another and exit code 75; any other exception is our own mistake and keeps 
 """
 
 import errno
+import json
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
@@ -72,7 +75,9 @@ def run(main: Callable[[], None]) -> None:
 
     In a run of several processes this one ends at once (see `utils.distributed.leave`), and the launcher ends the
     others. An error's line is also added to the file that ANCE_ERRORS names, if it does: launchers say much after it.
+    torchrun shows it as the root cause.
     """
+    _print_any_text()
     StopRequest(raises=True)
     try:
         main()
@@ -91,6 +96,13 @@ def run(main: Callable[[], None]) -> None:
         _leave("error", f": {message}", 2)
 
 
+def _print_any_text() -> None:
+    """Has standard output and error print what their encoding lacks, an accent or a damaged name, as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _leave(what: str, message: str, code: int) -> None:
     StopRequest()
     rank = os.environ.get("RANK")
@@ -99,8 +111,12 @@ def _leave(what: str, message: str, code: int) -> None:
     write(sys.stdout)
     write(sys.stderr, line)
     if code == 2 and (errors := os.environ.get("ANCE_ERRORS")):
-        with suppress(OSError), Path(errors).open("a", encoding="utf-8") as file:
+        with suppress(OSError), Path(errors).open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(line)
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # from which torchrun shows what it calls the root cause
+        told = {"message": line.strip(), "extraInfo": {"py_callstack": line.strip(), "timestamp": int(time.time())}}
+        with suppress(OSError), Path(path).open("w", encoding="utf-8") as file:
+            json.dump({"message": told}, file)
     if rank is not None:
         os._exit(code)
     sys.exit(code)

@@ -85,7 +85,7 @@ def _take(handle: int, path: Path) -> bool:
     holder = f"process {os.getpid()} on {socket.gethostname()}, since {time.ctime()}: {command}\n"
     with disk_errors(path):
         os.ftruncate(handle, 0)
-        os.pwrite(handle, holder.encode(), 0)
+        os.pwrite(handle, holder.encode(errors="backslashreplace"), 0)
     return True
 
 

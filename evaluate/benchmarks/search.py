@@ -134,7 +134,7 @@ def measure(args: Arguments, device: torch.device) -> dict:
     return {
         "device": contenders.name_of(device),
         "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("torch", "numpy", "faiss-cpu")},
+        "versions": {name: version(name) for name in ("torch", "numpy")} | {"faiss": faiss.__version__},
         "dtype": str(dtype).removeprefix("torch."),
         "settings": {k: v for k, v in asdict(args).items() if k not in ("out_dir", "peak_of", "no_cuda")},
         "file_gib": args.passages * args.dimensions * 4 / 2**30,

@@ -170,3 +170,23 @@ def test_bfloat16_scores_are_formed_in_float32(tmp_path):
         losses = model(batch)
     assert vectors.dtype == losses.dtype == torch.float32
     torch.testing.assert_close(losses, model(batch), rtol=0.3, atol=8)  # RoBERTa's own bfloat16, not the scores'
+
+
+def broadcasts_of_a_step(folder: str) -> int:
+    queries = random_store(Path(folder, f"q{distributed.rank()}"), 12, seed=1)
+    passages = random_store(Path(folder, f"p{distributed.rank()}"), 30, seed=2)
+    episode = random_episode(12, 30, n_groups=K, lines=14, seed=3)
+    step = make_step("idro")
+    assert dict(step.model.module.encoder.named_buffers()), "there is something that could be sent"
+    batches = make_step_batches(episode, [np.arange(9)], Sequences(queries), Sequences(passages))
+    for _ in range(2):  # after the first step, DistributedDataParallel agrees on its buckets
+        step(batches, 1e-2)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        step(batches, 1e-2)
+    names = [event.name for event in profile.events()]
+    assert any("allreduce" in name or "all_reduce" in name for name in names), "gradients are"
+    return sum("broadcast" in name for name in names)
+
+
+def test_a_step_sends_no_constant_buffers(tmp_path):
+    assert run_processes(broadcasts_of_a_step, 2, str(tmp_path)) == [0, 0]
