@@ -23,6 +23,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from utils.errors import InputError, first_line
 from utils.files import open_binary
+from utils.hub import quiet_retries
 from utils.logs import progress, say
 from utils.token_store import TokenizerInfo, create_token_store
 
@@ -35,6 +36,7 @@ BLOCK_CHARACTERS = 2_000_000
 CHARACTERS_A_TOKEN = 6  # of a text's beginning; English has 4 to 5, and a text with more is read again to its end
 
 
+@quiet_retries()
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """Loads a checkpoint's fast tokenizer; raises `InputError` where there is none."""
     try:

@@ -35,6 +35,7 @@ from utils.batching import PackedTokens
 from utils.checkpoint import check_weights, fingerprint_of_weights
 from utils.encoding import StoreEncoder
 from utils.errors import InputError, first_line
+from utils.hub import quiet_retries
 from utils.logs import say
 from utils.precision import Precision
 
@@ -193,6 +194,7 @@ def find_model_type(name: str) -> ModelType:
     return MODEL_TYPES[name]
 
 
+@quiet_retries()
 def load_encoder(
     model_type: str, checkpoint: str, cache_dir: str | None = None, reading: Reading | None = None
 ) -> tuple[Encoder, PreTrainedTokenizerFast]:
