@@ -121,6 +121,7 @@ def main() -> None:
     torch.manual_seed(args.seed + 1_000_000 * (saved.global_step if saved else 0) + distributed.rank())
     state = resume(checkpoint, saved, step, round=number, optimizer=args.optimizer, objective=args.objective)
     log = TrainingLog(args.log_dir, first_step=state.global_step)
+    log.losses.load(state.unlogged, len(step.objective.weights))
 
     def open_round() -> tuple[Episode, StepBatches]:
         """The episode where training stands, and its batches from there on."""
@@ -160,15 +161,18 @@ def main() -> None:
             if result.skipped:
                 note_skipped(args, state)
             state.ended = state.global_step == last
+            entry = at_end or done % args.logging_steps == 0
+            log.step(state.global_step, result, weights, learning_rate, entry)
             if at_end or (args.save_steps and done % args.save_steps == 0):
+                state.unlogged = log.losses.state()
+                log.flush()
                 folder = save(args.output_dir, encoder, tokenizer, args.max_seq_length, step, state)
-                say(f"step {state.global_step}: loss {float(result.loss):.4f}, saved {folder}")
+                say(f"step {state.global_step}: loss {log.loss:.4f}, saved {folder}")
                 if args.save_total_limit and not state.skipped_in_a_row and distributed.is_main():
                     remove_old_checkpoints(args.output_dir, args.save_total_limit, state.episode_start)
             bar.update()
-            if at_end or done % args.logging_steps == 0:
-                log.step(state.global_step, result, weights, learning_rate)
-                bar.set_postfix(loss=f"{float(result.loss):.4f}")
+            if entry:
+                bar.set_postfix(loss=f"{log.loss:.4f}")
                 if args.follow and not at_end and (newest := newest_ready(args.result_dir)) > state.round:
                     steps.close()
                     state.begin(newest)

@@ -4,8 +4,8 @@
 
 RUN_DIR/report.html holds everything that it shows: tables, and pictures as data. It has no script and fetches
 nothing, which its Content-Security-Policy also forbids. The pictures are in RUN_DIR/results/pictures and, as the run
-"report", in RUN_DIR/logs too. What is shown was measured before: metrics by results_table.py and compare_runs.py,
-clusters by mining, weights and losses by training.
+"report", in RUN_DIR/logs too, where the last checkpoint's metrics are added to the curves. What is shown was measured
+before: metrics by results_table.py and compare_runs.py, clusters by mining, weights and losses by training.
 
 Clusters are those of the first episode, by the initial checkpoint; the weights and losses of a later episode are of
 clusters of its own. Of a path only the last folder's name is shown. Queries and names from a collection are
@@ -31,6 +31,7 @@ from evaluate.compare_runs import read_comparison
 from evaluate.finished_run import (
     Gains,
     TrainedEpisode,
+    checkpoint_metrics,
     cluster_gains,
     read_results,
     trained_episodes,
@@ -49,7 +50,7 @@ from utils.arguments import parse, required
 from utils.embedding_store import has_embeddings
 from utils.errors import run
 from utils.files import atomic_file
-from utils.logs import say
+from utils.logs import log_evaluation, say
 from utils.plain_text import printable, without_folders
 
 BASELINE = "BM25"  # the row that is not of a checkpoint
@@ -173,11 +174,25 @@ def write_pictures(run: RunFolder, drawn: Sequence[Picture], step: int) -> None:
             writer.add_image(picture.name, image, step, dataformats="HWC")
 
 
+def log_last_checkpoint(run: RunFolder, step: int) -> None:
+    """Its metrics into TensorBoard, beside those of the checkpoints before, which mining has measured."""
+    results = run.path / "results"
+    zero_shot = {name: checkpoint_metrics(results / "zero_shot" / name) for name in read_results(run).zero_shot}
+    log_evaluation(
+        run.path / "logs",
+        step,
+        checkpoint_metrics(results / "dev").get(step, {}),
+        {name: of_steps[step] for name, of_steps in zero_shot.items() if step in of_steps},
+    )
+
+
 def main() -> None:
     args = parse(Arguments, __doc__)
     run_folder = RunFolder(Path(args.run_dir))
     page, drawn = render(run_folder)
-    write_pictures(run_folder, drawn, read_results(run_folder).step)
+    step = read_results(run_folder).step
+    write_pictures(run_folder, drawn, step)
+    log_last_checkpoint(run_folder, step)
     path = run_folder.path / "report.html"
     with atomic_file(path) as handle:
         handle.write(page)

@@ -48,7 +48,8 @@ class TrainerState:
     `round` is the episode and `episode_step` the steps done in it; `position` is the triplet, in the mined file's
     order, that the next step begins with, and `mined_sha256` that file's SHA-256; `ended` says that the episode's
     training was done with this step. `skipped_steps` had a gradient that was not finite, of which `skipped_in_a_row`
-    are the last ones; `dro` is the objective's own state as plain lists.
+    are the last ones; `dro` is the objective's own state as plain lists, `unlogged` that of the losses that no log
+    entry has yet (`utils.logs.MeanLosses`).
     """
 
     round: int = 0
@@ -63,6 +64,7 @@ class TrainerState:
     optimizer: str = ""
     objective: str = ""
     dro: dict[str, Any] = field(default_factory=dict)
+    unlogged: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     @property
@@ -92,7 +94,7 @@ class TrainerState:
 
     def begin(self, round: int) -> None:
         """Goes to the front of another episode."""
-        self.round, self.episode_step, self.position, self.ended = round, 0, 0, False
+        self.round, self.episode_step, self.position, self.ended, self.unlogged = round, 0, 0, False, {}
 
     def has_finished(self, round: int, max_steps: int) -> bool:
         """Whether that episode has so many steps, or a later one has begun; `max_steps` 0: a pass over its file.
@@ -220,8 +222,9 @@ def read_trainer_state(folder: str | Path) -> TrainerState:
     content = read_json(path, CURE)
     if content.get("format_version") != FORMAT_VERSION:
         raise InputError(f"format version {content.get('format_version')!r}; this code reads {FORMAT_VERSION}", path)
+    content.setdefault("unlogged", {})  # of a version that logged single steps
     for entry in fields(TrainerState):
-        expected = dict if entry.name == "dro" else entry.type
+        expected = dict if entry.name in ("dro", "unlogged") else entry.type
         value = content.get(entry.name)
         if type(value) is not expected or (expected is int and not 0 <= value < MOST):
             raise InputError(f"{entry.name} is {value!r:.80}, not {KINDS[expected]} as it was saved", path)

@@ -3,8 +3,6 @@
 import inspect
 import json
 import shutil
-import signal
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,14 +11,13 @@ from drivers import run_ann, run_ann_data_gen
 from evaluate import evaluate_beir
 from tests.tiny_run import PASSAGE_LENGTH, QUERY_LENGTH, STEP, call, make_run
 from utils.files import sha256_of_file
-from utils.stopping import SIGNALS
 
 # What PyTorch and transformers ask of their own accord, whatever the device; none of it starts CUDA.
 HARMLESS = {"is_available", "is_initialized", "device_count", "manual_seed_all"}
 
 
 @pytest.fixture
-def untouchable(monkeypatch) -> Iterator[None]:
+def untouchable(monkeypatch, own_signals) -> None:
     """A GPU that is there, and that fails whoever touches it."""
 
     def refuse(name: str):
@@ -34,10 +31,6 @@ def untouchable(monkeypatch) -> Iterator[None]:
         monkeypatch.setattr(torch.cuda, name, refuse(name))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
-    for number, handler in handlers.items():  # training has its own
-        signal.signal(number, handler)
 
 
 def test_nothing_touches_the_gpu(untouchable, tmp_path, capsys):

@@ -312,6 +312,17 @@ def test_each_table_has_a_caption_and_what_was_run_comes_first(run):
         assert f"<dt>{name}</dt><dd>{value}</dd>" in facts
 
 
+def test_tensorboard_has_the_metrics_of_the_last_checkpoint_once_however_often_it_is_reported(run):
+    for _ in range(2):
+        call(report, "--run_dir", run)
+    events = EventAccumulator(str(run / "logs")).Reload()
+    for name, folder in (("dev", "dev"), (f"zero_shot/{COLLECTION}", f"zero_shot/{COLLECTION}")):
+        measured = json.loads((run / "results" / folder / f"step-{STEP}" / "metrics.json").read_text())["metrics"]
+        for measure, value in measured.items():
+            last = [event.value for event in events.Scalars(f"{name}/{measure}") if event.step == STEP]
+            assert last == [pytest.approx(value)]
+
+
 def test_no_path_of_the_machine_is_shown(run, made_run):
     elsewhere = run.parent / "shared vectors"
     shutil.copytree(run / "ann_data" / "embeddings-0", elsewhere)
