@@ -4,9 +4,10 @@
         --model_name_or_path CHECKPOINT
 
 Reads corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv, plain or gzipped, and writes OUT/passages/, OUT/SPLIT-query/
-and, last, OUT/SPLIT-qrel.tsv: what data/msmarco_data.py writes, so that what reads the one reads the other. Title and
-text become one passage, as the published evaluation has it. What a collection of BEIR wants beside that, by its
-name, is in data/beir_sets.py.
+and, last, OUT/SPLIT-qrel.tsv: what data/msmarco_data.py writes, so that what reads the one reads the other. Stores
+that are there already, made from the same files with the same settings, are left alone; from others, they are made
+anew. Title and text become one passage, as the published evaluation has it. What a collection of BEIR wants beside
+that, by its name, is in data/beir_sets.py.
 """
 
 import json
@@ -20,7 +21,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.beir_sets import compare_with_published, find_set
 from data.judgments import qrel_file, read_split, write_split
-from data.tokenizing import Text, count_lines, load_tokenizer, text_normalizer, write_token_store
+from data.sources import Sources, settings
+from data.tokenizing import (
+    Text,
+    check_lengths,
+    count_lines,
+    load_tokenizer,
+    text_normalizer,
+    write_token_store,
+)
 from utils.arguments import option, parse, required
 from utils.errors import InputError, run
 from utils.files import find_file, read_records
@@ -41,6 +50,7 @@ class Arguments:
     max_query_length: int = option(0, "tokens of a query at most, special ones included; 0: the data set's own")
     split: str = option("test", "the judgments that are used: qrels/SPLIT.tsv")
     dataset: str = option("", "name of the data set, which decides the above (default: the folder's name)")
+    in_use: bool = option(False, "refuse, rather than replace stores made from other files or with other settings")
 
     def __post_init__(self) -> None:
         self.dataset = self.dataset or Path(self.data_dir).resolve().name
@@ -85,11 +95,17 @@ def main() -> None:
     raw, out = Path(args.data_dir), Path(args.out_data_dir)
     tokenizer = load_tokenizer(args.model_name_or_path)
     normalize = text_normalizer(args.model_type)
+    check_lengths(args.model_name_or_path, args.model_type, args.max_seq_length, args.max_query_length)
     if find_set(args.dataset).one_line:
         normalize = in_one_line(normalize)
 
     corpus, queries = find_file(raw, "corpus.jsonl"), find_file(raw, "queries.jsonl")
     qrels = find_file(raw / "qrels", f"{args.split}.tsv")
+    made_with = settings(tokenizer, args.model_type, args.max_seq_length, args.max_query_length)
+    made_with |= {"one_line": find_set(args.dataset).one_line}
+    sources = Sources(out, raw, [corpus, queries, qrels], made_with)
+    if sources.are_tokenized([args.split], args.in_use):
+        return
     split = read_split(args.split, read_jsonl(queries, normalize), queries, qrels)
 
     hold_lock(out)
@@ -106,6 +122,7 @@ def main() -> None:
         label="passages",
         total=total,
     )
+    sources.note()
     judged = write_split(split, passage_rows, tokenizer, args.max_query_length, out)
     if args.split == "test":
         highest = max(grade for query in split.queries for grade in split.judgments[query].values())

@@ -4,20 +4,30 @@
         --model_name_or_path CHECKPOINT --max_seq_length 256 --max_query_length 32 --data_type 1
 
 Reads the public files, plain or gzipped, and writes OUT/passages/, OUT/{train,dev}-query/ and, of each split last,
-OUT/{train,dev}-qrel.tsv. Tokenizing once for all epochs and episodes is worth a file: every episode encodes the whole
-collection. One process reads and the tokenizer's threads work, which keeps the rows in the collection's order without
-a second pass; the 8.8 million passages go by in blocks, so memory does not grow with them.
+OUT/{train,dev}-qrel.tsv. Stores that are there already, made from the same files with the same settings, are left
+alone; from others, they are made anew. Tokenizing once for all epochs and episodes is worth a file: every episode
+encodes the whole collection. One process reads and the tokenizer's threads work, which keeps the rows in the
+collection's order without a second pass; the 8.8 million passages go by in blocks, so memory does not grow with them.
 """
 
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.judgments import qrel_file, read_split, write_split
-from data.tokenizing import Text, count_lines, load_tokenizer, text_normalizer, write_token_store
+from data.sources import Sources, settings
+from data.tokenizing import (
+    Text,
+    check_lengths,
+    count_lines,
+    load_tokenizer,
+    text_normalizer,
+    write_token_store,
+)
 from utils.arguments import check_at_least_one, option, parse, required
 from utils.errors import InputError, run
 from utils.files import find_file, read_records, split_fields
@@ -53,6 +63,7 @@ class Arguments:
     max_query_length: int = option(64, "tokens of a query at most, special ones included")
     max_doc_character: int = option(10_000, "characters of a document (url, title, body) that are tokenized")
     data_type: int = option(PASSAGES, "0: documents, 1: passages")
+    in_use: bool = option(False, "refuse, rather than replace stores made from other files or with other settings")
 
     def __post_init__(self) -> None:
         if self.data_type not in FILES:
@@ -106,11 +117,19 @@ def main() -> None:
     files = FILES[args.data_type]
     tokenizer = load_tokenizer(args.model_name_or_path)
     normalize = text_normalizer(args.model_type)
+    check_lengths(args.model_name_or_path, args.model_type, args.max_seq_length, args.max_query_length)
 
     collection = find_file(raw, *files["collection"])
+    pairs = {split: [find_file(raw, *names) for names in files[split]] for split in ("train", "dev")}
+    made_with = settings(tokenizer, args.model_type, args.max_seq_length, args.max_query_length)
+    made_with |= {"data_type": args.data_type}
+    if args.data_type == DOCUMENTS:
+        made_with |= {"max_doc_character": args.max_doc_character}
+    sources = Sources(out, raw, [collection, *chain(*pairs.values())], made_with)
+    if sources.are_tokenized([*pairs], args.in_use):
+        return
     splits = []
-    for name in ("train", "dev"):
-        queries, qrels = (find_file(raw, *names) for names in files[name])
+    for name, (queries, qrels) in pairs.items():
         say(f"reading {queries.name} and {qrels.name}")
         splits.append(read_split(name, read_tsv(queries, normalize), queries, qrels))
 
@@ -133,6 +152,7 @@ def main() -> None:
         label="passages",
         total=total,
     )
+    sources.note()
     for split in splits:
         write_split(split, passage_rows, tokenizer, args.max_query_length, out)
     say(f"token stores and judgments are in {out}")

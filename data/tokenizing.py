@@ -19,8 +19,9 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
+from utils.encoding import longest_sequence
 from utils.errors import InputError, first_line
 from utils.files import open_binary
 from utils.hub import quiet_retries
@@ -30,7 +31,8 @@ from utils.token_store import TokenizerInfo, create_token_store
 Text = tuple[int, str, str]  # line of the source file, the collection's own id, text
 Block = tuple[list[int], list[str], list[str]]  # lines, ids, texts
 
-MODEL_TYPES = ("rdot_nll", "rdot_nll_multi_chunk", "rdot_nll_condenser")
+# Of each, the tokens of a passage that are encoded at once, where longer ones are cut; None where none is.
+MODEL_TYPES = {"rdot_nll": None, "rdot_nll_multi_chunk": 512, "rdot_nll_condenser": None}
 BLOCK_TEXTS = 4_000
 BLOCK_CHARACTERS = 2_000_000
 CHARACTERS_A_TOKEN = 6  # of a text's beginning; English has 4 to 5, and a text with more is read again to its end
@@ -51,6 +53,34 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
             f"the tokenizer of {name_or_path!r} ({type(tokenizer).__name__}) has no fast version (tokenizer.json)"
         )
     return tokenizer
+
+
+def check_lengths(name_or_path: str, model_type: str, max_seq_length: int, max_query_length: int) -> None:
+    """`InputError` where passages or queries of so many tokens are longer than the checkpoint has positions for.
+
+    A folder with a tokenizer and no config.json is of no encoder, and takes any length.
+    """
+    if Path(name_or_path).is_dir() and not Path(name_or_path, "config.json").is_file():
+        return
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds for a damaged configuration
+        raise InputError(
+            f"--model_name_or_path {name_or_path!r}: its configuration cannot be read ({first_line(error)}); give a "
+            "checkpoint's folder, or a name on the hub that this machine can reach"
+        ) from error
+    if not hasattr(config, "max_position_embeddings"):
+        return
+    positions = longest_sequence(config)
+    for flag, length, at_once in (
+        ("max_seq_length", max_seq_length, MODEL_TYPES[model_type]),
+        ("max_query_length", max_query_length, None),
+    ):
+        if min(length, at_once or length) > positions:
+            raise InputError(
+                f"--{flag} is {length}, and {name_or_path} has positions for {positions} tokens, special ones "
+                "included; give at most as many"
+            )
 
 
 def text_normalizer(model_type: str) -> Callable[[str], str]:

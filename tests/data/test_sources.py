@@ -1,0 +1,232 @@
+"""Stores that are there already: left alone where they are of the same sources, made anew or kept from harm else."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from data import msmarco_data, sources, tokenizing
+from model.encoders import MODEL_TYPES
+from tests.data.conftest import BEIR_FILES, PASSAGE_FILES
+from tests.tiny import tiny_bert_tokenizer
+from tests.tiny_models import tiny_bert, tiny_roberta
+from utils.errors import InputError
+from utils.token_store import TokenStore
+
+COLLECTION = PASSAGE_FILES["collection.tsv"]
+# A correction of each file that keeps its size, and one that does not.
+CHANGES = {
+    "collection.tsv": (COLLECTION.replace("the sky", "the cat"), COLLECTION + "8\tone more\n"),
+    "queries.train.tsv": (PASSAGE_FILES["queries.train.tsv"].replace("blue", "tree"), "10\tblue\n12\ttree\n"),
+    "qrels.train.tsv": ("10\t0\t1\t1\n12\t0\t7\t2\n12\t0\t0\t0\n12\t0\t2\t1\n", "10\t0\t1\t1\n"),
+    "queries.dev.small.tsv": ("20\tcat of the sky\n", "20\tcat\n"),
+    "qrels.dev.small.tsv": ("20 0 1 1\n", "20 0 1 1\n20 0 2 1\n"),
+}
+
+
+def content_of(out: Path) -> dict[str, bytes]:
+    """Tokens and judgments, which follow from the sources."""
+    paths = (*out.rglob("*.npy"), *out.glob("*-qrel.tsv"), *out.rglob("ids.txt"))
+    return {str(path.relative_to(out)): path.read_bytes() for path in paths}
+
+
+def last_changes(out: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def test_stores_of_the_same_sources_are_left_alone(preprocess_passages, preprocess_beir, tmp_path, capsys):
+    for preprocess in (preprocess_passages, preprocess_beir):
+        out = preprocess(out=tmp_path / preprocess.__name__)
+        before = last_changes(out)
+        capsys.readouterr()
+        preprocess(out=out)
+        assert "tokenized already, from the same files" in capsys.readouterr().out
+        after = last_changes(out)
+        assert {path for path in before if before[path] != after[path]} == {out / "sources.json"}, "the times alone"
+
+
+def test_files_whose_times_are_as_noted_are_not_read_again(preprocess_passages, monkeypatch, tmp_path):
+    raw = tmp_path / "raw"
+    out = preprocess_passages()
+    preprocess_passages()  # writes the raw files again: their times move, which is noted
+    monkeypatch.setattr(sources, "sha256_of_file", lambda path: pytest.fail(f"{path} is read"))
+    monkeypatch.setattr("tests.data.conftest.write_files", lambda folder, files, zipped: folder)
+    before = last_changes(out)
+    preprocess_passages()
+    assert last_changes(out) == before
+    os.utime(raw / "collection.tsv")
+    with pytest.raises(pytest.fail.Exception, match=r"collection\.tsv is read"):
+        preprocess_passages()
+
+
+@pytest.mark.parametrize("same_size", [True, False])
+@pytest.mark.parametrize("name", CHANGES)
+def test_changed_files_are_tokenized_again_and_refused_where_the_stores_are_in_use(
+    preprocess_passages, tmp_path, name, same_size
+):
+    changed = CHANGES[name][0 if same_size else 1]
+    assert changed != PASSAGE_FILES[name]
+    assert (len(changed) == len(PASSAGE_FILES[name])) == same_size
+    expected = content_of(preprocess_passages({name: changed}, out=tmp_path / "fresh"))
+    out = preprocess_passages()
+    before = content_of(out)
+    assert before != expected
+    with pytest.raises(InputError, match=rf"out: the token stores there are in use.* {name} ha[ds] .*--out_data_dir"):
+        preprocess_passages({name: changed}, in_use=True)
+    assert content_of(out) == before
+    preprocess_passages(in_use=True)  # the files as they were
+    assert content_of(out) == before
+    preprocess_passages({name: changed})
+    assert content_of(out) == expected
+    preprocess_passages({name: changed}, in_use=True)
+
+
+def test_changed_files_of_beirs_layout_too(preprocess_beir, tmp_path):
+    changed = {"corpus.jsonl": BEIR_FILES["corpus.jsonl"].replace("blue", "gray")}
+    expected = content_of(preprocess_beir(changed, out=tmp_path / "fresh"))
+    out = preprocess_beir()
+    with pytest.raises(InputError, match=r"corpus\.jsonl has another content"):
+        preprocess_beir(changed, in_use=True)
+    preprocess_beir(changed)
+    assert content_of(out) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "difference"),
+    [
+        ({"max_seq_length": 5}, "max_seq_length was 128 and is 5"),
+        ({"max_query_length": 5}, "max_query_length was 64 and is 5"),
+        ({"model_type": "rdot_nll_condenser"}, "lowercased was False and is True"),
+        ({"model_name_or_path": "another"}, "the tokenizer is another one"),
+    ],
+)
+def test_other_settings_too(preprocess_passages, tmp_path, flags, difference):
+    if "model_name_or_path" in flags:
+        flags = {"model_name_or_path": tiny_bert_tokenizer(tmp_path / "another", lowercase=True)}
+    expected = content_of(preprocess_passages(out=tmp_path / "fresh", **flags))
+    out = preprocess_passages()
+    with pytest.raises(InputError, match=difference):
+        preprocess_passages(**flags, in_use=True)
+    preprocess_passages(**flags)
+    assert content_of(out) == expected
+
+
+def test_a_file_that_was_zipped_or_is_gone_is_told(preprocess_passages):
+    preprocess_passages()
+    with pytest.raises(InputError, match=r"collection\.tsv is not there any more.*collection\.tsv\.gz was not there"):
+        preprocess_passages(zipped=True, in_use=True)
+
+
+def test_folders_that_were_moved_are_the_same_sources(preprocess_passages, run_script, tmp_path, capsys):
+    preprocess_passages()
+    (tmp_path / "mounted").mkdir()
+    for name in ("raw", "out"):
+        shutil.copytree(tmp_path / name, tmp_path / "mounted" / name)
+        shutil.rmtree(tmp_path / name)
+    before = content_of(tmp_path / "mounted" / "out")
+    run_script(msmarco_data, tmp_path / "mounted" / "raw", out=tmp_path / "mounted" / "out", in_use=True)
+    assert "tokenized already" in capsys.readouterr().out
+    assert content_of(tmp_path / "mounted" / "out") == before
+
+
+def test_stores_of_a_version_that_noted_no_sources_go_on_in_use_and_are_made_anew_else(preprocess_passages, capsys):
+    out = preprocess_passages()
+    before = last_changes(out)
+    (out / "sources.json").unlink()
+    longer = {"collection.tsv": COLLECTION + "8\tone more\n"}
+    with pytest.raises(InputError, match=r"collection\.tsv had 67 bytes and has 78"):
+        preprocess_passages(longer, in_use=True)
+    with pytest.raises(InputError, match=r"max_seq_length was 128 and is 9"):
+        preprocess_passages(max_seq_length=9, in_use=True)
+    preprocess_passages(in_use=True)
+    assert (out / "sources.json").exists(), "from now on the files are known by their sums"
+    assert last_changes(out) | {out / "sources.json": before[out / "sources.json"]} == before
+    (out / "sources.json").unlink()
+    preprocess_passages()
+    assert "tokenizing collection.tsv" in capsys.readouterr().out.split("tokenized already")[-1]
+
+
+def test_stores_in_use_that_were_removed_are_made_again_of_the_same_files_only(preprocess_passages):
+    out = preprocess_passages()
+    before = content_of(out)
+
+    def remove() -> None:
+        shutil.rmtree(out / "passages")
+        for path in out.glob("*-qrel.tsv"):
+            path.unlink()
+
+    remove()
+    with pytest.raises(InputError, match="in use"):
+        preprocess_passages({"collection.tsv": CHANGES["collection.tsv"][0]}, in_use=True)
+    preprocess_passages(in_use=True)
+    assert content_of(out) == before
+
+
+def test_a_file_that_is_changed_while_it_is_read_leaves_nothing_that_looks_whole(
+    preprocess_passages, tmp_path, monkeypatch
+):
+    def write(folder: Path, *rest, **named):
+        (tmp_path / "raw" / "collection.tsv").write_text("0\tanother\n")
+        return tokenizing.write_token_store(folder, *rest, **named)
+
+    monkeypatch.setattr("data.msmarco_data.write_token_store", write)
+    with pytest.raises(InputError, match=r"collection\.tsv: was changed while it was read; run this again"):
+        preprocess_passages()
+    assert not list((tmp_path / "out").glob("*-qrel.tsv"))
+
+
+@pytest.mark.parametrize("content", ["{}", '{"format_version": 1, "settings": {}, "files": {"a": {}}}', "[", "[]"])
+def test_altered_notes_are_told_with_the_cure(preprocess_passages, content):
+    out = preprocess_passages()
+    (out / "sources.json").write_text(content)
+    with pytest.raises(InputError, match=r"sources\.json: .*remove it, with the token stores and \*-qrel\.tsv"):
+        preprocess_passages()
+
+
+def test_what_is_noted(preprocess_passages):
+    noted = json.loads((preprocess_passages() / "sources.json").read_text())
+    assert set(noted["files"]) == set(PASSAGE_FILES)
+    assert noted["files"]["collection.tsv"]["size"] == len(COLLECTION)
+
+
+def test_the_model_types_cut_passages_as_the_models_do():
+    models = {name: model_type.chunk_length for name, model_type in MODEL_TYPES.items()}
+    assert models == tokenizing.MODEL_TYPES
+
+
+@pytest.mark.parametrize("layout", ["passages", "beir"])
+@pytest.mark.parametrize(
+    ("model_type", "flags", "reason"),
+    [
+        ("rdot_nll_condenser", {"max_seq_length": 65}, "--max_seq_length is 65, .* positions for 64 tokens"),
+        ("rdot_nll_condenser", {"max_query_length": 65}, "--max_query_length is 65, .* positions for 64 tokens"),
+        ("rdot_nll", {"max_seq_length": 63}, "--max_seq_length is 63, .* positions for 62 tokens"),
+        ("rdot_nll_multi_chunk", {"max_seq_length": 63}, "--max_seq_length is 63"),
+    ],
+)
+def test_a_length_that_the_model_cannot_take_is_refused_first_and_can_then_be_changed(
+    preprocess_passages, preprocess_beir, tmp_path, tokenizer_folder, monkeypatch, layout, model_type, flags, reason
+):
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(tokenizer_folder, checkpoint)
+    encoder = (tiny_bert if model_type == "rdot_nll_condenser" else tiny_roberta)(positions=64)
+    encoder.config.save_pretrained(checkpoint)
+    preprocess = preprocess_passages if layout == "passages" else preprocess_beir
+    model = {"model_type": model_type, "model_name_or_path": checkpoint}
+    lengths = {"max_seq_length": 62, "max_query_length": 62}
+    with monkeypatch.context() as patch:
+        for module in ("msmarco_data", "beir_data"):
+            patch.setattr(f"data.{module}.read_split", lambda *_: pytest.fail("it must not come that far"))
+        with pytest.raises(InputError, match=reason):
+            preprocess(**model, **lengths | flags)
+    assert TokenStore(preprocess(**model, **lengths) / "passages").meta.max_length == 62
+
+
+def test_documents_that_are_cut_may_be_longer_than_the_models_positions(tmp_path, tokenizer_folder):
+    shutil.copytree(tokenizer_folder, tmp_path / "checkpoint")
+    tiny_roberta(positions=514).config.save_pretrained(tmp_path / "checkpoint")
+    tokenizing.check_lengths(str(tmp_path / "checkpoint"), "rdot_nll_multi_chunk", 2_048, 64)
+    with pytest.raises(InputError, match="--max_seq_length is 2048"):
+        tokenizing.check_lengths(str(tmp_path / "checkpoint"), "rdot_nll", 2_048, 64)
