@@ -9,7 +9,8 @@
 # Every setting below is an environment variable, or a flag of the same name in lower case. Without DATA_DIR the demo
 # collection is built and trained on, with small settings of its own (in brackets). Run again, it goes on where it
 # stopped, and skips what is done. A setting that files in OUT_DIR follow from can no longer be changed there; the
-# others can at any time. One of them changes training:
+# others can at any time. Data and the initial checkpoint count by their content, so folders may be moved. Data that
+# were corrected are tokenized again as long as no episode is mined. Of what can change, one setting changes training:
 #   PROCESSES  a step takes BATCH_SIZE x ACCUMULATION triplets of each process. With another number, training goes on
 #              at the same place in the data, in steps of another size.
 #
@@ -81,10 +82,24 @@ settings=(DATA_DIR OUT_DIR CHECKPOINT ZERO_SHOT_DIRS PUBLIC_ANN_DATA_DIR MODEL_T
     GRADIENT_CHECKPOINTING SEED MINING_SEED PROCESSES LAUNCHER ASYNC MINING_GPUS TRAINING_GPUS MIXED_PRECISION
     EVAL_BATCH_SIZE BM25 LICENSE)
 
+# What settings are called in the scripts that get them, for what these say.
+export ANCE_FLAGS="out_data_dir=--out_dir training_dir=--out_dir output_dir=--out_dir result_dir=--out_dir
+    ann_dir=--out_dir run_dir=--out_dir log_dir=--out_dir embedding_dir=--public_ann_data_dir
+    model_name_or_path=--checkpoint init_model_dir=--checkpoint
+    topk_training=--topk negative_sample=--negatives cluster_centroids=--clusters n_groups=--clusters
+    max_steps=--steps per_gpu_train_batch_size=--batch_size
+    gradient_accumulation_steps=--accumulation per_gpu_eval_batch_size=--eval_batch_size dro_type=--objective
+    fp16=--mixed_precision no_cuda=CUDA_VISIBLE_DEVICES="
+
 told=0 stage="set up" # whether the reason was told last, and what is at work
 ANCE_ERRORS="" # the file to which scripts add the line that they end with (utils/errors.py)
 fail() { told=1; printf 'error: %s\n' "$*" >&2; exit 2; }
 absolute() { (cd "$1" && pwd); }
+content_of() { # FOLDER: a checksum of the files that a model is loaded from; its card may change
+    (cd "$1" && find -L . -maxdepth 2 -type f ! -path './.*' \
+        \( -name '*.json' -o -name '*.txt' -o -name '*.model' -o -name '*.safetensors' -o -name '*.bin' \) -print0 |
+        LC_ALL=C sort -z | xargs -0 -r sha256sum | sha256sum | cut -d ' ' -f 1)
+}
 check_gpus() { # NAME: refuses GPUs that are not there, or that CUDA_VISIBLE_DEVICES leaves to others
     local entry entries usable=" ${gpus[*]-} ${CUDA_VISIBLE_DEVICES-}" gpus=()
     IFS=, read -ra entries <<< "${!1}"
@@ -243,13 +258,19 @@ stage() { # WORDS…: says what comes, and forgets what was survived
     : > "$ANCE_ERRORS"
 }
 there() { [[ ! -e "$1" ]] || printf '%s\n' "$1"; }
+noted() { # FILE NAME: a setting's value as the file has it
+    sed -n "s/^$2=//p" "$1" 2> /dev/null || true
+}
 hold() { # FILE PRODUCT NAME…: notes these settings in FILE; where PRODUCT is not empty, refuses others instead
-    local name was differences=""
+    local name was is differences=""
     if [[ -f "$1" && -n "$2" ]]; then
         for name in "${@:3}"; do
             grep -q "^$name=" "$1" || continue # the file is of a version without this setting
-            was="$(sed -n "s/^$name=//p" "$1")"
-            [[ "${!name#"$OUT_DIR/"}" == "$was" ]] || differences+=$'\n'"    $name was '$was' and is '${!name}'"
+            was="$(noted "$1" "$name")" is="${!name#"$OUT_DIR/"}"
+            [[ "$is" != "$was" ]] || continue
+            [[ "$name" != CHECKPOINT_CONTENT ]] || name=CHECKPOINT was="$checkpoint_was" is="$CHECKPOINT"
+            differences+=$'\n'"    $name was '$was' and is '$is'"
+            [[ "$is" != "$was" ]] || differences+=" with other files"
         done
         [[ -z "$differences" ]] ||
             fail "$OUT_DIR holds a run with other settings; give those, or choose another OUT_DIR:$differences"
@@ -293,18 +314,28 @@ done
 # something is there that follows from it; until then a mistake can be mended.
 trained="$(there "$models"/checkpoint-*)$(there "$results"/ann_ndcg_[1-9]*)"
 mined="$trained$(there "$results"/ann_ndcg_*)"
-tokenized="$mined$(there "$preprocessed/dev-qrel.tsv")"
-hold "$OUT_DIR/settings.tokenize" "$tokenized" \
-    DATA_DIR DATA_TYPE CHECKPOINT MODEL_TYPE MAX_SEQ_LENGTH MAX_QUERY_LENGTH
+checkpoint_was="$(noted "$OUT_DIR/settings.evaluate" CHECKPOINT)"
+: "${checkpoint_was:="$(noted "$OUT_DIR/settings.tokenize" CHECKPOINT)"}" # where the version before had it
+CHECKPOINT_CONTENT="$CHECKPOINT"
+[[ ! -d "$CHECKPOINT" ]] || CHECKPOINT_CONTENT="$(content_of "$CHECKPOINT")"
+if [[ -n "$mined" && -n "$checkpoint_was" && -z "$(noted "$OUT_DIR/settings.tokenize" CHECKPOINT_CONTENT)" ]]; then
+    # The version before noted the path alone: of a folder that was moved, the name is left to tell.
+    [[ "$checkpoint_was" == "${CHECKPOINT#"$OUT_DIR/"}" ||
+        ("$checkpoint_was" == /* && -d "$CHECKPOINT" && "${checkpoint_was##*/}" == "${CHECKPOINT##*/}") ]] ||
+        fail "$OUT_DIR holds a run with other settings: CHECKPOINT was '$checkpoint_was' and is '$CHECKPOINT'"
+    printf 'CHECKPOINT_CONTENT=%s\n' "$CHECKPOINT_CONTENT" >> "$OUT_DIR/settings.tokenize"
+fi
+hold "$OUT_DIR/settings.tokenize" "$mined" DATA_TYPE CHECKPOINT_CONTENT MODEL_TYPE MAX_SEQ_LENGTH MAX_QUERY_LENGTH
 hold "$OUT_DIR/settings.mine" "$mined" \
     TOPK NEGATIVES CLUSTERS MINING_SEED MIXED_PRECISION EMBEDDING_DTYPE INDEX_FACTORY INDEX_PARAMETERS
 hold "$OUT_DIR/settings.train" "$trained" \
     ASYNC SEED MODEL_SIZE STEPS BATCH_SIZE ACCUMULATION OPTIMIZER LEARNING_RATE WARMUP_STEPS OBJECTIVE ALPHA EMA RHO EPS \
     IDRO_LAYERS IDRO_SKETCH_DIM ${schedule[@]+"${schedule[@]}"}
-hold "$OUT_DIR/settings.evaluate" "" PUBLIC_ANN_DATA_DIR # may change at any time; search and report look there
+# Where things lie may change at any time; search and report look there.
+hold "$OUT_DIR/settings.evaluate" "" PUBLIC_ANN_DATA_DIR DATA_DIR CHECKPOINT
 for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
     folder="${zero_shot[$name]}"
-    hold "$OUT_DIR/zero_shot/$name/settings" "$(there "$OUT_DIR/zero_shot/$name/test-qrel.tsv")" folder
+    hold "$OUT_DIR/zero_shot/$name/settings" "" folder
 done
 
 # What a learning rate suits follows from the triplets a step; iDRO compares the clusters that are among them.
@@ -328,18 +359,21 @@ if ((${#demo[@]} == 0)) && [[ -z "$trained" ]]; then
     fi
 fi
 
-# 2. Token stores of the training collection and of the zero-shot ones: seconds (demo), half an hour (MS MARCO).
+# 2. Token stores of the training collection and of the zero-shot ones: seconds (demo), half an hour (MS MARCO). Stores
+# of the same files stay; once something was mined, those of other files are refused.
 stage "tokenize $DATA_DIR"
-[[ -f "$preprocessed/dev-qrel.tsv" ]] ||
-    run "$python" "$root/data/msmarco_data.py" --data_dir "$DATA_DIR" --out_data_dir "$preprocessed" "${model[@]}" \
-        --model_name_or_path "$CHECKPOINT" "${lengths[@]}" --data_type "$DATA_TYPE"
+in_use=()
+[[ -z "$mined" ]] || in_use=(--in_use)
+run "$python" "$root/data/msmarco_data.py" --data_dir "$DATA_DIR" --out_data_dir "$preprocessed" "${model[@]}" \
+    --model_name_or_path "$CHECKPOINT" "${lengths[@]}" --data_type "$DATA_TYPE" ${in_use[@]+"${in_use[@]}"}
 
 zero_shot_stores=()
 for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
     stage "tokenize ${zero_shot[$name]}"
-    [[ -f "$OUT_DIR/zero_shot/$name/test-qrel.tsv" ]] ||
-        run "$python" "$root/data/beir_data.py" "${model[@]}" --model_name_or_path "$CHECKPOINT" \
-            --data_dir "${zero_shot[$name]}" --out_data_dir "$OUT_DIR/zero_shot/$name"
+    in_use=() # a collection may come later
+    [[ -z "$mined" || ! -f "$OUT_DIR/zero_shot/$name/test-qrel.tsv" ]] || in_use=(--in_use)
+    run "$python" "$root/data/beir_data.py" "${model[@]}" --model_name_or_path "$CHECKPOINT" \
+        --data_dir "${zero_shot[$name]}" --out_data_dir "$OUT_DIR/zero_shot/$name" ${in_use[@]+"${in_use[@]}"}
     zero_shot_stores+=("$OUT_DIR/zero_shot/$name")
 done
 

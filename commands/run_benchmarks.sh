@@ -45,6 +45,7 @@ find_gpus
 precisions=(false)
 if ((${#gpus[@]} > 0)) || grep -qE 'amx_bf16|avx512_bf16' /proc/cpuinfo; then precisions+=(true); fi
 export TOKENIZERS_PARALLELISM=true
+export ANCE_FLAGS=steps=--rounds # what scripts call settings, for what they say; below where it is otherwise
 threads() { echo "${OMP_NUM_THREADS:-$(($(nproc) / $1 > 0 ? $(nproc) / $1 : 1))}"; } # PROCESSES: of each of them
 stage() { printf '\n== %s\n' "$*"; }
 
@@ -54,10 +55,9 @@ stage "collection: the documentation of installed Python libraries"
     "$python" "$root/data/demo_data.py" --msmarco_dir "$OUT_DIR/collection/msmarco" \
         --beir_dir "$OUT_DIR/collection/python-docs"
 stores="$OUT_DIR/preprocessed-$MAX_SEQ_LENGTH-$MAX_QUERY_LENGTH"
-[[ -f "$stores/dev-qrel.tsv" ]] ||
-    "$python" "$root/data/msmarco_data.py" --data_dir "$OUT_DIR/collection/msmarco" --out_data_dir "$stores" \
-        --model_type rdot_nll_condenser --model_name_or_path "$checkpoint" \
-        --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH"
+"$python" "$root/data/msmarco_data.py" --data_dir "$OUT_DIR/collection/msmarco" --out_data_dir "$stores" \
+    --model_type rdot_nll_condenser --model_name_or_path "$checkpoint" \
+    --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH"
 
 # 2. Texts to tokens: ours and the library datasets': minutes.
 stage "tokenizing"
@@ -94,7 +94,7 @@ for mixed in "${precisions[@]}"; do
 
     # 6. An episode mined by ours and by sentence-transformers, each as a process of its own: minutes.
     stage "mining, mixed precision: $mixed"
-    CUDA_VISIBLE_DEVICES="${gpus[0]-}" OMP_NUM_THREADS="$(threads 1)" \
+    ANCE_FLAGS=rounds=--mining_rounds CUDA_VISIBLE_DEVICES="${gpus[0]-}" OMP_NUM_THREADS="$(threads 1)" \
         "$python" "$root/evaluate/benchmarks/mining.py" --out_dir "$OUT_DIR" --fp16 "$mixed" \
         --collection_dir "$OUT_DIR/collection/msmarco" --data_dir "$stores" --checkpoint "$checkpoint" \
         --rounds "$MINING_ROUNDS" --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH"
@@ -102,13 +102,15 @@ done
 
 # 7. Exact search, ours and faiss's: ten minutes.
 stage "search"
-CUDA_VISIBLE_DEVICES="${gpus[0]-}" OMP_NUM_THREADS="$(threads 1)" \
+ANCE_FLAGS="rounds=--mining_rounds passages=--search_passages" \
+    CUDA_VISIBLE_DEVICES="${gpus[0]-}" OMP_NUM_THREADS="$(threads 1)" \
     "$python" "$root/evaluate/benchmarks/search.py" --out_dir "$OUT_DIR" --passages "$SEARCH_PASSAGES" \
     --rounds "$MINING_ROUNDS"
 
 # 8. How mining grows with the collection: minutes.
 stage "growth of mining"
-CUDA_VISIBLE_DEVICES="${gpus[0]-}" OMP_NUM_THREADS="$(threads 1)" \
+ANCE_FLAGS="rounds=--mining_rounds passages=--growth_passages" \
+    CUDA_VISIBLE_DEVICES="${gpus[0]-}" OMP_NUM_THREADS="$(threads 1)" \
     "$python" "$root/evaluate/benchmarks/growth.py" --out_dir "$OUT_DIR" --checkpoint "$checkpoint" \
     --rounds "$MINING_ROUNDS" --passages "${growth_passages[@]}"
 

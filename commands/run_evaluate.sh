@@ -31,6 +31,10 @@ source "$root/commands/gpus.sh"
 settings=(CHECKPOINT OUT_DIR BEIR_DIR MODEL_TYPE POOLING NORMALIZE MAX_SEQ_LENGTH MAX_QUERY_LENGTH SPLIT BM25 PROCESSES
     MIXED_PRECISION EVAL_BATCH_SIZE)
 
+# What settings are called in the scripts that get them, for what these say.
+export ANCE_FLAGS="model_name_or_path=--checkpoint out_data_dir=--out_dir embedding_dir=--out_dir
+    per_gpu_eval_batch_size=--eval_batch_size fp16=--mixed_precision no_cuda=CUDA_VISIBLE_DEVICES="
+
 fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
 absolute() { (cd "$1" && pwd); }
 name_of() { # CHECKPOINT: what tells it from those of other runs

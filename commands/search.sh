@@ -27,6 +27,10 @@ source "$root/commands/arguments.sh"
 settings=(OUT_DIR COLLECTION CHECKPOINT DATA_DIR MODEL_TYPE POOLING NORMALIZE EMBEDDING_DIR DEPTH TEXT_LINES
     MAX_QUERY_LENGTH MIXED_PRECISION EVAL_BATCH_SIZE)
 
+# What settings are called in the script that gets them, for what it says.
+export ANCE_FLAGS="run_dir=--out_dir model_name_or_path=--checkpoint per_gpu_eval_batch_size=--eval_batch_size
+    fp16=--mixed_precision"
+
 fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
 words=()
 while (($#)); do

@@ -120,10 +120,10 @@ class Sources:
             raise InputError(f"is not as it was written; {cure}", self._path)
         differences = self._differing_settings(settings)
         for name in files.keys() - self._files.keys():
-            differences.append(f"{name} is not there any more")
+            differences.append(f"{name} is no more among the files")
         for name, changed in self._changed.items():
             if name not in files:
-                differences.append(f"{name} was not there")
+                differences.append(f"{name} was not among the files")
                 continue
             if files[name] == asdict(changed) | {"sha256": files[name]["sha256"]}:
                 self._digests[name] = files[name]["sha256"]
@@ -141,7 +141,7 @@ class Sources:
             found = {setting: meta.max_length, "tokenizer": meta.tokenizer_fingerprint}
             differences += [text for text in self._differing_settings(found) if text not in differences]
             if meta.source_file not in self._changed:
-                differences.append(f"{meta.source_file} is not there any more")
+                differences.append(f"{meta.source_file} is no more among the files")
             elif meta.source_size != self._changed[meta.source_file].size:
                 size = self._changed[meta.source_file].size
                 differences.append(f"{meta.source_file} had {meta.source_size:,} bytes and has {size:,}")

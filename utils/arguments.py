@@ -1,6 +1,7 @@
 """Command lines of the entry scripts: a dataclass of arguments, one field a flag, parsed by transformers' parser."""
 
 import argparse
+import re
 from dataclasses import field
 from typing import Any, TypeVar
 
@@ -35,9 +36,17 @@ def check_at_least_one(arguments: Any, *names: str) -> None:
             raise InputError(f"--{name} is {getattr(arguments, name)}; at least 1 is needed")
 
 
+class Parser(HfArgumentParser):
+    """What cannot be parsed is told as every other mistake is, in one line."""
+
+    def error(self, message: str) -> None:
+        message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message)  # one spelling of a flag is enough
+        raise InputError(f"{message}; see --help")
+
+
 def parse(arguments: type[T], description: str) -> T:
-    """Parses sys.argv into `arguments`; both --like_this and --like-this are taken. Exits with code 2 on misuse."""
-    parser = HfArgumentParser(
+    """Parses sys.argv into `arguments`; both --like_this and --like-this are taken. `InputError` on misuse."""
+    parser = Parser(
         arguments,
         description=description,
         formatter_class=HelpFormatter,

@@ -31,6 +31,16 @@ DISK_ERRORS = {
 }
 
 
+def as_called(message: str) -> str:
+    """The message with flags called as the user's own script calls them.
+
+    A bash script that passes its settings on under other names says so in ANCE_FLAGS: NAME=TEXT, with blanks between,
+    has TEXT put in the place of --NAME.
+    """
+    names = dict(pair.split("=", 1) for pair in os.environ.get("ANCE_FLAGS", "").split())
+    return re.sub(r"(?<![\w-])--(\w+)(?![\w-])", lambda flag: names.get(flag[1], flag[0]), message)
+
+
 class InputError(Exception):
     """Something the user can mend: names the file (and line), what was found and the cure."""
 
@@ -107,7 +117,7 @@ def _leave(what: str, message: str, code: int) -> None:
     StopRequest()
     rank = os.environ.get("RANK")
     where = "" if rank is None else f" (rank {rank})"
-    line = f"{what}{where}{message}\n"
+    line = as_called(f"{what}{where}{message}\n")
     write(sys.stdout)
     write(sys.stderr, line)
     if code == 2 and (errors := os.environ.get("ANCE_ERRORS")):

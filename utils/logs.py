@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from utils import distributed
-from utils.errors import InputError, disk_errors, write
+from utils.errors import InputError, as_called, disk_errors, write
 from utils.metrics import MEASURES
 
 
@@ -40,7 +40,7 @@ def say(message: str) -> None:
     if distributed.is_main():
         minutes, seconds = divmod(int(time.monotonic() - _started), 60)
         with tqdm.external_write_mode(sys.stdout):
-            write(sys.stdout, f"[{minutes:3d}:{seconds:02d}] {message}\n")
+            write(sys.stdout, f"[{minutes:3d}:{seconds:02d}] {as_called(message)}\n")
 
 
 @cache

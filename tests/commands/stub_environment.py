@@ -14,8 +14,8 @@ COMMANDS = Path(__file__).resolve().parents[2] / "commands"
 # Plays Python for install.sh, and each script of the project by making the files that tell the next stage that it is
 # done. The endless miner makes one episode and is busy until it is stopped, and the trainer beside it waits for that
 # episode. Every call of a script is noted in $STUB/calls: the arguments with \x1f between, the launcher's own first;
-# in $STUB/process-SCRIPT, its last one's process and GPUs. A file $STUB/fails-SCRIPT makes that script fail,
-# $STUB/hangs-SCRIPT makes it hang.
+# in $STUB/process-SCRIPT, its last one's process and GPUs, in $STUB/names-SCRIPT its ANCE_FLAGS. A file
+# $STUB/fails-SCRIPT makes that script fail, $STUB/hangs-SCRIPT makes it hang.
 PYTHON = r"""#!/usr/bin/env bash
 set -euo pipefail
 case "$*" in
@@ -29,6 +29,7 @@ esac
 while [[ "$1" != *.py ]]; do shift; done
 script="$(basename "$1" .py)"
 echo "$$ ${CUDA_VISIBLE_DEVICES-all}" > "$STUB/process-$script"
+echo "${ANCE_FLAGS-}" > "$STUB/names-$script"
 [[ ! -e "$STUB/fails-$script" ]] || { echo "error: told to fail" | tee -a "${ANCE_ERRORS:-/dev/null}" >&2; exit 2; }
 [[ ! -e "$STUB/hangs-$script" ]] || exec sleep 60
 declare -A flag
@@ -157,6 +158,10 @@ class Checkout:
         note = self.stub / f"process-{script}"
         pid, _, gpus = (note.read_text() if note.exists() else "").strip("\n").partition(" ")
         return pid, gpus
+
+    def names_of(self, script: str) -> dict[str, str]:
+        """What a script's flags are called, by their names without dashes, as its last caller said."""
+        return dict(pair.split("=", 1) for pair in (self.stub / f"names-{script}").read_text().split())
 
     def calls(self) -> list[Call]:
         """The scripts that were called since the last time."""

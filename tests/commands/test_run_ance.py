@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from evaluate.run_folder import RunFolder
 from tests.commands.stub_environment import COMMANDS, Call, Checkout
 
 SCRIPT = (COMMANDS / "run_ance.sh").read_text()
 SETTINGS = re.search(r"settings=\((.*?)\)", SCRIPT, re.DOTALL)[1].split()
+STORES = ["msmarco_data", "beir_data"]  # they see for themselves whether the files have changed
 EPISODES = ["run_ann_data_gen", "run_ann"] * 2
 TABLES, CARD, REPORT = ["results_table", "compare_runs"], ["model_card"], ["report"]
 
@@ -114,10 +116,10 @@ def test_the_stages_run_in_the_methods_order_and_a_second_run_only_prints_the_ta
     assert finished.returncode == 0, finished.stderr
     assert "the table" in finished.stdout
     evaluations = ["bm25", "bm25", *["evaluate_beir"] * 6]
-    assert names(run.calls()) == ["msmarco_data", "beir_data", *EPISODES, *evaluations, *TABLES, *CARD, *REPORT]
+    assert names(run.calls()) == [*STORES, *EPISODES, *evaluations, *TABLES, *CARD, *REPORT]
     again = run(BM25=1)
     assert (again.returncode, "the table" in again.stdout) == (0, True)
-    assert names(run.calls()) == [*TABLES, *REPORT]
+    assert names(run.calls()) == [*STORES, *TABLES, *REPORT]
 
 
 @pytest.mark.parametrize(("flags", "license"), [([], "other"), (["--license", "cc-by-4.0"], "cc-by-4.0")])
@@ -138,10 +140,10 @@ def test_the_last_checkpoint_gets_a_model_card_with_the_license_of_this_run(run,
 def test_a_run_that_stopped_goes_on_where_it_stopped(run):
     run.checkout.let_fail("run_ann")
     assert run().returncode != 0
-    assert names(run.calls()) == ["msmarco_data", "beir_data", "run_ann_data_gen", "run_ann"]
+    assert names(run.calls()) == [*STORES, "run_ann_data_gen", "run_ann"]
     run.checkout.let_fail("run_ann", False)
     assert run().returncode == 0
-    assert names(run.calls())[:3] == ["run_ann", "run_ann_data_gen", "run_ann"]
+    assert names(run.calls())[2:5] == ["run_ann", "run_ann_data_gen", "run_ann"]
 
 
 @pytest.mark.parametrize(("size", "steps", "batch"), [("base", "45000", "64"), ("large", "30000", "32")])
@@ -237,7 +239,6 @@ def test_the_evaluation_finds_the_miners_embeddings(run):
         ("INDEX_FACTORY", "HNSW32", "Flat"),
         ("MAX_SEQ_LENGTH", "128", "256"),
         ("CHECKPOINT", "bert-base-uncased", "some where/initial"),
-        ("DATA_DIR", "other raw", "some where/raw"),
         ("MODEL_TYPE", "rdot_nll", "rdot_nll_condenser"),
         ("IDRO_SKETCH_DIM", "64", "0"),
         ("ASYNC", "1", "0"),
@@ -262,6 +263,7 @@ def test_other_settings_in_the_same_folder_are_refused_and_named(run, setting, v
         {"EVAL_BATCH_SIZE": 8, "SAVE_STEPS": 10, "BM25": 1, "GRADIENT_CHECKPOINTING": 1},
         {"ZERO_SHOT_DIRS": "raw"},
         {"DATA_DIR": "./raw/../raw/", "OUT_DIR": "./out of all"},
+        {"DATA_DIR": "other raw"},  # of what content it is, the script that tokenizes sees
         {"PUBLIC_ANN_DATA_DIR": "shared"},
     ],
 )
@@ -271,10 +273,99 @@ def test_settings_that_make_no_file_wrong_may_change(run, changes):
     assert finished.returncode == 0, finished.stderr
 
 
-def test_another_zero_shot_collection_of_the_same_name_is_refused(run):
+def in_use(calls: list[Call]) -> dict[str, bool]:
+    """Of each script that tokenizes, whether its stores are in use."""
+    return {call.script: "in_use" in call.flags for call in calls if call.script in STORES}
+
+
+def test_stores_are_in_use_once_something_was_mined_with_them(run):
+    run.checkout.let_fail("run_ann_data_gen")
+    for _ in range(2):  # tokenized, and not mined
+        assert run().returncode == 2
+        assert in_use(run.calls()) == {"msmarco_data": False, "beir_data": False}
+    run.checkout.let_fail("run_ann_data_gen", False)
     assert run().returncode == 0
-    (run.checkout.work / "elsewhere" / "sci fact").mkdir(parents=True)
-    assert "elsewhere/sci fact" in run(ZERO_SHOT_DIRS="elsewhere/sci fact").stderr
+    assert in_use(run.calls()) == {"msmarco_data": False, "beir_data": False}
+    assert run().returncode == 0
+    assert in_use(run.calls()) == {"msmarco_data": True, "beir_data": True}
+    assert run(ZERO_SHOT_DIRS="raw").returncode == 0
+    assert in_use(run.calls()) == {"msmarco_data": True, "beir_data": False}, "this collection has just come"
+
+
+def test_lengths_may_change_until_something_was_mined(run):
+    run.checkout.let_fail("run_ann_data_gen")
+    assert run(MAX_SEQ_LENGTH=600).returncode == 2
+    run.checkout.let_fail("run_ann_data_gen", False)
+    assert run(MAX_SEQ_LENGTH=500).returncode == 0
+    assert {flags["max_seq_length"] for flags in only(run.calls(), "run_ann")} == {"500"}
+    assert "MAX_SEQ_LENGTH was '500' and is '600'" in run(MAX_SEQ_LENGTH=600).stderr
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_run_goes_on_where_its_folder_its_data_and_its_model_were_moved(run, old):
+    (run.checkout.work / "initial" / "config.json").write_text("{}")
+    assert run().returncode == 0
+    if old:
+        make_old(run)
+    mounted = run.checkout.work.parent / "another mount"
+    run.checkout.work.rename(mounted)
+    run.checkout.work, run.out = mounted, mounted / run.out.name
+    run.calls()
+    (mounted / "initial" / "README.md").write_text("a model's card is no part of the model")
+    for _ in range(2):
+        moved = run()
+        assert moved.returncode == 0, moved.stderr
+        assert names(run.calls()) == [*STORES, *TABLES, *REPORT]
+    folder = RunFolder(run.out)
+    assert folder.data_dir == mounted / "raw"
+    assert folder.setting("CHECKPOINT") == str(mounted / "initial")
+    assert folder.zero_shot_data_dir("sci fact") == mounted / "beir" / "sci fact"
+    (mounted / "initial" / "config.json").write_text("{ }")
+    refused = run()
+    assert refused.returncode == 2
+    assert "initial' with other files" in refused.stderr
+
+
+def make_old(run: Run) -> None:
+    """Makes the run's settings those of the version before, which held the paths of the data and of the model."""
+    work = run.checkout.work
+    settings = run.out / "settings.tokenize"
+    kept = [line for line in settings.read_text().splitlines() if not line.startswith("CHECKPOINT_CONTENT=")]
+    settings.write_text("\n".join([f"DATA_DIR={work}/raw", f"CHECKPOINT={work}/initial", *kept]) + "\n")
+    (run.out / "settings.evaluate").write_text("PUBLIC_ANN_DATA_DIR=\n")
+
+
+@pytest.mark.parametrize("checkpoint", ["bert-base-uncased", "other raw"])
+def test_an_old_folder_is_no_free_pass_for_another_model(run, checkpoint):
+    assert run().returncode == 0
+    make_old(run)
+    run.calls()
+    refused = run(CHECKPOINT=checkpoint)
+    assert refused.returncode == 2
+    assert re.search(rf"CHECKPOINT was '.*/initial' and is '.*{checkpoint}'", refused.stderr)
+    assert run.calls() == []
+    assert run().returncode == 0
+
+
+# Flags that the scripts choose themselves, or that are wrong by no setting.
+OWN = {
+    *("in_use", "round", "end_output_num", "logging_steps", "ann_chunk_factor", "cluster_query", "group", "fp16"),
+    *("collection", "split", "run_name", "rows", "clusters_dir", "dev_query_dir", "apart", "runs", "base_model"),
+    *("out_dir", "msmarco_dir", "beir_dir", "gradient_checkpointing"),
+}
+
+
+def test_what_scripts_are_told_has_the_names_of_this_scripts_settings(run):
+    known = {f"--{setting.lower()}" for setting in SETTINGS}
+    assert run(BM25=1).returncode == 0
+    calls = run.calls()
+    assert run(DATA_DIR="", OUT_DIR="a demo").returncode == 0
+    for call in [*calls, *run.calls()]:
+        called = run.checkout.names_of(call.script)
+        for flag in call.flags.keys() - OWN:
+            assert called.get(flag, f"--{flag}") in known, f"{call.script} says --{flag}"
+        assert {name for name in called.values() if name.startswith("--")} <= known
+    assert called["cluster_centroids"] == called["n_groups"] == "--clusters"
 
 
 def test_settings_are_compared_from_any_folder(run):
@@ -321,7 +412,7 @@ def test_a_checkpoint_that_is_trained_anew_is_evaluated_anew(run):
     shutil.rmtree(run.out / "saved_models" / "checkpoint-90000")
     assert run().returncode == 0
     calls = run.calls()
-    assert names(calls) == ["run_ann", "evaluate_beir", "evaluate_beir", *TABLES, *CARD, *REPORT]
+    assert names(calls) == [*STORES, "run_ann", "evaluate_beir", "evaluate_beir", *TABLES, *CARD, *REPORT]
     assert {flags["model_name_or_path"] for flags in only(calls, "evaluate_beir")} == {
         str(run.out / "saved_models" / "checkpoint-90000")
     }
@@ -349,7 +440,7 @@ def test_a_last_checkpoint_without_its_metrics_is_handed_to_training_which_tells
     (run.out / "results" / "dev" / "step-9" / "metrics.json").unlink()
     assert run(**flags).returncode == 0
     evaluated = ["evaluate_beir"] * (2 if damaged else 1)  # on the zero-shot collection too, with the new weights
-    assert names(run.calls())[: 1 + len(evaluated)] == ["run_ann", *evaluated]
+    assert names(run.calls())[: 3 + len(evaluated)] == [*STORES, "run_ann", *evaluated]
 
 
 def test_a_settings_file_of_a_version_that_lacked_a_setting_is_gone_on_with(run):
@@ -401,7 +492,7 @@ def test_the_demo_needs_no_settings_and_builds_its_collection_once(checkout):
     assert card["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"
     assert card["checkpoint"].endswith("a demo/saved_models/checkpoint-200")
     assert checkout.run("run_ance.sh", OUT_DIR="a demo").returncode == 0
-    assert names(checkout.calls()) == [*TABLES, *REPORT]
+    assert names(checkout.calls()) == [*STORES, *TABLES, *REPORT]
 
 
 @pytest.mark.parametrize("last", ["msmarco/qrels.dev.small.tsv", "python-docs/qrels/test.tsv"])
@@ -410,7 +501,7 @@ def test_a_demo_collection_that_was_cut_short_is_built_again(checkout, last):
     checkout.calls()
     (checkout.work / "a demo" / "collection" / last).unlink()
     assert checkout.run("run_ance.sh", OUT_DIR="a demo").returncode == 0
-    assert names(checkout.calls()) == ["demo_data", *TABLES, *REPORT]
+    assert names(checkout.calls()) == ["demo_data", *STORES, *TABLES, *REPORT]
 
 
 def test_the_launcher_starts_every_script_that_runs_in_many_processes(run):
@@ -546,7 +637,7 @@ def test_side_by_side_the_miner_is_stopped_when_training_ends(side_by_side):
     rows = table[table.index("--rows") + 1 :]
     assert [row.split("=")[0] for row in rows] == ["initial checkpoint", "after 18 steps"]
     assert side_by_side(STEPS=9).returncode == 0
-    assert names(side_by_side.calls()) == [*TABLES, *REPORT]
+    assert names(side_by_side.calls()) == [*STORES, *TABLES, *REPORT]
 
 
 @pytest.mark.parametrize(
@@ -567,7 +658,7 @@ def test_side_by_side_one_that_fails_stops_the_other_and_the_same_command_goes_o
     side_by_side.calls()
     again = side_by_side()
     assert again.returncode == 0, again.stderr
-    assert sorted(names(side_by_side.calls())[:2]) == ["run_ann", "run_ann_data_gen"]
+    assert sorted(names(side_by_side.calls())[2:4]) == ["run_ann", "run_ann_data_gen"]
 
 
 def test_side_by_side_what_the_miner_left_unfinished_goes_when_training_has_ended_and_not_before(side_by_side):

@@ -101,6 +101,17 @@ def test_each_collection_is_tokenized_and_evaluated_in_a_folder_of_its_own(check
     ]
 
 
+def test_what_the_scripts_say_has_the_names_of_this_scripts_settings(checkout):
+    checkpoint = "a run/saved_models/checkpoint-200"
+    assert checkout.run("run_evaluate.sh", "beir/arguana", "--normalize", 1, CHECKPOINT=checkpoint).returncode == 0
+    known = {f"--{setting.lower()}" for setting in SETTINGS}
+    own = {"data_dir", "collection", "run_name", "runs"}  # collections are named without a flag
+    for call in checkout.calls():
+        called = checkout.names_of(call.script)
+        assert {called.get(flag, f"--{flag}") for flag in call.flags.keys() - own} <= known, call.script
+    assert called["model_name_or_path"] == "--checkpoint"
+
+
 def test_a_collection_in_parts_is_the_mean_over_them(checkout):
     for part in ("android", "tex"):
         path = checkout.work / "beir" / "cqadupstack" / part / "corpus.jsonl.gz"

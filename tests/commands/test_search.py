@@ -77,6 +77,15 @@ def test_settings_reach_the_script_and_a_flag_wins(checkout):
     assert "--query=what is  it" in call.values
 
 
+def test_what_the_script_says_has_the_names_of_this_scripts_settings(checkout):
+    assert checkout.run("search.sh", "--normalize", 1, "a question").returncode == 0
+    (call,) = checkout.calls()
+    called = checkout.names_of(call.script)
+    known = {f"--{setting.lower()}" for setting in SETTINGS}
+    assert {called.get(flag, f"--{flag}") for flag in call.flags if "=" not in flag} <= known
+    assert called["model_name_or_path"] == "--checkpoint"
+
+
 @pytest.mark.parametrize("question", ["--depth", "-1", "$(touch ran)", "`touch ran`", "a; touch ran", "*"])
 def test_a_question_may_hold_anything(checkout, question):
     finished = checkout.run("search.sh", "--depth", 3, "--", question)

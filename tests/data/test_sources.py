@@ -115,7 +115,7 @@ def test_other_settings_too(preprocess_passages, tmp_path, flags, difference):
 
 def test_a_file_that_was_zipped_or_is_gone_is_told(preprocess_passages):
     preprocess_passages()
-    with pytest.raises(InputError, match=r"collection\.tsv is not there any more.*collection\.tsv\.gz was not there"):
+    with pytest.raises(InputError, match=r"collection\.tsv is no more among.*collection\.tsv\.gz was not among"):
         preprocess_passages(zipped=True, in_use=True)
 
 
