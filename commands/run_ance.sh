@@ -313,7 +313,7 @@ done
 # A folder belongs to one run: with other settings, what is in it would be taken for done. A setting is held to once
 # something is there that follows from it; until then a mistake can be mended.
 trained="$(there "$models"/checkpoint-*)$(there "$results"/ann_ndcg_[1-9]*)"
-mined="$trained$(there "$results"/ann_ndcg_*)"
+mined="$trained$(there "$results"/ann_ndcg_*)$(there "$results"/dev/*/metrics.json)"
 checkpoint_was="$(noted "$OUT_DIR/settings.evaluate" CHECKPOINT)"
 : "${checkpoint_was:="$(noted "$OUT_DIR/settings.tokenize" CHECKPOINT)"}" # where the version before had it
 CHECKPOINT_CONTENT="$CHECKPOINT"

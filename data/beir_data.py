@@ -27,6 +27,7 @@ from data.tokenizing import (
     check_lengths,
     count_lines,
     load_tokenizer,
+    positions_of,
     text_normalizer,
     write_token_store,
 )
@@ -46,14 +47,19 @@ class Arguments:
     out_data_dir: str = required("where token stores and judgments are written")
     model_name_or_path: str = required("checkpoint (folder or hub name) whose tokenizer is used")
     model_type: str = option("rdot_nll", "rdot_nll, rdot_nll_multi_chunk or rdot_nll_condenser (lowercased text)")
-    max_seq_length: int = option(0, "tokens of a passage at most, special ones included; 0: the data set's own")
-    max_query_length: int = option(0, "tokens of a query at most, special ones included; 0: the data set's own")
+    max_seq_length: int = option(
+        0, "tokens of a passage at most, special ones included; 0: the data set's own, if the model takes it"
+    )
+    max_query_length: int = option(
+        0, "tokens of a query at most, special ones included; 0: the data set's own, if the model takes it"
+    )
     split: str = option("test", "the judgments that are used: qrels/SPLIT.tsv")
     dataset: str = option("", "name of the data set, which decides the above (default: the folder's name)")
     in_use: bool = option(False, "refuse, rather than replace stores made from other files or with other settings")
 
     def __post_init__(self) -> None:
         self.dataset = self.dataset or Path(self.data_dir).resolve().name
+        self.by_set = [name for name in ("max_seq_length", "max_query_length") if not getattr(self, name)]
         self.max_query_length = self.max_query_length or find_set(self.dataset).query_length
         self.max_seq_length = self.max_seq_length or find_set(self.dataset).passage_length
 
@@ -95,6 +101,13 @@ def main() -> None:
     raw, out = Path(args.data_dir), Path(args.out_data_dir)
     tokenizer = load_tokenizer(args.model_name_or_path)
     normalize = text_normalizer(args.model_type)
+    positions = positions_of(args.model_name_or_path)
+    for name in args.by_set:
+        if positions is not None and getattr(args, name) > positions:
+            say(
+                f"{args.dataset}: {getattr(args, name)} tokens are published as --{name}, the model takes {positions}"
+            )
+            setattr(args, name, positions)
     check_lengths(args.model_name_or_path, args.model_type, args.max_seq_length, args.max_query_length)
     if find_set(args.dataset).one_line:
         normalize = in_one_line(normalize)

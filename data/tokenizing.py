@@ -55,13 +55,13 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def check_lengths(name_or_path: str, model_type: str, max_seq_length: int, max_query_length: int) -> None:
-    """`InputError` where passages or queries of so many tokens are longer than the checkpoint has positions for.
+def positions_of(name_or_path: str) -> int | None:
+    """The tokens, special ones included, that a checkpoint's encoder has positions for; None: without limit.
 
-    A folder with a tokenizer and no config.json is of no encoder, and takes any length.
+    A folder with a tokenizer and no config.json is of no encoder, and has no limit.
     """
     if Path(name_or_path).is_dir() and not Path(name_or_path, "config.json").is_file():
-        return
+        return None
     try:
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds for a damaged configuration
@@ -69,14 +69,17 @@ def check_lengths(name_or_path: str, model_type: str, max_seq_length: int, max_q
             f"--model_name_or_path {name_or_path!r}: its configuration cannot be read ({first_line(error)}); give a "
             "checkpoint's folder, or a name on the hub that this machine can reach"
         ) from error
-    if not hasattr(config, "max_position_embeddings"):
-        return
-    positions = longest_sequence(config)
+    return longest_sequence(config) if hasattr(config, "max_position_embeddings") else None
+
+
+def check_lengths(name_or_path: str, model_type: str, max_seq_length: int, max_query_length: int) -> None:
+    """`InputError` where passages or queries of so many tokens are longer than the checkpoint has positions for."""
+    positions = positions_of(name_or_path)
     for flag, length, at_once in (
         ("max_seq_length", max_seq_length, MODEL_TYPES[model_type]),
         ("max_query_length", max_query_length, None),
     ):
-        if min(length, at_once or length) > positions:
+        if positions is not None and min(length, at_once or length) > positions:
             raise InputError(
                 f"--{flag} is {length}, and {name_or_path} has positions for {positions} tokens, special ones "
                 "included; give at most as many"

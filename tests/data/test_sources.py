@@ -230,3 +230,13 @@ def test_documents_that_are_cut_may_be_longer_than_the_models_positions(tmp_path
     tokenizing.check_lengths(str(tmp_path / "checkpoint"), "rdot_nll_multi_chunk", 2_048, 64)
     with pytest.raises(InputError, match="--max_seq_length is 2048"):
         tokenizing.check_lengths(str(tmp_path / "checkpoint"), "rdot_nll", 2_048, 64)
+
+
+def test_a_published_length_that_the_model_cannot_take_is_cut_and_that_is_said(
+    preprocess_beir, tmp_path, tokenizer_folder, capsys
+):
+    shutil.copytree(tokenizer_folder, tmp_path / "checkpoint")
+    tiny_bert(positions=60).config.save_pretrained(tmp_path / "checkpoint")
+    out = preprocess_beir(model_name_or_path=tmp_path / "checkpoint", dataset="scifact", max_query_length=60)
+    assert TokenStore(out / "passages").meta.max_length == 60
+    assert "scifact: 256 tokens are published as --max_seq_length, the model takes 60" in capsys.readouterr().out
