@@ -1,6 +1,7 @@
 """The search benchmark: its contenders find the same, and its figures are written and shown."""
 
 import json
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import pytest
@@ -12,9 +13,16 @@ SMALL = ["--passages", 500, "--queries", 20, "--dimensions", 16, "--k", 7, "--ro
 
 
 def test_the_script_writes_every_figure_and_the_table_shows_it(tmp_path, monkeypatch):
+    def version_on_a_gpu_installation(name: str) -> str:
+        if name == "faiss-cpu":
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(search, "version", version_on_a_gpu_installation)
     monkeypatch.setattr(contenders, "peak_of_fresh_process", lambda script, args, name: 0.25)
     call(search.main, "--out_dir", tmp_path, "--no_cuda", *SMALL)
     result = json.loads((tmp_path / "search-500-float32.json").read_text())
+    assert result["versions"]["faiss"]
     assert result["file_gib"] == pytest.approx(500 * 16 * 4 / 2**30)
     assert list(result["contenders"]) == list(search.CONTENDERS)
     least_seconds = 2 * 20 * 500 * 16 / result["peak_operations_a_second"]["median"]
