@@ -19,13 +19,13 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from utils.encoding import longest_sequence
-from utils.errors import InputError, first_line
+from utils.errors import InputError
 from utils.files import open_binary
-from utils.hub import quiet_retries
 from utils.logs import progress, say
+from utils.pretrained import adds_first_token, pretrained_config, pretrained_tokenizer
 from utils.token_store import TokenizerInfo, create_token_store
 
 Text = tuple[int, str, str]  # line of the source file, the collection's own id, text
@@ -38,19 +38,13 @@ BLOCK_CHARACTERS = 2_000_000
 CHARACTERS_A_TOKEN = 6  # of a text's beginning; English has 4 to 5, and a text with more is read again to its end
 
 
-@quiet_retries()
-def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """Loads a checkpoint's fast tokenizer; raises `InputError` where there is none."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
-    except Exception as error:  # each tokenizer class fails in its own way
-        raise InputError(
-            f"no tokenizer can be loaded from --model_name_or_path {name_or_path!r} ({first_line(error)}); give a "
-            "checkpoint's folder with its tokenizer files, or a name on the hub that this machine can reach"
-        ) from error
-    if not tokenizer.is_fast:
-        raise InputError(
-            f"the tokenizer of {name_or_path!r} ({type(tokenizer).__name__}) has no fast version (tokenizer.json)"
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
+    """A checkpoint's fast tokenizer; `InputError` where there is none, or it does not do for its model."""
+    tokenizer = pretrained_tokenizer(name_or_path)
+    if not adds_first_token(tokenizer):
+        say(
+            f"warning: the tokenizer of {name_or_path} adds no first token ([CLS] or <s>): its model can be "
+            "evaluated by the mean of all tokens (--pooling mean), and neither trained nor mined with"
         )
     return tokenizer
 
@@ -62,13 +56,7 @@ def positions_of(name_or_path: str) -> int | None:
     """
     if Path(name_or_path).is_dir() and not Path(name_or_path, "config.json").is_file():
         return None
-    try:
-        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
-    except Exception as error:  # transformers raises many kinds for a damaged configuration
-        raise InputError(
-            f"--model_name_or_path {name_or_path!r}: its configuration cannot be read ({first_line(error)}); give a "
-            "checkpoint's folder, or a name on the hub that this machine can reach"
-        ) from error
+    config = pretrained_config(name_or_path)
     return longest_sequence(config) if hasattr(config, "max_position_embeddings") else None
 
 

@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoTokenizer, BertModel, PreTrainedTokenizerFast, RobertaModel
+from transformers import BertModel, PreTrainedConfig, PreTrainedTokenizerFast, RobertaModel
 from transformers.models.bert.modeling_bert import BertLayer, BertPreTrainedModel
 from transformers.models.roberta.modeling_roberta import RobertaLayer, RobertaPreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -35,9 +35,10 @@ from utils.batching import PackedTokens
 from utils.checkpoint import check_weights, fingerprint_of_weights
 from utils.encoding import StoreEncoder
 from utils.errors import InputError, first_line
-from utils.hub import quiet_retries
 from utils.logs import say
 from utils.precision import Precision
+from utils.pretrained import check_first_token, loading, pretrained_config, pretrained_tokenizer
+from utils.sentence_modules import SentenceModule, read_modules
 
 EMBEDDING_DIM = 768
 POOLINGS = ("cls", "mean")
@@ -194,26 +195,26 @@ def find_model_type(name: str) -> ModelType:
     return MODEL_TYPES[name]
 
 
-@quiet_retries()
 def load_encoder(
     model_type: str, checkpoint: str, cache_dir: str | None = None, reading: Reading | None = None
 ) -> tuple[Encoder, PreTrainedTokenizerFast]:
     """Loads a checkpoint (a folder or a hub name): the encoder, in float32, and its tokenizer.
 
     `reading` is for evaluating models that are meant to be read otherwise than by their first token.
-    A plain RoBERTa has no `embeddingHead` and `norm`: these are the only weights that may be missing, and are named
-    in a warning. They start at random but the same in every process and every script, which all load for themselves;
+    The head of a checkpoint that sentence-transformers has saved again is read from the folders of its modules. A
+    plain RoBERTa has no `embeddingHead` and `norm`: these are the only weights that may be missing, and are named in
+    a warning. They start at random but the same in every process and every script, which all load for themselves;
     with the mean of all tokens, by which nothing is trained here, the head is left out instead.
     Code that a checkpoint brings along is never run. Raises `InputError` for a checkpoint of another architecture, a
-    damaged one, and one that lacks other weights or has them in another shape.
+    damaged one, one that lacks other weights or has them in another shape, and one whose tokenizer does not do for
+    it (`utils.pretrained`).
     """
     encoder_class = find_model_type(model_type).encoder
     check_weights(checkpoint)
-    where = {"cache_dir": cache_dir, "trust_remote_code": False}  # not even where a person would agree at the prompt
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        config = AutoConfig.from_pretrained(checkpoint, **where)
+        config = pretrained_config(checkpoint, cache_dir)
         if not isinstance(config, encoder_class.config_class):
             raise InputError(
                 f"is a {config.model_type} checkpoint, and --model_type {model_type} wants "
@@ -222,9 +223,34 @@ def load_encoder(
             )
         if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
             raise InputError("is a decoder, whose tokens see those before them only; give an encoder", checkpoint)
-        with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(NEW_WEIGHTS_SEED)
-            encoder, loading = encoder_class.from_pretrained(
+        tokenizer = pretrained_tokenizer(checkpoint, cache_dir)
+        encoder, missing = _load_weights(encoder_class, config, checkpoint, cache_dir)
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    encoder.reading = reading or encoder.reading
+    if encoder.reading.pooling == "cls":
+        check_first_token(tokenizer, checkpoint)
+    if encoder.head is None:
+        for module in layers_after_pooling(checkpoint, cache_dir):
+            say(f"warning: {module.place} ({module.kind}) is left out: --model_type {model_type} has no such layer")
+    elif missing and (layers := layers_after_pooling(checkpoint, cache_dir)):
+        read_head(encoder, layers, checkpoint)
+    elif missing and encoder.reading.pooling == "mean":
+        encoder.leave_out_head()
+        say(f"{checkpoint} has no {', '.join(missing)}: its vectors are the mean of the last layer's")
+    elif missing:
+        say(f"warning: {checkpoint} has no {', '.join(missing)}: they start at random")
+    return encoder, tokenizer
+
+
+def _load_weights(
+    encoder_class: type[Encoder], config: PreTrainedConfig, checkpoint: str, cache_dir: str | None
+) -> tuple[Encoder, list[str]]:
+    """The encoder, in float32, and the names of the head's weights that the checkpoint lacks, which are random."""
+    with loading(checkpoint), torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(NEW_WEIGHTS_SEED)
+        try:
+            encoder, found = encoder_class.from_pretrained(
                 checkpoint,
                 config=config,
                 cache_dir=cache_dir,
@@ -232,40 +258,59 @@ def load_encoder(
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are refused below, by name
             )
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, **where)
-    except InputError:
-        raise
-    except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
+        except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
+            raise InputError(
+                f"the weights are damaged ({type(error).__name__}{_reason(error)}); copy or download the checkpoint "
+                "again, or remove it where it is one of a run's own",
+                _weights_file(checkpoint),
+            ) from None
+    if found["mismatched_keys"]:
+        name, shape, expected = min(found["mismatched_keys"])
         raise InputError(
-            f"the weights are damaged ({type(error).__name__}{_reason(error)}); copy or download the checkpoint "
-            "again, or remove it where it is one of a run's own",
-            _weights_file(checkpoint),
-        ) from None
-    except Exception as error:  # transformers raises many kinds for a damaged configuration or tokenizer
-        raise InputError(
-            f"no checkpoint can be loaded from there ({first_line(error)}); give a folder with config.json, "
-            "weights and tokenizer, or the name of a model on the hub that this machine can reach",
-            checkpoint,
-        ) from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-    if loading["mismatched_keys"]:
-        name, found, expected = min(loading["mismatched_keys"])
-        raise InputError(
-            f"{name} has shape {tuple(found)}, and {tuple(expected)} follows from config.json; weights and "
+            f"{name} has shape {tuple(shape)}, and {tuple(expected)} follows from config.json; weights and "
             "configuration are of different models",
             _weights_file(checkpoint),
         )
-    missing = sorted(loading["missing_keys"])
+    missing = sorted(found["missing_keys"])
     if any(not name.startswith(("embeddingHead.", "norm.")) for name in missing):
         raise InputError(f"lacks weights of the encoder: {', '.join(missing[:5])} …; it is another model", checkpoint)
-    encoder.reading = reading or encoder.reading
-    if missing and encoder.reading.pooling == "mean":
-        encoder.leave_out_head()
-        say(f"{checkpoint} has no {', '.join(missing)}: its vectors are the mean of the last layer's")
-    elif missing:
-        say(f"warning: {checkpoint} has no {', '.join(missing)}: they start at random")
-    return encoder, tokenizer
+    return encoder, missing
+
+
+def layers_after_pooling(checkpoint: str, cache_dir: str | None = None) -> list[SentenceModule]:
+    """The layers that sentence-transformers puts a checkpoint's pooled vector through; none in a model of others."""
+    return [
+        module
+        for module in read_modules(checkpoint, cache_dir)
+        if module.kind not in ("Transformer", "Pooling", "Normalize", "Dropout")  # Normalize: see `Reading`
+    ]
+
+
+def read_head(encoder: RobertaDot, layers: list[SentenceModule], checkpoint: str) -> None:
+    """Gives the encoder the head that sentence-transformers has saved as these layers.
+
+    `InputError` where they are not a linear layer to 768 and LayerNorm, or have other weights than those.
+    """
+    settings = layers[0].config
+    if (
+        [module.kind for module in layers] != ["Dense", "LayerNorm"]
+        or str(settings.get("activation_function", "Tanh")).rpartition(".")[2] != "Identity"
+        or settings.get("use_residual", False)
+    ):
+        raise InputError(
+            f"puts its vectors through {', '.join(module.folder for module in layers)} (modules.json), and this "
+            f"model type through a linear layer to {EMBEDDING_DIM} and LayerNorm: it is another model. To begin with "
+            "a random head instead, remove modules.json from a copy of it",
+            checkpoint,
+        )
+    for module, name, part in zip(layers, ("linear", "norm"), encoder.head, strict=True):
+        weights = {key.removeprefix(f"{name}."): value for key, value in module.weights().items()}
+        found, expected = ({k: tuple(v.shape) for k, v in one.items()} for one in (weights, part.state_dict()))
+        if found != expected:
+            raise InputError(
+                f"holds weights {found}, and the model's are {expected}: it is another model", module.place
+            )
+        part.load_state_dict(weights)
 
 
 def load_store_encoder(

@@ -11,7 +11,7 @@ from utils.embedding_store import EmbeddingMatrix, EmbeddingSource, ShardWriter,
 from utils.episode import Episode
 from utils.token_store import TokenizerInfo, TokenStore, create_token_store
 
-VOCABULARY = 120
+VOCABULARY = 156  # of tests.tiny.tiny_bert_tokenizer, too
 
 
 def tiny_settings(layers: int, hidden: int, vocabulary: int, positions: int, dropout: float = 0.0) -> dict:

@@ -237,7 +237,7 @@ def fingerprint_of_weights(checkpoint: str | Path, encoder: torch.nn.Module) -> 
     The file of a model from elsewhere may lack the head that loading adds, which is why it does not do.
     """
     weights = Path(checkpoint) / WEIGHTS
-    if weights.is_file() and (Path(checkpoint) / "trainer_state.json").is_file():
+    if weights.is_file() and (Path(checkpoint) / CHECKSUMS).is_file():  # as saved here, see `check_weights`
         return sha256_of_file(weights)
     digest = hashlib.sha256()
     for name, tensor in sorted(encoder.state_dict().items()):

@@ -28,7 +28,7 @@ PACK = PackedTokens(IDS[MASK.bool()], torch.tensor([0, 1, 2, 3, 4, 0, 1, 2]), to
 
 def small(config_class, **more):
     return config_class(
-        vocab_size=120,
+        vocab_size=156,
         hidden_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -145,7 +145,7 @@ def test_weights_of_other_shapes_than_the_configurations_are_named(tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     name = "bert.embeddings.word_embeddings.weight"
     save_file(weights | {name: weights[name][:10].clone()}, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match=r"word_embeddings\.weight has shape \(10, 16\), and \(120, 16\)"):
+    with pytest.raises(InputError, match=r"word_embeddings\.weight has shape \(10, 16\), and \(156, 16\)"):
         load_encoder("rdot_nll_condenser", folder)
 
 

@@ -2,12 +2,15 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.models import Dense, Normalize, Pooling, Transformer
 from transformers import AutoTokenizer
 
 from data.tokenizing import load_tokenizer, text_normalizer, write_token_store
@@ -264,6 +267,7 @@ def own_vectors(checkpoint: Path, model_type: str, max_length: int, folder: Path
     """The vectors of TEXTS by way of a token store, as mining and evaluation make them."""
     texts = ((row, str(row), text_normalizer(model_type)(text)) for row, text in enumerate(TEXTS))
     source = folder / "source"
+    folder.mkdir(exist_ok=True)
     source.write_text("of the texts")
     tokenizer = load_tokenizer(str(checkpoint))
     write_token_store(folder / "store", texts, tokenizer, max_length, source, wanted=(), label="texts")
@@ -288,6 +292,104 @@ def test_sentence_transformers_gives_our_vectors_of_any_text_also_after_it_saved
     again = SentenceTransformer(str(tmp_path / "again"), device="cpu")
     assert (again.max_seq_length, again.similarity_fn_name) == (PASSAGE_LENGTH, "dot")
     np.testing.assert_allclose(again.encode(TEXTS), vectors, atol=1e-6)
+
+
+OLD_FILES = {  # as older versions of sentence-transformers write them
+    "modules.json": lambda text: re.sub(
+        r'"sentence_transformers\.[\w.]*\.(\w+)"', r'"sentence_transformers.models.\1"', text
+    ),
+    "1_Pooling/config.json": lambda text: '{"word_embedding_dimension": 16, "pooling_mode_cls_token": true}',
+}
+
+
+@pytest.mark.parametrize("safe", [True, False])
+@pytest.mark.parametrize("generation", ["new", "old"])
+def test_a_head_that_sentence_transformers_has_saved_again_is_read(tmp_path, generation, safe, capsys):
+    checkpoint = save_tiny_checkpoint(tmp_path, "rdot_nll")
+    expected = own_vectors(checkpoint, "rdot_nll", PASSAGE_LENGTH, tmp_path / "before")
+    again = tmp_path / "again"
+    SentenceTransformer(str(checkpoint), device="cpu").save(str(again), safe_serialization=safe)
+    if generation == "old":
+        for name, older in OLD_FILES.items():
+            (again / name).write_text(older((again / name).read_text()))
+    assert not any("embeddingHead" in key for key in load_file(again / "model.safetensors"))
+    assert (again / "2_Dense" / "pytorch_model.bin").exists() is not safe
+    assert (generation == "old") == ("sentence_transformers.models.Dense" in (again / "modules.json").read_text())
+    capsys.readouterr()
+    found = own_vectors(again, "rdot_nll", PASSAGE_LENGTH, tmp_path / "after")
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert "random" not in capsys.readouterr().out
+    encoder, _ = load_encoder("rdot_nll", str(checkpoint))
+    once_more, _ = load_encoder("rdot_nll", str(again))
+    assert fingerprint_of_weights(again, once_more) == fingerprint_of_weights(tmp_path / "none", encoder)
+
+
+def test_what_sentence_transformers_saved_of_a_bert_is_read_as_before(tmp_path):
+    checkpoint = save_tiny_checkpoint(tmp_path, "rdot_nll_condenser")
+    expected = own_vectors(checkpoint, "rdot_nll_condenser", PASSAGE_LENGTH, tmp_path / "before")
+    SentenceTransformer(str(checkpoint), device="cpu").save(str(tmp_path / "again"))
+    found = own_vectors(tmp_path / "again", "rdot_nll_condenser", PASSAGE_LENGTH, tmp_path / "after")
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.fixture
+def saved_again(tmp_path) -> Path:
+    SentenceTransformer(str(save_tiny_checkpoint(tmp_path, "rdot_nll")), device="cpu").save(str(tmp_path / "again"))
+    return tmp_path / "again"
+
+
+def change_json(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: change_json(folder / "2_Dense/config.json", activation_function="torch.nn.Tanh"), "2_Dense"),
+        (lambda folder: change_json(folder / "2_Dense/config.json", use_residual=True), "it is another model"),
+        (lambda folder: (folder / "2_Dense/model.safetensors").unlink(), "2_Dense: holds no weights"),
+        (lambda folder: (folder / "3_LayerNorm/model.safetensors").write_bytes(b"7"), "the weights are damaged"),
+        (
+            lambda folder: shutil.copy(folder / "3_LayerNorm/model.safetensors", folder / "2_Dense"),
+            "2_Dense: holds weights .*it is another model",
+        ),
+        (lambda folder: (folder / "modules.json").write_text("{"), r"modules\.json: is not JSON"),
+        (lambda folder: (folder / "modules.json").write_text("7"), r"modules\.json: has 7, where"),
+        (
+            lambda folder: (folder / "modules.json").write_text('[{"type": "x.Dense", "path": "../other"}]'),
+            r"a folder's name",
+        ),
+        (
+            lambda folder: (folder / "modules.json").write_text('[{"type": "x.Dense", "path": "2_Dense"}]'),
+            "begin with a random head instead, remove modules.json",
+        ),
+    ],
+)
+def test_a_head_that_is_of_another_model_or_damaged_is_refused_and_never_replaced(saved_again, change, message):
+    change(saved_again)
+    with pytest.raises(InputError, match=message):
+        load_encoder("rdot_nll", str(saved_again))
+
+
+def test_a_pickle_in_place_of_a_saved_head_does_not_run(saved_again, tmp_path):
+    class Malicious:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    (saved_again / "2_Dense" / "model.safetensors").unlink()
+    for content in (Malicious(), {"linear.weight": Malicious()}, [], {"linear.weight": 7}):
+        torch.save(content, saved_again / "2_Dense" / "pytorch_model.bin")
+        with pytest.raises(InputError, match=r"2_Dense/pytorch_model\.bin: "):
+            load_encoder("rdot_nll", str(saved_again))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_layers_that_a_model_type_has_not_are_said_to_be_left_out(tmp_path, capsys):
+    words = Transformer(str(save_tiny_checkpoint(tmp_path, "rdot_nll_condenser")))
+    modules = [words, Pooling(16, pooling_mode="cls"), Dense(16, 8), Normalize()]
+    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path / "again"))
+    load_encoder("rdot_nll_condenser", str(tmp_path / "again"))
+    assert "warning: " + str(tmp_path / "again/2_Dense") + " (Dense) is left out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
