@@ -164,6 +164,8 @@ def mine(args: Arguments, number: int, checkpoint: str, step: int, device: torch
         dev, clusters = evaluate_run(dev_ranking, dev_qrels), None
         result = {"checkpoint": checkpoint, "step": step, "episode": number}
         result |= {"ndcg": dev.means["ndcg@10"], **dev.means}
+        if collapsed := [name for name, matrix in embeddings.items() if matrix.collapsed]:
+            result["collapsed"] = collapsed
         if zero_shot:
             result["zero_shot"] = zero_shot
         if args.cluster_query:

@@ -74,7 +74,8 @@ def main() -> None:
     result = evaluate_collection(encoder, args.data_dir, args.split, args.embedding_dir, exchange, args.depth)
 
     def write() -> None:
-        metrics = RunMetrics.of(result.evaluation, args.run_name, args.collection, args.model_name_or_path)
+        labels = args.run_name, args.collection, args.model_name_or_path
+        metrics = RunMetrics.of(result.evaluation, *labels, collapsed=result.collapsed)
         write_evaluation(
             args.out_dir, metrics, result.evaluation, result.ranking, result.query_ids, result.passage_ids
         )

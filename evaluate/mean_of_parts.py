@@ -66,6 +66,7 @@ def mean_of_parts(parts: dict[str, RunMetrics], collection: str) -> RunMetrics:
             if name in measures
         },
         list(parts),
+        any(part.collapsed for part in parts.values()),
     )
 
 

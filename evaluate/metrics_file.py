@@ -2,7 +2,7 @@
 
 metrics.json     {"run": "Episode 1", "collection": "cisi", "checkpoint": "saved_models/checkpoint-100",
                   "queries": 76, "metrics": {"ndcg@10": 0.32, "map@10": 0.08, "mrr@10": 0.6, "mrr": 0.6,
-                  "recall@100": 0.4, "recall@1000": 0.8}, "parts": []}
+                  "recall@100": 0.4, "recall@1000": 0.8}, "parts": [], "collapsed": false}
 per_query.json   {"run": "Episode 1", "collection": "cisi", "queries": {"1": {"ndcg@10": 0.5, …}, …}}, of the judged
                  queries by their ids
 run.trec         the rankings, as trec_eval reads them
@@ -19,6 +19,7 @@ from utils.files import read_json, write_json
 from utils.metrics import Evaluation, write_trec_run
 from utils.rankings import Ranking
 
+COLLAPSED = "(collapsed: no ranking)"  # beside such figures
 PerQuery = dict[str, dict[str, float]]  # query id → measure → value
 
 
@@ -29,6 +30,7 @@ class RunMetrics:
     `run` is the label in tables; `checkpoint` None for a run without one (BM25); `queries` the number of judged
     queries; `metrics` their means by the names of `utils.metrics.MEASURES`, each in [0, 1]. Where the collection is
     evaluated in parts, `metrics` are the means over them and `parts` their metrics.json, relative to this one.
+    `collapsed`: the checkpoint gives different texts the same vector (`utils.collapse`), so that they mean nothing.
     """
 
     run: str
@@ -37,16 +39,20 @@ class RunMetrics:
     queries: int
     metrics: dict[str, float]
     parts: list[str] = field(default_factory=list)
+    collapsed: bool = False
 
     @classmethod
-    def of(cls, evaluation: Evaluation, run: str, collection: str, checkpoint: str | None = None) -> "RunMetrics":
+    def of(
+        cls, evaluation: Evaluation, run: str, collection: str, checkpoint: str | None = None, collapsed: bool = False
+    ) -> "RunMetrics":
         """What `utils.metrics.evaluate_run` found, with its labels."""
-        return cls(run, collection, checkpoint, evaluation.queries, evaluation.means)
+        return cls(run, collection, checkpoint, evaluation.queries, evaluation.means, collapsed=collapsed)
 
     def line(self) -> str:
         """One line for a person: the collection, the queries and every measure."""
         means = "  ".join(f"{name} {mean:.4f}" for name, mean in self.metrics.items())
-        return f"{self.run} on {self.collection} ({self.queries:,} queries): {means}"
+        collapsed = f"  {COLLAPSED}" if self.collapsed else ""
+        return f"{self.run} on {self.collection} ({self.queries:,} queries): {means}{collapsed}"
 
 
 def write_evaluation(
@@ -113,9 +119,11 @@ def read_metrics(path: str | Path) -> RunMetrics:
     parts = content.get("parts", [])
     if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
         raise InputError(f"parts is {parts!r:.80}, expected paths; evaluate again", path)
-    return RunMetrics(
-        content["run"], content["collection"], content.get("checkpoint"), queries, content["metrics"], parts
-    )
+    collapsed = content.get("collapsed", False)
+    if not isinstance(collapsed, bool):
+        raise InputError(f"collapsed is {collapsed!r:.80}, expected true or false; evaluate again", path)
+    labels = content["run"], content["collection"], content.get("checkpoint")
+    return RunMetrics(*labels, queries, content["metrics"], parts, collapsed)
 
 
 def measure(metrics: RunMetrics, name: str, path: str | Path) -> float:

@@ -22,7 +22,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from evaluate.metrics_file import RunMetrics
+from evaluate.metrics_file import COLLAPSED, RunMetrics
 from evaluate.run_folder import RunFolder
 from evaluate.tables import markdown
 from utils.arguments import option, parse, required
@@ -238,7 +238,8 @@ def metrics_table(metrics: list[tuple[str, RunMetrics]], mixed_precision: bool) 
     rows = [["collection", "split", "queries", *names]]
     for split, on in metrics:
         values = [f"{on.metrics[name]:.4f}" if name in on.metrics else "-" for name in names]
-        rows.append([code(on.collection), split, f"{on.queries:,}", *values])
+        collapsed = f" {COLLAPSED}" if on.collapsed else ""
+        rows.append([f"{code(on.collection)}{collapsed}", split, f"{on.queries:,}", *values])
     encoded = " Texts were encoded in mixed precision, which moves a metric a little." if mixed_precision else ""
     return f"""{table(rows)}
 

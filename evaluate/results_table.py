@@ -5,8 +5,9 @@
 
 A row is LABEL=DEV_METRICS[,ZERO_SHOT_METRICS…]: the label ends at the first "=" and may hold blanks; the first file
 is the dev metrics, and the zero-shot column is the mean over the collections of the others ("-" where there is none),
-as BEIR's averages are. Rows are printed in the order given, as aligned text; RESULTS gets the same as table.md, and
-as results.json with every measure of every file. Nothing is measured here: the table can be made again at any time.
+as BEIR's averages are. The row of a checkpoint that has collapsed says so. Rows are printed in the order given, as
+aligned text; RESULTS gets the same as table.md, and as results.json with every measure of every file. Nothing is
+measured here: the table can be made again at any time.
 
 With --clusters_dir, the clusters of a mined episode, there is a column for the worst cluster of dev queries: the
 lowest mean of those that hold at least 10 judged dev queries. All rows are measured on the same clusters, BM25's too;
@@ -21,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluate.dev_clusters import DevClusters
-from evaluate.metrics_file import RunMetrics, measure, read_metrics, read_per_query
+from evaluate.metrics_file import COLLAPSED, RunMetrics, measure, read_metrics, read_per_query
 from evaluate.tables import markdown, plain_text
 from utils.arguments import option, parse, required
 from utils.errors import InputError, run
@@ -74,7 +75,8 @@ def read_row(text: str, clusters: DevClusters | None = None) -> Row:
         values = clusters.values(read_per_query(Path(paths[0]).with_name("per_query.json")), CLUSTER_MEASURE)
         means = clusters.means(values)
         cells.insert(len(DEV_MEASURES), clusters.worst(values))
-    return Row(label.strip(), dev, zero_shot, cells, means)
+    collapsed = f" {COLLAPSED}" if any(metrics.collapsed for metrics in (dev, *zero_shot)) else ""
+    return Row(f"{label.strip()}{collapsed}", dev, zero_shot, cells, means)
 
 
 def table_of(rows: list[Row]) -> list[list[str]]:

@@ -61,7 +61,12 @@ class _Entry:
 
 
 class EmbeddingMatrix:
-    """A whole matrix, opened for reading through memory maps: (rows, dimensions), given out as float32."""
+    """A whole matrix, opened for reading through memory maps: (rows, dimensions), given out as float32.
+
+    `collapsed` is set where its encoder gave different texts the same vector (`utils.collapse`).
+    """
+
+    collapsed = False
 
     def __init__(self, folder: Path, name: str, entry: _Entry) -> None:
         source, shards = entry.source, len(entry.digests)

@@ -21,6 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from utils import distributed
 from utils.batching import PackedTokens, Sequences, pack
+from utils.collapse import note_collapse
 from utils.embedding_store import (
     DTYPES,
     EmbeddingMatrix,
@@ -297,8 +298,11 @@ class StoreEncoder:
         return open_sequences(folder, self.tokenizer, self.encoder.config, max_length, self.chunk_length)
 
     def encode(self, sequences: Sequences, folder: str | Path) -> EmbeddingMatrix:
-        """The embeddings of these sequences, in `folder` under their store's name; all processes must call it."""
-        return encode_store(
+        """The embeddings of these sequences, in `folder` under their store's name; all processes must call it.
+
+        Whether the encoder has collapsed is noted in them, and said.
+        """
+        matrix = encode_store(
             self.encoder,
             sequences,
             sequences.store.folder.name,
@@ -309,6 +313,8 @@ class StoreEncoder:
             precision=self.precision,
             dtype=self.dtype,
         )
+        note_collapse(sequences, matrix, self.precision.dtype)
+        return matrix
 
     def find(self, sequences: Sequences, folder: str | Path) -> EmbeddingMatrix | None:
         """What `encode` made in `folder`, in any precision; None for nothing. Nothing there is changed."""
@@ -317,5 +323,6 @@ class StoreEncoder:
             matrix = find_embeddings(folder, sequences.store.folder.name, source)
             if matrix is not None:
                 matrix.check_content()
+                note_collapse(sequences, matrix, precision)
                 return matrix
         return None

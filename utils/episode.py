@@ -69,6 +69,7 @@ RESULT = {
     **dict.fromkeys(("step", "episode", "clusters", "triplets"), _is_count),
     "mined_sha256": _is_text,
     "cluster_mrr": lambda value: isinstance(value, list) and all(v is None or _is_number(v) for v in value),
+    "collapsed": lambda value: isinstance(value, list) and all(map(_is_text, value)),
     "zero_shot": lambda value: (
         isinstance(value, dict)
         and all(isinstance(means, dict) and all(map(_is_number, means.values())) for means in value.values())

@@ -23,12 +23,16 @@ DEPTH = 1_000  # passages ranked a query, for recall@1000
 
 @dataclass(frozen=True)
 class CollectionResult:
-    """`ranking` of all queries, their ids, those of the passages, and the metrics."""
+    """`ranking` of all queries, their ids, those of the passages, and the metrics.
+
+    `collapsed` says that these mean nothing, see `utils.collapse`.
+    """
 
     query_ids: list[str]
     passage_ids: list[str]
     ranking: Ranking
     evaluation: Evaluation
+    collapsed: bool = False
 
 
 def evaluate_collection(
@@ -50,6 +54,7 @@ def evaluate_collection(
     passages = encoder.open_passages(Path(folder, "passages"))
     qrels = read_qrels(Path(folder, f"{split}-qrel.tsv"), len(queries.store), len(passages.store))
     embeddings = [encoder.encode(sequences, embedding_dir) for sequences in (queries, passages)]
+    collapsed = any(matrix.collapsed for matrix in embeddings)
     found = search_rows(*embeddings, passages, depth + 1, encoder.device, exchange)
     _, scores, rows = zip(*found, strict=True)
     scores, rows = (distributed.gather_rows(np.concatenate(of_windows)) for of_windows in (scores, rows))
@@ -61,7 +66,7 @@ def evaluate_collection(
             ranking = leave_out_self_matches(rows, scores, query_ids, passage_ids, depth)
         else:
             ranking = cut_at(rows, scores, depth)
-        result.append(CollectionResult(query_ids, passage_ids, ranking, evaluate_run(ranking.rows, qrels)))
+        result.append(CollectionResult(query_ids, passage_ids, ranking, evaluate_run(ranking.rows, qrels), collapsed))
 
     distributed.on_main(measure)
     return result[0] if result else None
