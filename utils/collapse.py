@@ -51,7 +51,7 @@ def note_collapse(sequences: Sequences, embeddings: EmbeddingMatrix, precision: 
     embeddings.collapsed = found is not None and found < max(LEAST_SPREAD, torch.finfo(precision).eps / 2)
     if embeddings.collapsed:
         say(
-            f"warning: THE ENCODER HAS COLLAPSED: different texts of {sequences.store.folder} get the same vector (they "
-            f"differ by {found:.1g} of their length, which is rounding): it ranks by chance, and metrics and negatives "
-            "mean nothing; take another checkpoint, or an earlier one and train it with a lower --learning_rate"
+            f"warning: THE ENCODER HAS COLLAPSED: different texts of {sequences.store.folder} get the same vector "
+            f"(they differ by {found:.1g} of their length, which is rounding). It ranks by chance, and its metrics and "
+            "negatives mean nothing; take another checkpoint, or an earlier one and a lower --learning_rate"
         )
