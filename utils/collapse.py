@@ -52,6 +52,6 @@ def note_collapse(sequences: Sequences, embeddings: EmbeddingMatrix, precision: 
     if embeddings.collapsed:
         say(
             f"warning: THE ENCODER HAS COLLAPSED: different texts of {sequences.store.folder} get the same vector "
-            f"(they differ by {found:.1g} of their length, which is rounding). It ranks by chance, and its metrics and "
+            f"(they differ by {found:.1g} of their length, which is rounding). It ranks by chance: its metrics and "
             "negatives mean nothing; take another checkpoint, or an earlier one and a lower --learning_rate"
         )

@@ -53,7 +53,7 @@ def may_be_on_hub(name: str) -> bool:
 
 
 @contextmanager
-def loading(checkpoint: str) -> Iterator[None]:
+def loading(checkpoint: str, part: str = "checkpoint") -> Iterator[None]:
     """What a library raises in the block, of many kinds for damaged files, becomes an `InputError` with the cure."""
     try:
         with quiet_retries():
@@ -64,14 +64,14 @@ def loading(checkpoint: str) -> Iterator[None]:
         reason = first_line(error)
         if Path(checkpoint).is_dir():
             raise InputError(
-                f"no checkpoint can be loaded from there ({reason}); give a folder with config.json, weights and "
+                f"no {part} can be loaded from there ({reason}); give a folder with config.json, weights and "
                 "tokenizer, or the name of a model on the hub that this machine can reach",
                 checkpoint,
             ) from error
         parent = Path(checkpoint).parent
         there = f", though there is {parent}/" if parent.name and parent.is_dir() else ""
         raise InputError(
-            f"there is no such folder in {Path.cwd()}{there}, and no checkpoint can be loaded from the hub by this "
+            f"there is no such folder in {Path.cwd()}{there}, and no {part} can be loaded from the hub by this "
             f"name ({reason}); mend the path, or give the name of a model on the hub that this machine can reach",
             checkpoint,
         ) from error
@@ -93,7 +93,7 @@ def pretrained_tokenizer(checkpoint: str, cache_dir: str | None = None) -> PreTr
     check_place(checkpoint)
     has_model = not Path(checkpoint).is_dir() or Path(checkpoint, "config.json").exists()
     config = pretrained_config(checkpoint, cache_dir) if has_model else None
-    with loading(checkpoint):
+    with loading(checkpoint, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, cache_dir=cache_dir, trust_remote_code=False)
         vocabulary = tokenizer.get_vocab()
         if vocabulary.keys() <= set(tokenizer.all_special_tokens):

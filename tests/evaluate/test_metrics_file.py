@@ -28,6 +28,7 @@ def test_the_layout_is_the_agreed_one(tmp_path):
         "queries": 76,
         "metrics": {"ndcg@10": 0.25, "mrr": 1.0},
         "parts": [],
+        "collapsed": False,
     }
 
 
