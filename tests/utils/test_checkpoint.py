@@ -338,6 +338,17 @@ def saved_again(tmp_path) -> Path:
     return tmp_path / "again"
 
 
+def test_a_saved_head_is_read_from_the_hubs_cache_too(saved_again, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    cached, commit = tmp_path / "hub" / "models--me--mine", "a" * 40  # as a download leaves it
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text(commit)
+    shutil.copytree(saved_again, cached / "snapshots" / commit)
+    found, _ = load_encoder("rdot_nll", "me/mine", str(tmp_path / "hub"))
+    expected, _ = load_encoder("rdot_nll", str(saved_again))
+    assert fingerprint_of_weights("me/mine", found) == fingerprint_of_weights(saved_again, expected)
+
+
 def change_json(path: Path, **changes) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
