@@ -17,11 +17,12 @@ from drivers import run_ann_data_gen
 from evaluate import evaluate_beir, search_collection
 from model.encoders import Reading, load_encoder
 from tests.tiny import WORDS, tiny_bert_tokenizer
-from tests.tiny_run import call, save_tiny_checkpoint, write_beir, write_msmarco
+from tests.tiny_run import PASSAGE_LENGTH, QUERY_LENGTH, call, save_tiny_checkpoint, write_beir, write_msmarco
 from utils.errors import InputError
 from utils.pretrained import check_place, may_be_on_hub, pretrained_config
 
 MODEL_TYPES = ["rdot_nll", "rdot_nll_condenser"]
+LENGTHS = ("--max_seq_length", PASSAGE_LENGTH, "--max_query_length", QUERY_LENGTH)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
 
@@ -114,8 +115,8 @@ def test_a_tokenizer_without_a_first_token_is_refused_where_that_token_is_read(t
 def scripts(tmp_path: Path, checkpoint: str) -> list[tuple]:
     """Every script that loads a checkpoint, with its arguments; training loads as mining does."""
     named, model = ("--model_name_or_path", checkpoint), ("--model_type", "rdot_nll_condenser")
-    stores, out = tmp_path / "stores", ("--out_data_dir", tmp_path / "new")
-    mining = ("--data_dir", stores, "--output_dir", tmp_path / "ann", "--training_dir", tmp_path / "none")
+    stores, out = tmp_path / "stores", ("--out_data_dir", tmp_path / "new", *LENGTHS)
+    mining = ("--data_dir", stores, "--output_dir", tmp_path / "ann", "--training_dir", tmp_path / "none", *LENGTHS)
     return [
         (msmarco_data, "--data_dir", tmp_path / "raw", *out, *named, *model),
         (beir_data, "--data_dir", tmp_path / "beir", *out, *named, *model),
@@ -137,7 +138,16 @@ def scripts(tmp_path: Path, checkpoint: str) -> list[tuple]:
 def test_every_script_says_what_is_wrong_with_a_checkpoint(tmp_path, checkpoint, spoil, message, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))  # search asks there
     raw, beir = write_msmarco(tmp_path / "raw"), write_beir(tmp_path / "beir")
-    call(msmarco_data, "--data_dir", raw, "--out_data_dir", tmp_path / "stores", "--model_name_or_path", checkpoint)
+    call(
+        msmarco_data,
+        "--data_dir",
+        raw,
+        "--out_data_dir",
+        tmp_path / "stores",
+        "--model_name_or_path",
+        checkpoint,
+        *LENGTHS,
+    )
     assert beir.is_dir()
     spoil(checkpoint)
     for module, *arguments in scripts(tmp_path, str(checkpoint)):
