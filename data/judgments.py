@@ -15,7 +15,9 @@ from data.tokenizing import Text, each_once, write_token_store
 from utils.errors import InputError
 from utils.files import read_records
 from utils.logs import say
-from utils.qrels import LARGEST_GRADE, write_qrels
+from utils.qrels import LARGEST_GRADE, Qrels, write_missing_ids, write_qrels
+from utils.rankings import say_missing
+from utils.token_store import TokenStore
 
 Judgments = dict[str, dict[str, int]]  # query id → passage id → relevance
 
@@ -130,50 +132,71 @@ def _has_relevant(judged: dict[str, int]) -> bool:
     return any(relevance > 0 for relevance in judged.values())
 
 
+def judgments_by_row(
+    split: Split, queries: Iterable[str], passage_rows: dict[str, int], passage_count: int
+) -> tuple[Qrels, list[str]]:
+    """The judgments of these queries, whose rows are their places, and the ids of missing passages.
+
+    `passage_rows` has the row of each judged passage that the collection holds; one that it lacks gets a row from
+    `passage_count`, the collection's number of passages, on.
+    """
+    missing: dict[str, int] = {}
+    judgments = []
+    for query_row, query in enumerate(queries):
+        for passage, grade in split.judgments[query].items():
+            row = passage_rows.get(passage)
+            if row is None:
+                row = missing.setdefault(passage, passage_count + len(missing))
+            judgments.append((query_row, row, grade))
+    return Qrels.of(judgments), list(missing)
+
+
 def write_split(
     split: Split,
     passage_rows: dict[str, int],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     out_folder: Path,
+    *,
+    trained_on: bool = False,
 ) -> int:
     """Writes `out_folder`/NAME-query/ and, last, NAME-qrel.tsv; returns the number of queries.
 
-    `passage_rows` has the row of each judged passage that the collection holds. Judgments of others, and queries
-    that have no relevant passage without them, are left out, counted and said; `InputError` where nothing is left.
+    `passage_rows` has the row of each judged passage that the collection, in `out_folder`/passages/, holds. Judgments
+    of others are kept (`utils.qrels`), and counted. A query that is judged relevant to none but such passages is kept
+    to be measured, and left out of a split that is `trained_on`. `InputError` where all queries are such.
     """
-    known = {
-        query: {passage: grade for passage, grade in split.judgments[query].items() if passage in passage_rows}
-        for query in split.queries
-    }
-    missing = sum(len(split.judgments[query]) - len(known[query]) for query in known)
-    if missing:
-        say(f"{split.qrels_path.name}: {missing:,} judgments left out, their passages are unknown")
-    queries = [query for query in split.queries if _has_relevant(known[query])]
-    if not queries:
+
+    def can_be_found(query: str) -> bool:
+        judged = split.judgments[query]
+        return any(grade > 0 and passage in passage_rows for passage, grade in judged.items())
+
+    findable = [query for query in split.queries if can_be_found(query)]
+    if not findable:
         raise InputError(
             "the collection holds none of the relevant passages; do the files belong together?", split.qrels_path
         )
+    queries = findable if trained_on else list(split.queries)
     left_out = len(split.queries) - len(queries)
     if left_out:
-        say(f"{split.queries_path.name}: {left_out:,} more queries left out, all their relevant passages are unknown")
-    query_rows = write_token_store(
+        say(f"{split.queries_path.name}: {left_out:,} more queries left out, the collection lacks what is relevant")
+    write_token_store(
         out_folder / f"{split.name}-query",
         ((0, query, split.queries[query]) for query in queries),
         tokenizer,
         max_length,
         split.queries_path,
-        wanted=known.keys(),
+        wanted=(),
         label=f"{split.name} queries",
         total=len(queries),
     )
-    judgments = [
-        (query_rows[query], passage_rows[passage], grade)
-        for query in queries
-        for passage, grade in known[query].items()
-    ]
-    write_qrels(qrel_file(out_folder, split.name), judgments)
-    say(f"{split.name}: {len(queries):,} queries, {len(judgments):,} judgments")
+    passage_count = len(TokenStore(out_folder / "passages"))
+    qrels, missing = judgments_by_row(split, queries, passage_rows, passage_count)
+    say_missing(qrels, passage_count, split.qrels_path.name)
+    path = qrel_file(out_folder, split.name)
+    write_missing_ids(path, missing)
+    write_qrels(path, qrels)
+    say(f"{split.name}: {len(queries):,} queries, {len(qrels):,} judgments")
     return len(queries)
 
 

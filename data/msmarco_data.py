@@ -154,7 +154,7 @@ def main() -> None:
     )
     sources.note()
     for split in splits:
-        write_split(split, passage_rows, tokenizer, args.max_query_length, out)
+        write_split(split, passage_rows, tokenizer, args.max_query_length, out, trained_on=split.name == "train")
     say(f"token stores and judgments are in {out}")
 
 

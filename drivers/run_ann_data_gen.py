@@ -37,11 +37,10 @@ from utils.embedding_store import EmbeddingMatrix, check_dtype, remove_earlier_e
 from utils.encoding import StoreEncoder
 from utils.episode import mined_file, newest_episode, write_mined_file, write_result
 from utils.errors import InputError, run
-from utils.evaluation import DEPTH, check_names, evaluate_collections
+from utils.evaluation import DEPTH, check_names, evaluate_collections, gather_rankings, measure
 from utils.files import sha256_of_file
 from utils.lock import hold_lock
 from utils.logs import say
-from utils.metrics import evaluate_run
 from utils.negatives import check_candidates, deal_passes, draw_negatives
 from utils.precision import choose_precision
 from utils.qrels import Qrels, read_train_and_dev_qrels
@@ -119,8 +118,8 @@ def encode_all(args: Arguments, encoder: StoreEncoder, folder: Path) -> dict[str
 
 def search(
     args: Arguments, number: int, embeddings: dict[str, EmbeddingMatrix], train_qrels: Qrels, device: torch.device
-) -> tuple[np.ndarray, np.ndarray]:
-    """Dev queries' rankings, training queries' negatives: of all on the main process, elsewhere of its own share."""
+) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """What dev queries find (rows, scores), training queries' negatives: all on the main process, else its share."""
     passages = TokenStore(Path(args.data_dir, "passages"))
     sequences = Sequences(passages, find_model_type(args.model_type).chunk_length)
 
@@ -128,13 +127,13 @@ def search(
         exchange, index = Path(args.output_dir, f"search-{name}"), (args.index_factory, args.index_parameters)
         return search_rows(embeddings[name], embeddings["passages"], sequences, depth, device, exchange, *index)
 
-    dev_ranking = [rows for _, _, rows in rankings("dev-query", DEPTH)]
+    dev = gather_rankings(rankings("dev-query", DEPTH + 1))
     hashes, drawing = passages.row_hashes(), {"seed": args.seed, "episode": number}
     negatives = [
         draw_negatives(first + np.arange(len(rows)), rows, train_qrels, hashes, args.negative_sample, **drawing)
         for first, _, rows in rankings("train-query", args.topk_training)
     ]
-    return distributed.gather_rows(np.concatenate(dev_ranking)), distributed.gather_rows(np.concatenate(negatives))
+    return dev, distributed.gather_rows(np.concatenate(negatives))
 
 
 def deal(args: Arguments, number: int, negatives: np.ndarray, train_qrels: Qrels, clusters: Clusters | None) -> int:
@@ -157,11 +156,12 @@ def mine(args: Arguments, number: int, checkpoint: str, step: int, device: torch
     exchange = Path(args.output_dir, "search-zero-shot")
     zero_shot = evaluate_collections(encoder, args.zero_shot_dirs, "test", folder, exchange)
     del encoder  # searching wants the GPU's memory
-    dev_ranking, negatives = search(args, number, embeddings, train_qrels, device)
-    say(f"episode {number}: {len(dev_ranking) + len(negatives):,} queries searched, and negatives drawn")
+    found, negatives = search(args, number, embeddings, train_qrels, device)
+    say(f"episode {number}: {len(found[0]) + len(negatives):,} queries searched, and negatives drawn")
 
     def write() -> None:
-        dev, clusters = evaluate_run(dev_ranking, dev_qrels), None
+        stores = (TokenStore(Path(args.data_dir, name)) for name in ("dev-query", "passages"))
+        (_, dev), clusters = measure(*found, *stores, dev_qrels, DEPTH), None
         result = {"checkpoint": checkpoint, "step": step, "episode": number}
         result |= {"ndcg": dev.means["ndcg@10"], **dev.means}
         if collapsed := [name for name, matrix in embeddings.items() if matrix.collapsed]:

@@ -4,11 +4,16 @@
     python evaluate/bm25.py --data_dir MSMARCO --out_dir RESULTS
 
 Reads a folder in BEIR's layout (corpus.jsonl; the queries of qrels/SPLIT.tsv) or in MS MARCO's (collection.tsv or
-msmarco-docs.tsv; the dev queries) and writes RESULTS/metrics.json, per_query.json and run.trec. bm25s scores all
-passages at once from a sparse matrix made while indexing, which needs neither Java nor a server: seconds for BEIR's
-small sets; for MS MARCO's 8.8 million passages about 15 GB of memory and half an hour. k1 0.9 and b 0.4 are the
-values that Anserini and BEIR report. Words are lowercased but not stemmed, so figures differ a little from theirs. In
-BEIR's layout a passage with the query's own id is left out of the query's ranking, as BEIR's own evaluation does.
+msmarco-docs.tsv; the dev queries) and writes RESULTS/metrics.json, per_query.json, run.trec and qrels.trec. bm25s
+scores all passages at once from a sparse matrix made while indexing, which needs neither Java nor a server: seconds
+for BEIR's small sets; for MS MARCO's 8.8 million passages about 15 GB of memory and half an hour. k1 0.9 and b 0.4
+are the values that Anserini and BEIR report. Words are lowercased but not stemmed, so figures differ a little from
+theirs. In BEIR's layout a passage with the query's own id is left out of the query's ranking, as BEIR's own
+evaluation does, unless it is judged relevant.
+
+Words are what stands between blanks and punctuation. In a language that is written without (Chinese, Japanese, Thai)
+a query finds hardly anything, which says nothing of BM25: where most queries match no passage, RESULTS/left_out.txt
+says so, and there are no metrics.
 """
 
 import sys
@@ -23,23 +28,22 @@ import numpy as np
 from bm25s.tokenization import Tokenizer
 
 from data.beir_data import read_jsonl
-from data.judgments import Split, read_split
+from data.judgments import Split, judgments_by_row, read_split
 from data.msmarco_data import DOCUMENTS, FILES, PASSAGES, read_documents, read_tsv
 from data.tokenizing import Text, count_lines, each_once
-from evaluate.metrics_file import RunMetrics, write_evaluation
+from evaluate.metrics_file import LEFT_OUT, RunMetrics, write_evaluation, write_left_out
 from utils.arguments import check_at_least_one, option, parse, required
-from utils.errors import InputError, run
+from utils.errors import run
 from utils.files import find_file
 from utils.logs import progress, say
 from utils.metrics import evaluate_run
-from utils.qrels import Qrels
-from utils.rankings import cut_at, leave_out_self_matches, queries_may_be_passages
+from utils.rankings import final_ranking, own_passages, say_missing
 
 
 @dataclass
 class Arguments:
     data_dir: str = required("folder in BEIR's or MS MARCO's layout, plain or gzipped files")
-    out_dir: str = required("where metrics.json, per_query.json and run.trec go")
+    out_dir: str = required("where metrics.json, per_query.json, run.trec and qrels.trec go")
     split: str = option("test", "which judgments of a BEIR folder: qrels/SPLIT.tsv (MS MARCO: always dev)")
     collection: str = option("", "name of the collection in the result (default: the data folder's name)")
     run_name: str = option("BM25", "name of the run in the result")
@@ -58,13 +62,15 @@ class Index:
     def __init__(self, texts: Iterable[str], k1: float, b: float) -> None:
         self._tokenizer = Tokenizer(stopwords="english")
         words = list(self._tokenizer.streaming_tokenize(texts, allow_empty=False))
-        if not self._tokenizer.word_to_id:
-            raise InputError("the collection holds no words that could be searched for")
+        self._nothing = np.zeros(len(words), dtype=np.float32)
         self._bm25 = bm25s.BM25(k1=k1, b=b, method="lucene")
-        self._bm25.index((words, self._tokenizer.get_vocab_dict()), show_progress=False)
+        if self._tokenizer.word_to_id:
+            self._bm25.index((words, self._tokenizer.get_vocab_dict()), show_progress=False)
 
     def score(self, query: str) -> np.ndarray:
         """The score of every text, float32 (texts,); 0 where it holds none of the query's words."""
+        if not self._tokenizer.word_to_id:  # no text has a word
+            return self._nothing
         words = next(self._tokenizer.streaming_tokenize([query], update_vocab=False, allow_empty=False))
         return self._bm25.get_scores_from_ids(words)
 
@@ -109,17 +115,6 @@ def collect_ids(texts: Iterable[Text], path: Path, rows: dict[str, int]) -> Iter
         yield text
 
 
-def judgments_by_row(split: Split, passage_rows: dict[str, int]) -> Qrels:
-    """The judgments of the passages that the collection holds, query rows in the order of `split.queries`."""
-    judgments = [
-        (query_row, passage_rows[passage], grade)
-        for query_row, query in enumerate(split.queries)
-        for passage, grade in split.judgments[query].items()
-        if passage in passage_rows
-    ]
-    return Qrels(*np.array(sorted(judgments), dtype=np.int64).reshape(-1, 3).T)
-
-
 def main() -> None:
     args = parse(Arguments, __doc__)
     collection, texts, split = read_folder(Path(args.data_dir), args.split)
@@ -137,13 +132,25 @@ def main() -> None:
     )
     query_ids, passage_ids = list(split.queries), list(passage_rows)
     rows, scores = rank(index, list(split.queries.values()), args.depth + 1)
-    if queries_may_be_passages(collection.name):
-        ranking = leave_out_self_matches(rows, scores, query_ids, passage_ids, args.depth)
-    else:
-        ranking = cut_at(rows, scores, args.depth)
-    evaluation = evaluate_run(ranking.rows, judgments_by_row(split, passage_rows))
+    unmatched = int((rows[:, 0] < 0).sum())
+    if 2 * unmatched > len(query_ids):
+        reason = (
+            f"{args.run_name} is left out on {args.collection}: {unmatched:,} of {len(query_ids):,} queries share no "
+            "word with any passage. Words are told apart by blanks, and a language may be written without them, like "
+            "Chinese, Japanese and Thai"
+        )
+        write_left_out(args.out_dir, reason)
+        say(f"warning: {reason} ({Path(args.out_dir, LEFT_OUT)})")
+        return
+    qrels, missing_ids = judgments_by_row(split, query_ids, passage_rows, len(passage_ids))
+    say_missing(qrels, len(passage_ids), split.qrels_path.name)
+    own = own_passages(query_ids, passage_ids, collection.name)
+    ranking = final_ranking(
+        rows, scores, args.depth, own, qrels, lambda some: [passage_ids[row] for row in some.tolist()]
+    )
+    evaluation = evaluate_run(ranking.rows, qrels)
     metrics = RunMetrics.of(evaluation, args.run_name, args.collection)
-    write_evaluation(args.out_dir, metrics, evaluation, ranking, query_ids, passage_ids)
+    write_evaluation(args.out_dir, metrics, evaluation, ranking, qrels, query_ids, passage_ids + missing_ids)
     print(metrics.line(), flush=True)
 
 

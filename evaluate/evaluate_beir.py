@@ -4,14 +4,15 @@
         --data_dir PREPROCESSED --out_dir RESULTS
     python -m torch.distributed.launch --nproc_per_node 2 evaluate/evaluate_beir.py …
 
-Writes RESULTS/metrics.json, per_query.json and run.trec, and prints the metrics in one line. Passages are encoded and
+Writes RESULTS/metrics.json, per_query.json, run.trec and qrels.trec, and prints the metrics in one line. They are
+those that `trec_eval -c` gives for the two files (MRR@10 with -M 10), to rounding. Passages are encoded and
 searched by the code that mines, so that what is measured is what training used; embeddings that are in
 --embedding_dir already (a miner's, say) are not made again.
 
-As in BEIR's own evaluation, a passage with the query's id is left out of the query's ranking: ArguAna's queries are
-passages of its collection. This holds for token stores that were made from BEIR's layout, which their meta.json
-tells. In MS MARCO a query and a passage of the same number have nothing to do with each other: its passages all stay,
-so that the dev split gives the metrics that the miner gives.
+As in BEIR's own evaluation, a passage with the query's id is left out of the query's ranking, unless it is judged
+relevant to it: ArguAna's queries are passages of its collection. This holds for token stores that were made from
+BEIR's layout, which their meta.json tells. In MS MARCO a query and a passage of the same number have nothing to do
+with each other: its passages all stay, so that the dev split gives the metrics that the miner gives.
 """
 
 import sys
@@ -33,7 +34,7 @@ from utils.precision import choose_precision
 @dataclass
 class Arguments:
     data_dir: str = required("token stores, as data/beir_data.py or data/msmarco_data.py writes them")
-    out_dir: str = required("where metrics.json, per_query.json and run.trec go")
+    out_dir: str = required("where metrics.json, per_query.json, run.trec and qrels.trec go")
     model_name_or_path: str = required("the checkpoint: a folder or a hub name")
     model_type: str = option("rdot_nll", "rdot_nll, rdot_nll_multi_chunk or rdot_nll_condenser")
     pooling: str = option("cls", "cls: a text's vector is its first token's; mean: the mean of all its tokens'")
@@ -77,7 +78,8 @@ def main() -> None:
         labels = args.run_name, args.collection, args.model_name_or_path
         metrics = RunMetrics.of(result.evaluation, *labels, collapsed=result.collapsed)
         write_evaluation(
-            args.out_dir, metrics, result.evaluation, result.ranking, result.query_ids, result.passage_ids
+            *(args.out_dir, metrics, result.evaluation, result.ranking),
+            *(result.qrels, result.query_ids, result.passage_ids),
         )
         print(metrics.line(), flush=True)
 

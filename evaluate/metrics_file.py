@@ -5,7 +5,9 @@ metrics.json     {"run": "Episode 1", "collection": "cisi", "checkpoint": "saved
                   "recall@100": 0.4, "recall@1000": 0.8}, "parts": [], "collapsed": false}
 per_query.json   {"run": "Episode 1", "collection": "cisi", "queries": {"1": {"ndcg@10": 0.5, …}, …}}, of the judged
                  queries by their ids
-run.trec         the rankings, as trec_eval reads them
+run.trec         the rankings, and
+qrels.trec       all judgments of the judged queries: the metrics are those that `trec_eval -c` gives for the two
+left_out.txt     instead of all these: why the run has no metrics on this collection
 """
 
 from collections.abc import Sequence
@@ -15,11 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError
-from utils.files import read_json, write_json
-from utils.metrics import Evaluation, write_trec_run
+from utils.files import atomic_file, read_json, write_json
+from utils.metrics import Evaluation
+from utils.qrels import Qrels
 from utils.rankings import Ranking
+from utils.trec import write_trec_qrels, write_trec_run
 
 COLLAPSED = "(collapsed: no ranking)"  # beside such figures
+LEFT_OUT = "left_out.txt"
 PerQuery = dict[str, dict[str, float]]  # query id → measure → value
 
 
@@ -60,22 +65,34 @@ def write_evaluation(
     metrics: RunMetrics,
     evaluation: Evaluation,
     ranking: Ranking,
+    qrels: Qrels,
     query_ids: Sequence[str],
     passage_ids: Sequence[str],
 ) -> None:
-    """Writes run.trec, per_query.json and, last, metrics.json into `folder`, each atomically.
+    """Writes run.trec, qrels.trec, per_query.json and, last, metrics.json into `folder`, each atomically.
 
-    `evaluation` and `ranking` are by query row; the ids are those of the rows.
+    `evaluation`, `ranking` and `qrels` are by row; the ids are those of the rows, missing passages' too.
     """
     folder = Path(folder)
+    (folder / LEFT_OUT).unlink(missing_ok=True)
     write_trec_run(folder / "run.trec", query_ids, passage_ids, ranking.rows, ranking.scores, metrics.run)
-    judged = np.flatnonzero(np.isfinite(next(iter(evaluation.values.values()))))
+    judged = np.isfinite(next(iter(evaluation.values.values())))
+    write_trec_qrels(folder / "qrels.trec", query_ids, passage_ids, qrels.only(judged[qrels.query_rows]))
     values = {
         query_ids[row]: {name: float(value[row]) for name, value in evaluation.values.items()}
-        for row in judged.tolist()
+        for row in np.flatnonzero(judged).tolist()
     }
     write_json(folder / "per_query.json", {"run": metrics.run, "collection": metrics.collection, "queries": values})
     write_metrics(folder / "metrics.json", metrics)
+
+
+def write_left_out(folder: str | Path, reason: str) -> None:
+    """Writes left_out.txt; what an earlier evaluation left in the folder goes, metrics.json first."""
+    folder = Path(folder)
+    for name in ("metrics.json", "per_query.json", "run.trec", "qrels.trec"):
+        (folder / name).unlink(missing_ok=True)
+    with atomic_file(folder / LEFT_OUT) as handle:
+        handle.write(f"{reason}\n")
 
 
 def write_metrics(path: str | Path, metrics: RunMetrics) -> None:

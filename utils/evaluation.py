@@ -4,7 +4,7 @@ The miner measures the zero-shot collections of a run with it, and evaluate/eval
 both say the same of one checkpoint.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,22 +14,30 @@ from utils import distributed
 from utils.encoding import StoreEncoder
 from utils.errors import InputError
 from utils.metrics import Evaluation, evaluate_run
-from utils.qrels import read_qrels
-from utils.rankings import Ranking, cut_at, leave_out_self_matches, queries_may_be_passages
+from utils.qrels import Qrels, read_missing_ids, read_qrels
+from utils.rankings import Ranking, final_ranking, own_passages, say_missing
 from utils.search import search_rows
+from utils.token_store import TokenStore
 
 DEPTH = 1_000  # passages ranked a query, for recall@1000
 
 
 @dataclass(frozen=True)
 class CollectionResult:
+<<<<<<< HEAD
     """`ranking` of all queries, their ids, those of the passages, and the metrics.
 
     `collapsed` says that these mean nothing, see `utils.collapse`.
+=======
+    """`ranking` of all queries, their judgments, the ids of both, and the metrics.
+
+    `passage_ids` are those of the collection and, from its number of passages on, those of judged ones that it lacks.
+>>>>>>> f1006cd (Metrics are those of trec_eval -c: its order, missing passages, qrels.trec, ids with blanks; BM25 that finds nothing has none)
     """
 
     query_ids: list[str]
     passage_ids: list[str]
+    qrels: Qrels
     ranking: Ranking
     evaluation: Evaluation
     collapsed: bool = False
@@ -47,13 +55,14 @@ def evaluate_collection(
 
     `folder` holds token stores and judgments as data/beir_data.py or data/msmarco_data.py writes them. Embeddings are
     found in `embedding_dir` or made there, and may be shared between runs. What the processes exchange lies for a
-    while in `exchange`, a folder of this run's own. In BEIR's layout the passage with the query's own id is left out
-    of its ranking (`utils.rankings`).
+    while in `exchange`, a folder of this run's own.
     """
     queries = encoder.open_queries(Path(folder, f"{split}-query"))
     passages = encoder.open_passages(Path(folder, "passages"))
-    qrels = read_qrels(Path(folder, f"{split}-qrel.tsv"), len(queries.store), len(passages.store))
+    qrel_path = Path(folder, f"{split}-qrel.tsv")
+    qrels = read_qrels(qrel_path, len(queries.store), len(passages.store))
     embeddings = [encoder.encode(sequences, embedding_dir) for sequences in (queries, passages)]
+<<<<<<< HEAD
     collapsed = any(matrix.collapsed for matrix in embeddings)
     found = search_rows(*embeddings, passages, depth + 1, encoder.device, exchange)
     _, scores, rows = zip(*found, strict=True)
@@ -67,9 +76,34 @@ def evaluate_collection(
         else:
             ranking = cut_at(rows, scores, depth)
         result.append(CollectionResult(query_ids, passage_ids, ranking, evaluate_run(ranking.rows, qrels), collapsed))
+=======
+    found = gather_rankings(search_rows(*embeddings, passages, depth + 1, encoder.device, exchange))
+    result: list[CollectionResult] = []
 
-    distributed.on_main(measure)
+    def evaluate() -> None:
+        ranking, evaluation = measure(*found, queries.store, passages.store, qrels, depth)
+        passage_ids = passages.store.ids + read_missing_ids(qrel_path)
+        result.append(CollectionResult(queries.store.ids, passage_ids, qrels, ranking, evaluation))
+>>>>>>> f1006cd (Metrics are those of trec_eval -c: its order, missing passages, qrels.trec, ids with blanks; BM25 that finds nothing has none)
+
+    distributed.on_main(evaluate)
     return result[0] if result else None
+
+
+def gather_rankings(found: Iterable[tuple[int, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows int64 and scores float32 that `utils.search.search_rows` found: of all queries on the main process."""
+    _, scores, rows = zip(*found, strict=True)
+    return distributed.gather_rows(np.concatenate(rows)), distributed.gather_rows(np.concatenate(scores))
+
+
+def measure(
+    rows: np.ndarray, scores: np.ndarray, queries: TokenStore, passages: TokenStore, qrels: Qrels, depth: int
+) -> tuple[Ranking, Evaluation]:
+    """The final ranking and the metrics of what was found, `rows` and `scores` (queries, k), k > `depth`."""
+    say_missing(qrels, len(passages), queries.folder.name)
+    own = own_passages(queries.ids, passages.iter_ids(), passages.meta.source_file)
+    ranking = final_ranking(rows, scores, depth, own, qrels, passages.ids_of)
+    return ranking, evaluate_run(ranking.rows, qrels)
 
 
 def check_names(folders: Sequence[str | Path]) -> None:

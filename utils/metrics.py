@@ -1,15 +1,15 @@
-"""How good a ranking is: nDCG, MAP, MRR and recall by ir-measures, and the run file that trec_eval reads.
+"""How good a ranking is: nDCG, MAP, MRR and recall, as `trec_eval -c` gives them, by ir-measures.
 
 ir-measures hands the counting to trec_eval's own code, so that the numbers are those of the literature. Two things
-are done here. trec_eval orders a run by score and breaks ties by document id; a ranking here has an order of its own
-(score downwards, then row upwards), so trec_eval is given the ranks, negated, as scores. And none of the measures
-depends on which passages stand in a ranking, only on the ranks that the relevant ones hold: every query's ranking is
-named by its ranks, and 6,980 queries of 1,000 passages share one list of names instead of 7 million strings.
+are done here. Of scores that are equal, ir-measures' providers each make an order of their own (that of RR@10 another
+one than trec_eval's), so they are given no scores but ranks, negated: the order is the ranking's, which
+`utils.rankings.final_ranking` makes trec_eval's. And none of the measures depends on which passages stand in a
+ranking, only on the ranks that the relevant ones hold: every query's ranking is named by its ranks, and 6,980 queries
+of 1,000 passages share one list of names instead of 7 million strings.
 """
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import ir_measures
@@ -17,7 +17,6 @@ import numpy as np
 from ir_measures import AP, RR, R, nDCG
 
 from utils.errors import InputError
-from utils.files import atomic_file
 from utils.qrels import Qrels
 
 MEASURES = {
@@ -56,9 +55,10 @@ def evaluate_run(ranked_rows: np.ndarray, qrels: Qrels, measures: Sequence[str] 
     - mrr@10: as MS MARCO's own script, 1 / rank of the first relevant passage, 0 beyond rank 10; mrr without the cut;
     - recall@c: relevant passages among the first c (or the first k, where k < c) over all relevant ones.
 
-    A passage is relevant where its grade is above 0; grades of 0 and below gain nothing. A query without a relevant
-    passage has nan and does not count; one with relevant passages and an empty ranking has 0 and counts. A mean is
-    the correctly rounded sum of the values over their number: the order of the queries does not matter.
+    A passage is relevant where its grade is above 0; grades of 0 and below gain nothing. One that the collection
+    lacks is never found: its row is in no ranking. A query without a relevant passage has nan and does not count; one
+    with relevant passages and an empty ranking has 0 and counts. A mean is the correctly rounded sum of the values
+    over their number: the order of the queries does not matter.
 
     Raises `InputError` where no query has a relevant passage, ValueError for a ranking that breaks the rules above.
     """
@@ -126,35 +126,3 @@ def mean_by_cluster(values: np.ndarray, clusters: np.ndarray, n_clusters: int) -
     sums = np.bincount(clusters[judged], weights=values[judged], minlength=n_clusters)
     counts = np.bincount(clusters[judged], minlength=n_clusters)
     return np.divide(sums, counts, out=np.full(n_clusters, np.nan), where=counts > 0)
-
-
-def write_trec_run(
-    path: str | Path,
-    query_ids: Sequence[str],
-    passage_ids: Sequence[str],
-    ranked_rows: np.ndarray,
-    scores: np.ndarray,
-    tag: str,
-) -> None:
-    """Writes "query-id Q0 passage-id rank score tag" lines, ranks from 1, atomically.
-
-    `ranked_rows` int64 and `scores` float32 are (queries, k), padded with -1 rows at the end; the scores keep all
-    their digits. A reader that sorts by score again (trec_eval does) may order passages of equal score otherwise.
-    The format separates fields by white space: an id that holds any, or is empty, is an `InputError` naming it; in
-    the tag, which is only a label, it becomes "-".
-    """
-    tag = "-".join(tag.split()) or "run"
-    used_passages = np.unique(ranked_rows[ranked_rows >= 0]).tolist()
-    for kind, ids in (("query", query_ids), ("passage", (passage_ids[row] for row in used_passages))):
-        for text_id in ids:
-            if text_id.split() != [text_id]:
-                raise InputError(
-                    f"the {kind} id {text_id!r} is empty or holds white space: a run cannot name it", path
-                )
-    with atomic_file(path) as handle:
-        for query_id, rows, row_scores in zip(query_ids, ranked_rows.tolist(), scores, strict=True):
-            handle.writelines(
-                f"{query_id} Q0 {passage_ids[row]} {rank} {score:.9g} {tag}\n"
-                for rank, (row, score) in enumerate(zip(rows, row_scores.tolist(), strict=True), start=1)
-                if row >= 0
-            )

@@ -229,15 +229,27 @@ class TokenStore:
     @cached_property
     def ids(self) -> list[str]:
         """The collection's own id of each row; `InputError` where ids.txt is not as it was written."""
+        return list(self.iter_ids())
+
+    def iter_ids(self) -> Iterator[str]:
+        """The same one by one, for a large store."""
         path = self.folder / "ids.txt"
         check_sha256(path, self.meta.ids_sha256, _cure(self.folder))
+        count = 0
         try:
-            ids = path.read_text(encoding="utf-8").split("\n")[:-1]
+            with path.open(encoding="utf-8", newline="\n") as lines:
+                for line in lines:
+                    count += 1
+                    yield line.removesuffix("\n")
         except ValueError as error:
             raise InputError(f"is no text ({error}); {_cure(self.folder)}", path) from None
-        if len(ids) != len(self):
-            raise InputError(f"holds {len(ids)} ids for {len(self)} rows; {_cure(self.folder)}", path)
-        return ids
+        if count != len(self):
+            raise InputError(f"holds {count} ids for {len(self)} rows; {_cure(self.folder)}", path)
+
+    def ids_of(self, rows: np.ndarray) -> list[str]:
+        """The ids of these rows, int64 (n,) in ascending order; the others are read, not kept."""
+        wanted = set(rows.tolist())
+        return [text_id for row, text_id in enumerate(self.iter_ids()) if row in wanted]
 
     def check_content(self) -> None:
         """`InputError` where tokens or offsets are not what was written; reads all of them, about a GB a second."""

@@ -135,7 +135,8 @@ def draw_lines(args: Arguments, folder: Path) -> Lines:
     tokenizer = load_tokenizer(args.checkpoint)
     queries = TokenStore(Path(args.data_dir, "train-query")).expect(tokenizer, args.max_query_length)
     passages = TokenStore(Path(args.data_dir, "passages")).expect(tokenizer, args.max_seq_length)
-    positives = read_qrels(qrel_file(Path(args.data_dir), "train"), len(queries), len(passages)).positives
+    qrels = read_qrels(qrel_file(Path(args.data_dir), "train"), len(queries), len(passages))
+    positives = qrels.within(len(passages)).positives
     generator = np.random.default_rng(args.seed)
     batches = args.rounds + 2
     count = -(-batches * args.triplets // NEGATIVES_A_LINE)

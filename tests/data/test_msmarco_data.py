@@ -11,6 +11,7 @@ from data import msmarco_data
 from data.msmarco_data import read_documents
 from tests.data.conftest import DOCUMENT_FILES, PASSAGE_FILES, nothing_looks_complete, write_files
 from utils.errors import InputError
+from utils.qrels import read_missing_ids
 from utils.token_store import TokenStore
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -245,19 +246,36 @@ def test_a_passage_or_query_that_is_given_twice_alike_is_taken_once(preprocess_p
         assert f"{name}: 1 texts left out, which come again with the same id" in said
 
 
-def test_judgments_of_unknown_queries_and_passages_are_counted_and_left_out(preprocess_passages, capsys):
-    qrels = PASSAGE_FILES["qrels.train.tsv"] + "98\t0\t0\t1\n99\t0\t0\t1\n99\t0\t1\t1\n10\t0\t555\t1\n"
-    out = preprocess_passages({"qrels.train.tsv": qrels})
-    assert (out / "train-qrel.tsv").read_text() == "0\t0\t1\n1\t1\t0\n1\t2\t1\n1\t3\t2\n"
+def test_judgments_of_unknown_queries_are_left_out_and_those_of_missing_passages_kept(preprocess_passages, capsys):
+    more = "98\t0\t0\t1\n99\t0\t0\t1\n99\t0\t1\t1\n10\t0\t555\t1\n12\t0\t444\t0\n12\t0\t555\t3\n"
+    out = preprocess_passages({"qrels.train.tsv": PASSAGE_FILES["qrels.train.tsv"] + more})
+    kept = "0\t0\t1\n0\t4\t1\n1\t1\t0\n1\t2\t1\n1\t3\t2\n1\t4\t3\n1\t5\t0\n"
+    assert (out / "train-qrel.tsv").read_text() == kept
+    assert read_missing_ids(out / "train-qrel.tsv") == ["555", "444"]
     said = capsys.readouterr().out
     assert "qrels.train.tsv: 3 judgments left out, their 2 queries are unknown" in said
-    assert "qrels.train.tsv: 1 judgments left out, their passages are unknown" in said
+    assert "qrels.train.tsv: the collection lacks the passages of 2 of 5 relevant judgments" in said
+    out = preprocess_passages()
+    assert read_missing_ids(out / "train-qrel.tsv") == []
+    assert {path.name for path in out.glob("train*")} == {"train-query", "train-qrel.tsv"}
 
 
-def test_a_query_whose_relevant_passages_are_all_unknown_is_left_out(preprocess_passages, capsys):
-    out = preprocess_passages({"qrels.train.tsv": "10\t0\t555\t1\n10\t0\t0\t0\n12\t0\t7\t1\n"})
+def test_a_query_that_only_missing_passages_are_relevant_to_is_measured_but_not_trained_on(
+    preprocess_passages, capsys
+):
+    out = preprocess_passages(
+        {
+            "qrels.train.tsv": "10\t0\t555\t1\n10\t0\t0\t0\n12\t0\t7\t1\n",
+            "queries.dev.small.tsv": "20\tdog of the sky\n21\tthe tree\n",
+            "qrels.dev.small.tsv": "20 0 7 1\n21 0 555 1\n21 0 7 0\n",
+        }
+    )
     assert list(rows(out, "train-query")) == ["12"]
-    assert "queries.train.tsv: 1 more queries left out" in capsys.readouterr().out
+    assert list(rows(out, "dev-query")) == ["20", "21"]
+    assert (out / "dev-qrel.tsv").read_text() == "0\t3\t1\n1\t3\t0\n1\t4\t1\n"
+    said = capsys.readouterr().out
+    assert "queries.train.tsv: 1 more queries left out" in said
+    assert "and 1 of 2 queries, which have no others, with 0" in said
 
 
 def test_no_judgment_of_a_known_passage_is_an_error_and_the_split_is_not_there(preprocess_passages, tmp_path):

@@ -65,9 +65,36 @@ def test_rankings_are_padded_where_few_texts_match():
     assert (rows.dtype, scores.dtype) == (np.int64, np.float32)
 
 
-def test_a_collection_without_words_is_an_input_error():
-    with pytest.raises(InputError, match="no words"):
-        Index(["", "! ?"], 0.9, 0.4)
+@pytest.mark.parametrize(
+    ("matching", "left_out"),
+    [(0, True), (1, True), (2, False), (4, False)],
+)
+def test_where_most_queries_match_nothing_there_are_no_metrics_but_the_reason(
+    tmp_path, bm25, capsys, matching, left_out
+):
+    texts = ["机翼在超音速气流中的颤振", "平板上的层流边界层", "高温下的热传导", "压缩机叶片的设计"]
+    corpus = [{"_id": f"d{i}", "text": f"{text} word{i}"} for i, text in enumerate(texts)]
+    queries = [
+        {"_id": f"q{i}", "text": text[:4] + (f" word{i}" if i < matching else "")} for i, text in enumerate(texts)
+    ]
+    folder = write_beir(tmp_path / "set", corpus, queries, "".join(f"q{i}\td{i}\t1\n" for i in range(4)))
+    out = tmp_path / "out"
+    out.mkdir()
+    stale = ("metrics.json", "per_query.json", "run.trec", "qrels.trec") if left_out else ("left_out.txt",)
+    for name in stale:  # of an earlier run, on other texts
+        (out / name).touch()
+    bm25(folder, out)
+    said = f"BM25 is left out on set: {4 - matching} of 4 queries share no word with any passage"
+    assert (said in capsys.readouterr().out) == left_out
+    if left_out:
+        assert [path.name for path in out.iterdir()] == ["left_out.txt"]
+        assert (out / "left_out.txt").read_text().startswith(said)
+    else:
+        assert {path.name for path in out.iterdir()} == {"metrics.json", "per_query.json", "run.trec", "qrels.trec"}
+
+
+def test_a_collection_without_words_matches_nothing():
+    assert Index(["", "! ?"], 0.9, 0.4).score("flutter ?").tolist() == [0, 0]
 
 
 @pytest.fixture
@@ -112,15 +139,16 @@ def test_a_beir_folder_gives_metrics_and_a_run_without_self_matches(tmp_path):
         "run": "BM25",
         "collection": "tiny set",
         "checkpoint": None,
-        "queries": 2,
+        "queries": 3,
         "parts": [],
     }
-    assert written["metrics"]["mrr@10"] == 0.5
-    assert written["metrics"]["recall@100"] == 0.75
+    # What is relevant to q3 is not in the collection: 0.
+    assert written["metrics"]["mrr@10"] == pytest.approx((0.5 + 0.5 + 0) / 3)
+    assert written["metrics"]["recall@100"] == pytest.approx((1 + 0.5 + 0) / 3)
     assert written["metrics"]["ndcg@10"] == pytest.approx(
-        np.mean([1 / math.log2(3), (2 / math.log2(3)) / (2 + 1 / math.log2(3))])
+        (1 / math.log2(3) + (2 / math.log2(3)) / (2 + 1 / math.log2(3)) + 0) / 3
     )
-    assert "BM25 on tiny set (2 queries): ndcg@10" in finished.stdout
+    assert "BM25 on tiny set (3 queries): ndcg@10" in finished.stdout
 
 
 def test_an_ms_marco_folder_is_measured_on_its_dev_queries(tmp_path, bm25):

@@ -17,7 +17,6 @@ from tests.tiny import WORDS, tiny_bert_tokenizer
 from tests.tiny_models import tiny_bert
 from utils.clustering import read_assignment
 from utils.errors import InputError
-from utils.rankings import queries_may_be_passages
 
 MODEL_TYPE = "rdot_nll_condenser"
 LENGTHS = ("--max_seq_length", 32, "--max_query_length", 32)
@@ -193,11 +192,3 @@ def test_bm25_leaves_a_query_out_of_its_ranking_in_beirs_layout_only(script, msm
     assert metrics_in(tmp_path / "of msmarco")["mrr@10"] > 0.5
     script(bm25, "--data_dir", beir, "--out_dir", tmp_path / "of beir")
     assert all(query not in passages for query, passages in ranked_ids(tmp_path / "of beir" / "run.trec").items())
-
-
-@pytest.mark.parametrize(
-    ("collection", "expected"),
-    [("corpus.jsonl", True), ("corpus.jsonl.gz", True), ("collection.tsv", False), ("msmarco-docs.tsv.gz", False)],
-)
-def test_queries_can_be_passages_in_beirs_layout_alone(collection, expected):
-    assert queries_may_be_passages(collection) == expected

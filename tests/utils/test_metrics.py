@@ -2,19 +2,14 @@
 
 import math
 
-import ir_measures
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.errors import InputError
-from utils.metrics import MEASURES, evaluate_run, mean_by_cluster, write_trec_run
+from utils.metrics import MEASURES, evaluate_run, mean_by_cluster
 from utils.qrels import Qrels
-
-
-def make_qrels(judgments: list[tuple[int, int, int]]) -> Qrels:
-    return Qrels(*np.array(sorted(judgments), dtype=np.int64).reshape(-1, 3).T)
 
 
 def by_definition(ranking: list[int], grades: dict[int, int]) -> dict[str, float]:
@@ -60,7 +55,7 @@ def rankings_and_judgments(draw):
 @given(rankings_and_judgments())
 def test_measures_equal_their_definitions(case):
     ranked, judgments = case
-    evaluation = evaluate_run(ranked, make_qrels(judgments))
+    evaluation = evaluate_run(ranked, Qrels.of(judgments))
     assert set(evaluation.values) == set(MEASURES)
     expected = {name: [] for name in MEASURES}
     for query in range(len(ranked)):
@@ -79,7 +74,7 @@ def test_measures_equal_their_definitions(case):
 
 def test_a_case_computed_by_hand():
     ranked = np.array([[7, 3, 9, 1, -1]])
-    evaluation = evaluate_run(ranked, make_qrels([(0, 3, 2), (0, 1, 1), (0, 5, 3), (0, 9, 0)]))
+    evaluation = evaluate_run(ranked, Qrels.of([(0, 3, 2), (0, 1, 1), (0, 5, 3), (0, 9, 0)]))
     dcg = 2 / math.log2(3) + 1 / math.log2(5)
     ideal = 3 + 2 / math.log2(3) + 1 / math.log2(4)
     assert evaluation.means == {
@@ -96,35 +91,35 @@ def test_the_order_given_counts_and_not_the_passages_names():
     # trec_eval orders passages of equal score by their names: whichever way, one of these two would fail.
     for first, second in ((2, 10), (10, 2)):
         ranked = np.array([[first, second]])
-        assert evaluate_run(ranked, make_qrels([(0, first, 1)])).means["mrr"] == 1.0
-        assert evaluate_run(ranked, make_qrels([(0, second, 1)])).means["mrr"] == 0.5
+        assert evaluate_run(ranked, Qrels.of([(0, first, 1)])).means["mrr"] == 1.0
+        assert evaluate_run(ranked, Qrels.of([(0, second, 1)])).means["mrr"] == 0.5
 
 
 def test_mrr_at_10_ends_at_rank_10():
     ranked = np.arange(12).reshape(1, 12)
     for row, expected in ((9, 0.1), (10, 0.0)):
-        evaluation = evaluate_run(ranked, make_qrels([(0, row, 1)]))
+        evaluation = evaluate_run(ranked, Qrels.of([(0, row, 1)]))
         assert evaluation.means["mrr@10"] == pytest.approx(expected)
         assert evaluation.means["mrr"] == pytest.approx(1 / (row + 1))
 
 
 def test_a_query_without_a_relevant_passage_does_not_count_and_one_without_a_ranking_does():
     ranked = np.array([[4], [4], [-1], [4]])
-    evaluation = evaluate_run(ranked, make_qrels([(0, 4, 1), (1, 4, 0), (2, 4, 1)]))
+    evaluation = evaluate_run(ranked, Qrels.of([(0, 4, 1), (1, 4, 0), (2, 4, 1)]))
     np.testing.assert_array_equal(evaluation.values["mrr"], [1.0, np.nan, 0.0, np.nan])
     assert evaluation.means["mrr"] == 0.5
     assert evaluation.queries == 2
 
 
 def test_only_the_measures_asked_for_are_given():
-    evaluation = evaluate_run(np.array([[0]]), make_qrels([(0, 0, 1)]), ["mrr@10"])
+    evaluation = evaluate_run(np.array([[0]]), Qrels.of([(0, 0, 1)]), ["mrr@10"])
     assert evaluation.means == {"mrr@10": 1.0}
 
 
 def test_no_relevant_passage_at_all_is_an_input_error():
     for judgments in ([], [(0, 0, 0)]):
         with pytest.raises(InputError, match="no query has a relevant passage"):
-            evaluate_run(np.array([[0]]), make_qrels(judgments))
+            evaluate_run(np.array([[0]]), Qrels.of(judgments))
 
 
 @pytest.mark.parametrize(
@@ -138,18 +133,18 @@ def test_no_relevant_passage_at_all_is_an_input_error():
 )
 def test_what_is_no_ranking_is_refused(ranked, message):
     with pytest.raises(ValueError, match=message):
-        evaluate_run(ranked, make_qrels([(0, 3, 1)]))
+        evaluate_run(ranked, Qrels.of([(0, 3, 1)]))
 
 
 def test_a_judgment_beyond_the_ranking_is_refused():
     with pytest.raises(ValueError, match="query row 1 "):
-        evaluate_run(np.array([[0]]), make_qrels([(1, 0, 1)]))
+        evaluate_run(np.array([[0]]), Qrels.of([(1, 0, 1)]))
 
 
 def test_many_judgments_are_looked_up_in_blocks(monkeypatch):
     generator = np.random.default_rng(5)
     ranked = np.array([generator.permutation(40) for _ in range(20)])
-    judged = make_qrels([(q, int(p), 1) for q in range(20) for p in generator.permutation(40)[:7]])
+    judged = Qrels.of([(q, int(p), 1) for q in range(20) for p in generator.permutation(40)[:7]])
     whole = evaluate_run(ranked, judged)
     monkeypatch.setattr("utils.metrics.PAIRS_A_BLOCK", 3)
     assert evaluate_run(ranked, judged).means == whole.means
@@ -165,33 +160,3 @@ def test_mean_by_cluster_leaves_out_unjudged_queries_and_marks_empty_clusters():
 def test_mean_by_cluster_refuses_a_cluster_that_is_none(clusters):
     with pytest.raises(ValueError, match="clusters"):
         mean_by_cluster(np.array([1.0, 1.0]), np.array(clusters), 3)
-
-
-def test_a_run_file_read_back_by_ir_measures_gives_the_same_metrics(tmp_path):
-    generator = np.random.default_rng(1)
-    ranked = np.array([generator.permutation(30)[:20] for _ in range(6)])
-    ranked[3, 15:] = -1
-    scores = -np.sort(-generator.random((6, 20)).astype(np.float32), axis=1)
-    judgments = [(q, int(p), grade) for q in range(6) for grade, p in enumerate(generator.permutation(30)[:3], 1)]
-    query_ids, passage_ids = [f"q{i}" for i in range(6)], [f"MED-{i}" for i in range(30)]
-    path = tmp_path / "run.trec"
-    write_trec_run(path, query_ids, passage_ids, ranked, scores, "Episode 1")
-
-    fields = [line.split(" ") for line in path.read_text().splitlines()]
-    assert len(fields) == 5 * 20 + 15
-    assert fields[0] == ["q0", "Q0", passage_ids[ranked[0, 0]], "1", fields[0][4], "Episode-1"]
-    assert np.float32(fields[0][4]) == scores[0, 0]
-    judged = [ir_measures.Qrel(query_ids[q], passage_ids[p], grade) for q, p, grade in judgments]
-    from_file = ir_measures.calc_aggregate(MEASURES.values(), judged, ir_measures.read_trec_run(str(path)))
-    means = evaluate_run(ranked, make_qrels(judgments)).means
-    assert {name: from_file[measure] for name, measure in MEASURES.items()} == pytest.approx(means)
-
-
-@pytest.mark.parametrize(("query_id", "passage_id"), [("a b", "p"), ("q", "p\t1"), ("", "p"), ("q", "x\u2003y")])
-def test_an_id_that_a_run_file_cannot_hold_is_named_and_nothing_is_written(tmp_path, query_id, passage_id):
-    with pytest.raises(InputError) as raised:
-        write_trec_run(
-            tmp_path / "run.trec", [query_id], [passage_id, "not ranked"], np.array([[0]]), np.ones((1, 1)), "t"
-        )
-    assert repr(passage_id if query_id == "q" else query_id) in str(raised.value)
-    assert list(tmp_path.iterdir()) == []
