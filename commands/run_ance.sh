@@ -464,7 +464,7 @@ add_row() { # LABEL NAME: a row of the table from the metrics that lie under NAM
     rows+=("$row")
 }
 evaluate_bm25() { # COLLECTION FOLDER OUT
-    [[ -f "$3/metrics.json" ]] ||
+    [[ -f "$3/metrics.json" || -f "$3/left_out.txt" ]] ||
         run "$python" "$root/evaluate/bm25.py" --collection "$1" --data_dir "$2" --out_dir "$3"
 }
 evaluate_checkpoint() { # COLLECTION SPLIT DATA OUT EMBEDDINGS
@@ -474,14 +474,28 @@ evaluate_checkpoint() { # COLLECTION SPLIT DATA OUT EMBEDDINGS
             --out_dir "$4" --embedding_dir "$5" "${embeddings_as[@]}" --per_gpu_eval_batch_size "$EVAL_BATCH_SIZE"
 }
 
+left_out() { # FOLDER…: the reasons why BM25 has no metrics there (evaluate/bm25.py), a line each
+    local folder
+    for folder in "$@"; do [[ ! -f "$folder/bm25/left_out.txt" ]] || printf 'note: %s\n' "$(< "$folder/bm25/left_out.txt")"; done
+}
+reasons=""
 if ((BM25)); then
     stage "evaluate BM25"
     evaluate_bm25 dev "$DATA_DIR" "$results/dev/bm25"
+    measured=("$results/dev")
     for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
         evaluate_bm25 "$name" "${zero_shot[$name]}" "$results/zero_shot/$name/bm25"
+        measured+=("$results/zero_shot/$name")
     done
-    add_row BM25 bm25
+    # Without one of the zero-shot collections there is no mean over them, without the dev queries no row.
+    reasons="$(left_out "${measured[@]}")"
+    if [[ -z "$reasons" ]]; then
+        add_row BM25 bm25
+    elif [[ -f "$results/dev/bm25/metrics.json" ]]; then
+        rows+=("BM25=dev/bm25/metrics.json")
+    fi
 fi
+baselines=${#rows[@]}
 for ((episode = 0; episode <= EPISODES; episode += ASYNC ? EPISODES : 1)); do
     # The miner's embeddings are there for all checkpoints but the last.
     step="$((episode * STEPS))"
@@ -504,7 +518,8 @@ in_results() { cd "$results" && exec "$python" "$@"; } # the tables name metrics
 run in_results "$root/evaluate/results_table.py" --out_dir . \
     --clusters_dir "$ann_data/clusters_0" --dev_query_dir "$preprocessed/dev-query" --rows "${rows[@]}"
 echo
-initial="${rows[BM25]}" # the first row, but for BM25's
+[[ -z "$reasons" ]] || printf '%s\n\n' "$reasons"
+initial="${rows[baselines]}" # the first row, but for BM25's
 run in_results "$root/evaluate/compare_runs.py" --out_dir . --apart 1 --runs "$initial" "${rows[-1]}"
 
 # 7. The last checkpoint's README.md, as the hub shows it: a second. One that is there may have been edited.

@@ -5,11 +5,13 @@
         "after episode 3=ep3/scifact/metrics.json,ep3/arguana/metrics.json"
 
 A run is LABEL=METRICS[,METRICS…]: a collection's metrics.json of evaluate/evaluate_beir.py, evaluate/bm25.py or
-evaluate/mean_of_parts.py, with the per_query.json that lies beside it. The first run is the baseline: every other one
-is compared with it on each collection and on the mean over all of them, with a 95% bootstrap interval of the
-difference and the p-value of a paired randomisation test, which is corrected (Holm) for all the tests of the table
-together (evaluate/significance.py). Prints the tables; RESULTS gets the same as comparison.md, and as
-comparison.json.
+evaluate/mean_of_parts.py, with the per_query.json that lies beside it. A "-" stands for a collection on which the run
+has none, as BM25 may; then there is no difference there, and no mean of that run.
+
+The first run is the baseline: every other one is compared with it on each collection and on the mean over all of
+them, with a 95% bootstrap interval of the difference and the p-value of a paired randomisation test, which is
+corrected (Holm) for all the tests of the table together (evaluate/significance.py). Prints the tables; RESULTS gets
+the same as comparison.md, and as comparison.json.
 """
 
 import math
@@ -29,6 +31,7 @@ from utils.errors import InputError, run
 from utils.files import atomic_file, read_json, write_json
 
 MEAN = "mean"
+NONE = "-"  # in the place of a file
 
 
 @dataclass
@@ -84,40 +87,49 @@ def _part(path: Path, measure: str) -> tuple[str, dict[str, float]]:
     return metrics.collection, found
 
 
-def read_run(text: str, measure: str) -> tuple[str, list[Collection]]:
-    """The label and the collections of LABEL=METRICS[,METRICS…]."""
+def read_run(text: str, measure: str) -> tuple[str, list[Collection | None]]:
+    """The label and the collections of LABEL=METRICS[,METRICS…], None for `NONE`."""
     label, equals, files = text.partition("=")
     paths = files.split(",")
     if not (label.strip() and equals and all(paths)):
         raise InputError(f"the run {text!r} is not LABEL=METRICS or LABEL=METRICS,METRICS…")
-    return label.strip(), [Collection.read(Path(path), measure) for path in paths]
+    return label.strip(), [None if path == NONE else Collection.read(Path(path), measure) for path in paths]
 
 
-def read_runs(texts: list[str], measure: str) -> tuple[list[str], dict[str, list[Parts]]]:
-    """The collections' names, and each run's values on each of them, in one order of parts and queries."""
+def read_runs(texts: list[str], measure: str) -> tuple[list[str], dict[str, list[Parts | None]]]:
+    """The collections' names, and each run's values on each of them, in one order of parts and queries.
+
+    None where a run has none on a collection.
+    """
     runs = dict(read_run(text, measure) for text in texts)
     if len(runs) < len(texts):
         raise InputError("two runs have the same label; give each its own")
-    baseline = next(iter(runs.values()))
+    count = len(next(iter(runs.values())))
+    for label, collections in runs.items():
+        if len(collections) != count:
+            raise InputError(f"the run {label!r} names {len(collections)} files, and the baseline {count}")
+    first = [next(filter(None, of_runs), None) for of_runs in zip(*runs.values(), strict=True)]
+    if None in first:
+        raise InputError(f"no run has metrics on collection {first.index(None) + 1}; leave it out")
     names: list[str] = []
-    for collection in baseline:
+    for collection in first:
         number, same = 2, collection.name
         while same in (*names, MEAN):  # a zero-shot collection may be called dev
             number, same = number + 1, f"{collection.name} ({number})"
         names.append(same)
-    for label, collections in runs.items():
-        if len(collections) != len(baseline):
-            raise InputError(f"the run {label!r} names {len(collections)} files, and the baseline {len(baseline)}")
     return names, {
-        label: [own.in_order_of(other) for own, other in zip(collections, baseline, strict=True)]
+        label: [own and own.in_order_of(other) for own, other in zip(collections, first, strict=True)]
         for label, collections in runs.items()
     }
 
 
 def compare_all(
-    names: list[str], runs: dict[str, list[Parts]], seed: int, apart: int = 0
+    names: list[str], runs: dict[str, list[Parts | None]], seed: int, apart: int = 0
 ) -> dict[str, dict[str, Difference]]:
-    """Label → collection (of several also `MEAN`) → its difference from the first run, with corrected p-values."""
+    """Label → collection (of several also `MEAN`) → its difference from the first run, with corrected p-values.
+
+    Without those of which one of the two runs has no values.
+    """
     baseline, *others = runs
     selections = {name: slice(i, i + 1) for i, name in enumerate(names)}
     if len(names) - apart > 1:
@@ -126,6 +138,7 @@ def compare_all(
         (label, name): compare(runs[baseline][chosen], runs[label][chosen], seed)
         for label in others
         for name, chosen in selections.items()
+        if None not in (*runs[baseline][chosen], *runs[label][chosen])
     }
     corrected = holm([difference.p for difference in found.values()])
     differences: dict[str, dict[str, Difference]] = {label: {} for label in others}
@@ -134,16 +147,21 @@ def compare_all(
     return differences
 
 
-def means_table(measure: str, names: list[str], runs: dict[str, list[Parts]], apart: int = 0) -> list[list[str]]:
-    """A row a collection, and of several one of their mean; a column a run."""
-    counts = [sum(map(len, parts)) for parts in next(iter(runs.values()))]
+def means_table(
+    measure: str, names: list[str], runs: dict[str, list[Parts | None]], apart: int = 0
+) -> list[list[str]]:
+    """A row a collection, and of several one of their mean; a column a run, "-" where it lacks values."""
+
+    def cell(collections: list[Parts | None]) -> str:
+        return "-" if None in collections else f"{mean_of_means(collections):.3f}"
+
+    counts = [sum(map(len, next(filter(None, of_runs)))) for of_runs in zip(*runs.values(), strict=True)]
     rows = [
-        [name, f"{count:,}", *(f"{mean_of_means([collections[i]]):.3f}" for collections in runs.values())]
+        [name, f"{count:,}", *(cell(collections[i : i + 1]) for collections in runs.values())]
         for i, (name, count) in enumerate(zip(names, counts, strict=True))
     ]
     if len(names) - apart > 1:
-        means = (mean_of_means(collections[apart:]) for collections in runs.values())
-        rows.append([MEAN, f"{sum(counts[apart:]):,}", *(f"{mean:.3f}" for mean in means)])
+        rows.append([MEAN, f"{sum(counts[apart:]):,}", *(cell(collections[apart:]) for collections in runs.values())])
     return [[measure, "queries", *runs], *rows]
 
 
@@ -187,7 +205,7 @@ def main() -> None:
         raise InputError(f"--apart is {args.apart}, and the runs name {len(names)} collections")
     baseline, differences = next(iter(runs)), compare_all(names, runs, args.seed, args.apart)
     tables = [means_table(args.measure, names, runs, args.apart)]
-    if differences:
+    if any(differences.values()):
         tables.append(differences_table(baseline, differences))
     with atomic_file(Path(args.out_dir) / "comparison.md") as handle:
         handle.write("\n".join(map(markdown, tables)))
@@ -195,7 +213,7 @@ def main() -> None:
         "measure": args.measure,
         "baseline": baseline,
         "means": {
-            label: dict(zip(names, [mean_of_means([parts]) for parts in collections], strict=True))
+            label: {name: mean_of_means([parts]) for name, parts in zip(names, collections, strict=True) if parts}
             for label, collections in runs.items()
         },
         "differences": {label: {name: asdict(d) for name, d in of.items()} for label, of in differences.items()},

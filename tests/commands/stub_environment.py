@@ -15,7 +15,8 @@ COMMANDS = Path(__file__).resolve().parents[2] / "commands"
 # done. The endless miner makes one episode and is busy until it is stopped, and the trainer beside it waits for that
 # episode. Every call of a script is noted in $STUB/calls: the arguments with \x1f between, the launcher's own first;
 # in $STUB/process-SCRIPT, its last one's process and GPUs, in $STUB/names-SCRIPT its ANCE_FLAGS. A file
-# $STUB/fails-SCRIPT makes that script fail, $STUB/hangs-SCRIPT makes it hang.
+# $STUB/fails-SCRIPT makes that script fail, $STUB/hangs-SCRIPT makes it hang, $STUB/left-out-COLLECTION makes BM25
+# find nothing there.
 PYTHON = r"""#!/usr/bin/env bash
 set -euo pipefail
 case "$*" in
@@ -54,7 +55,13 @@ case "$script" in
         fi
         make "${flag[output_dir]}/checkpoint-$step/model.safetensors"
         echo "sums" > "${flag[output_dir]}/checkpoint-$step/checksums.json" ;;
-    bm25 | evaluate_beir | mean_of_parts) make "${flag[out_dir]}/metrics.json" ;;
+    bm25)
+        if [[ -e "$STUB/left-out-${flag[collection]}" ]]; then
+            mkdir -p "${flag[out_dir]}" && echo "no words on ${flag[collection]}" > "${flag[out_dir]}/left_out.txt"
+        else
+            make "${flag[out_dir]}/metrics.json"
+        fi ;;
+    evaluate_beir | mean_of_parts) make "${flag[out_dir]}/metrics.json" ;;
     report) make "${flag[run_dir]}/report.html" ;;
     results_table | compare_runs | compare_objectives | table) echo "the table" ;;
     model_card) make "${flag[checkpoint]}/README.md" ;;

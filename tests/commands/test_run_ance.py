@@ -122,6 +122,33 @@ def test_the_stages_run_in_the_methods_order_and_a_second_run_only_prints_the_ta
     assert names(run.calls()) == [*STORES, *TABLES, *REPORT]
 
 
+@pytest.mark.parametrize(
+    ("left_out", "baseline"),
+    [
+        ([], ["BM25=dev/bm25/metrics.json,zero_shot/sci fact/bm25/metrics.json"]),
+        (["sci fact"], ["BM25=dev/bm25/metrics.json"]),
+        (["dev"], []),
+        (["dev", "sci fact"], []),
+    ],
+)
+def test_where_bm25_is_left_out_the_table_says_why_and_does_without(run, left_out, baseline):
+    for name in left_out:
+        (run.checkout.stub / f"left-out-{name}").touch()
+    for again in (False, True):
+        finished = run(BM25=1, EPISODES=1, STEPS=9)
+        assert finished.returncode == 0, finished.stderr
+        calls = run.calls()
+        assert ("bm25" in names(calls)) != again
+        for name in left_out:
+            assert f"note: no words on {name}" in finished.stdout
+        table, comparison = (next(call for call in calls if call.script == of) for of in TABLES)
+        rows = table.values[table.values.index("--rows") + 1 :]
+        assert rows[: len(baseline)] == baseline
+        assert [row.split("=")[0] for row in rows[len(baseline) :]] == ["initial checkpoint", "after episode 1"]
+        runs = comparison.values[comparison.values.index("--runs") + 1 :]
+        assert [row.split("=")[0] for row in runs] == ["initial checkpoint", "after episode 1"]
+
+
 @pytest.mark.parametrize(("flags", "license"), [([], "other"), (["--license", "cc-by-4.0"], "cc-by-4.0")])
 def test_the_last_checkpoint_gets_a_model_card_with_the_license_of_this_run(run, flags, license):
     assert run(*flags, STEPS=9).returncode == 0

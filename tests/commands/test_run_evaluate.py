@@ -132,6 +132,38 @@ def test_a_collection_in_parts_is_the_mean_over_them(checkout):
     assert table.values[-2:] == ["BM25=cqadupstack/bm25/metrics.json", "a-b=cqadupstack/metrics.json"]
 
 
+def test_where_bm25_is_left_out_the_table_says_why_and_does_without(checkout):
+    (checkout.stub / "left-out-sci fact").touch()
+    finished = checkout.run("run_evaluate.sh", "beir/sci fact", "beir/arguana", "--out_dir", "o", CHECKPOINT="a/b")
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.count("note: no words on sci fact") == 1
+    table = checkout.calls()[-1]
+    assert table.values[-2:] == [
+        "BM25=-,arguana/bm25/metrics.json",
+        "a-b=sci fact/metrics.json,arguana/metrics.json",
+    ]
+    assert checkout.run("run_evaluate.sh", "beir/sci fact", "--out_dir", "o", CHECKPOINT="a/b").returncode == 0
+    table = checkout.calls()[-1]
+    assert table.values[table.values.index("--runs") + 1 :] == ["a-b=sci fact/metrics.json"]
+
+
+def test_where_bm25_is_left_out_of_a_part_there_is_no_mean_of_it(checkout):
+    for part in ("android", "tex"):
+        path = checkout.work / "beir" / "cqadupstack" / part / "corpus.jsonl"
+        path.parent.mkdir(parents=True)
+        path.touch()
+    for left_out in (False, True):
+        if left_out:
+            (checkout.stub / "left-out-tex").touch()
+            (checkout.work / "o/cqadupstack/tex/bm25/metrics.json").unlink()  # as bm25.py does
+        finished = checkout.run("run_evaluate.sh", "beir/cqadupstack", "--out_dir", "o", CHECKPOINT="a/b")
+        assert finished.returncode == 0, finished.stderr
+        table = checkout.calls()[-1]
+        runs = table.values[table.values.index("--runs") + 1 :]
+        assert runs == ["BM25=cqadupstack/bm25/metrics.json"] * (not left_out) + ["a-b=cqadupstack/metrics.json"]
+        assert ("note: no words on tex" in finished.stdout) == left_out
+
+
 def test_parts_that_are_missing_are_told_before_anything_is_evaluated(checkout):
     path = checkout.work / "beir" / "cqadupstack" / "android" / "corpus.jsonl"
     path.parent.mkdir(parents=True)

@@ -127,6 +127,28 @@ def test_runs_on_different_queries_are_not_compared(tmp_path):
         read_runs([f"x={first}"], "recall@5")
 
 
+def test_a_run_without_metrics_on_a_collection_has_no_difference_there_and_no_mean(main, tmp_path, capsys):
+    first, second, other, better = (
+        write(tmp_path / str(i), name, random_values(i, 12)) for i, name in enumerate(("a", "b", "a", "b"))
+    )
+    main(compare_runs, "--out_dir", tmp_path, "--runs", f"BM25=-,{second}", f"ours={other},{better}")
+    found = json.loads((tmp_path / "comparison.json").read_text())
+    assert found["means"]["BM25"].keys() == {"b"}
+    assert found["means"]["ours"].keys() == {"a", "b"}
+    alone = compare([[np.array([*random_values(1, 12).values()])]], [[np.array([*random_values(3, 12).values()])]])
+    assert found["differences"]["ours"].keys() == {"b"}
+    assert found["differences"]["ours"]["b"]["p"] == alone.p, "corrected for this one test"
+    rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line}
+    ours = [np.mean([*random_values(i, 12).values()]) for i in (2, 3)]
+    assert rows["a"] == ["a", "12", "-", f"{ours[0]:.3f}"]
+    assert rows["mean"] == ["mean", "24", "-", f"{np.mean(ours):.3f}"]
+
+    main(compare_runs, "--out_dir", tmp_path, "--runs", "BM25=-", f"ours={first}")
+    assert "difference" not in capsys.readouterr().out
+    with pytest.raises(InputError, match="no run has metrics on collection 1"):
+        read_runs(["BM25=-"], "ndcg@10")
+
+
 def test_files_of_two_evaluations_are_refused(tmp_path):
     path = write(tmp_path, "a", random_values(0, 5))
     write(tmp_path / "later", "a", random_values(1, 5))
