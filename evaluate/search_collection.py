@@ -43,9 +43,11 @@ from utils.checkpoint import checkpoint_step
 from utils.embedding_store import check_dtype
 from utils.encoding import longest_sequence
 from utils.errors import InputError, run
+from utils.evaluation import DEPTH
 from utils.files import open_binary, read_lines
 from utils.plain_text import printable
 from utils.precision import choose_precision
+from utils.rankings import Ranking, in_trec_order
 from utils.search import best_chunks, search
 from utils.token_store import TokenStore
 
@@ -195,6 +197,10 @@ class Texts:
         self._line_of = store.lines
         self._lines = SourceLines(self._path, int(self._line_of[-1]) + 1)
 
+    def ids_of(self, rows: np.ndarray) -> list[str]:
+        """The ids of these rows, int64 (n,)."""
+        return self._ids.read(rows.tolist())
+
     def read(self, rows: list[int]) -> list[tuple[str, str]]:
         """(id, text) of each of these rows."""
         found = []
@@ -290,13 +296,14 @@ class Searcher:
         tokens = PackedTokens(ids, torch.arange(len(ids)), torch.tensor([0]), [len(ids)])
         vector = self._encoder(tokens.to(self._device)).float().cpu().numpy()
         counts = np.diff(self._sequences.row_starts)
-        most = int(counts.max(initial=1))  # depth · most sequences hold at least `depth` rows
-        found = search(vector, self._passages, 0, len(self._passages), self._depth * most, self._device)
-        scores, rows = found if most == 1 else best_chunks(*found, self._sequences.rows, self._depth)
-        ranked = rows[0][rows[0] >= 0].tolist()
-        return [
-            Hit(score, *passage) for score, passage in zip(scores[0].tolist(), self._texts.read(ranked), strict=False)
-        ]
+        most = int(counts.max(initial=1))  # k · most sequences hold at least k rows
+        k = min(max(self._depth, DEPTH), len(counts))  # equal scores are then cut where the evaluation cuts them
+        found = search(vector, self._passages, 0, len(self._passages), k * most, self._device)
+        scores, rows = found if most == 1 else best_chunks(*found, self._sequences.rows, k)
+        ranking = in_trec_order(Ranking(rows, scores), self._texts.ids_of)
+        ranked = ranking.rows[0][: self._depth]
+        passages = self._texts.read(ranked[ranked >= 0].tolist())
+        return [Hit(score, *passage) for score, passage in zip(ranking.scores[0].tolist(), passages, strict=False)]
 
 
 def show(hits: list[Hit], width: int, lines: int) -> str:

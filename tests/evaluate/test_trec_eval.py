@@ -17,10 +17,12 @@ from data import beir_data, msmarco_data
 from drivers import run_ann_data_gen
 from evaluate import bm25, evaluate_beir
 from evaluate.metrics_file import read_per_query
+from evaluate.search_collection import Arguments, Searcher
 from tests.tiny import WORDS
 from tests.tiny_run import PASSAGE_LENGTH, QUERY_LENGTH, call, save_tiny_checkpoint
 from utils.episode import read_episode
 from utils.token_store import TokenStore
+from utils.trec import read_trec_run
 
 TREC_NAMES = {
     "ndcg@10": "ndcg_cut_10",
@@ -126,6 +128,15 @@ def test_a_checkpoints_metrics_are_trec_evals_with_ties_missing_passages_and_ids
     count = f"the collection lacks the passages of 5 of {relevant} relevant judgments"
     assert said.count(f"test.tsv: {count}") == said.count(f"test-query: {count}") == 1
     assert said.count("and 1 of 8 queries, which have no others, with 0") == 2
+
+
+def test_a_search_shows_equal_scores_in_the_order_that_was_measured(model, tmp_path):
+    raw = write_beir(tmp_path / "raw")
+    ranked = read_trec_run(evaluate(model, raw, tmp_path) / "run.trec")
+    how = {"model_type": model[1], "model_name_or_path": str(model[3]), "no_cuda": True}
+    searcher = Searcher(Arguments(collection=str(tmp_path / "tokens"), data_dir=str(raw), depth=12, **how))
+    for query, text in QUERIES.items():
+        assert [hit.id for hit in searcher(text)] == list(ranked[query])[:12]
 
 
 def test_bm25s_metrics_are_trec_evals_on_the_same_queries_and_judgments(model, tmp_path, capsys):
