@@ -24,15 +24,10 @@ DEPTH = 1_000  # passages ranked a query, for recall@1000
 
 @dataclass(frozen=True)
 class CollectionResult:
-<<<<<<< HEAD
-    """`ranking` of all queries, their ids, those of the passages, and the metrics.
-
-    `collapsed` says that these mean nothing, see `utils.collapse`.
-=======
     """`ranking` of all queries, their judgments, the ids of both, and the metrics.
 
     `passage_ids` are those of the collection and, from its number of passages on, those of judged ones that it lacks.
->>>>>>> f1006cd (Metrics are those of trec_eval -c: its order, missing passages, qrels.trec, ids with blanks; BM25 that finds nothing has none)
+    `collapsed` says that the metrics mean nothing, see `utils.collapse`.
     """
 
     query_ids: list[str]
@@ -62,29 +57,14 @@ def evaluate_collection(
     qrel_path = Path(folder, f"{split}-qrel.tsv")
     qrels = read_qrels(qrel_path, len(queries.store), len(passages.store))
     embeddings = [encoder.encode(sequences, embedding_dir) for sequences in (queries, passages)]
-<<<<<<< HEAD
     collapsed = any(matrix.collapsed for matrix in embeddings)
-    found = search_rows(*embeddings, passages, depth + 1, encoder.device, exchange)
-    _, scores, rows = zip(*found, strict=True)
-    scores, rows = (distributed.gather_rows(np.concatenate(of_windows)) for of_windows in (scores, rows))
-    result: list[CollectionResult] = []
-
-    def measure() -> None:
-        query_ids, passage_ids = queries.store.ids, passages.store.ids
-        if queries_may_be_passages(passages.store.meta.source_file):
-            ranking = leave_out_self_matches(rows, scores, query_ids, passage_ids, depth)
-        else:
-            ranking = cut_at(rows, scores, depth)
-        result.append(CollectionResult(query_ids, passage_ids, ranking, evaluate_run(ranking.rows, qrels), collapsed))
-=======
     found = gather_rankings(search_rows(*embeddings, passages, depth + 1, encoder.device, exchange))
     result: list[CollectionResult] = []
 
     def evaluate() -> None:
         ranking, evaluation = measure(*found, queries.store, passages.store, qrels, depth)
         passage_ids = passages.store.ids + read_missing_ids(qrel_path)
-        result.append(CollectionResult(queries.store.ids, passage_ids, qrels, ranking, evaluation))
->>>>>>> f1006cd (Metrics are those of trec_eval -c: its order, missing passages, qrels.trec, ids with blanks; BM25 that finds nothing has none)
+        result.append(CollectionResult(queries.store.ids, passage_ids, qrels, ranking, evaluation, collapsed))
 
     distributed.on_main(evaluate)
     return result[0] if result else None

@@ -141,6 +141,7 @@ def test_a_beir_folder_gives_metrics_and_a_run_without_self_matches(tmp_path):
         "checkpoint": None,
         "queries": 3,
         "parts": [],
+        "collapsed": False,
     }
     # What is relevant to q3 is not in the collection: 0.
     assert written["metrics"]["mrr@10"] == pytest.approx((0.5 + 0.5 + 0) / 3)
