@@ -22,13 +22,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from drivers.training_arguments import Arguments
-from model.dro import ERM, make_objective, watched_layers
+from model.dro import ERM, make_objective
 from model.encoders import Encoder, find_model_type, load_encoder
 from model.group_gradients import GroupGradients
 from model.optimizers import LearningRate, make_optimizer
 from model.training_state import resume, save
 from model.training_step import TrainingStep
 from model.triplets import TripletModel
+from model.watched_layers import watched_layers
 from utils import distributed
 from utils.arguments import parse
 from utils.batching import StepBatches, step_batches

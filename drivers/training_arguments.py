@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.dro import OBJECTIVES
 from utils.arguments import check_at_least_one, option, required
 from utils.errors import InputError
 
@@ -78,6 +79,8 @@ class Arguments:
         self.init_model_dir = self.init_model_dir or self.model_name_or_path
         self.log_dir = self.log_dir or str(Path(self.output_dir, "logs"))
         self.objective = self.dro_type.lower() if self.group else "erm"
+        if self.objective not in OBJECTIVES:
+            raise InputError(f"--dro_type {self.dro_type!r} is unknown; there are {', '.join(OBJECTIVES)}")
         self.follow = self.round == -1
         if self.round < -1:
             raise InputError(f"--round is {self.round}; an episode counts from 0, and -1 follows the newest")

@@ -5,14 +5,11 @@ and differ in the coefficients c_i alone. What a step has shown then sets the we
 always: coefficients, one backward pass, `update`.
 
 Below, K is the number of clusters, n_g the triplets of cluster g in the step, B = Σ n_g, f_g the mean loss of
-cluster g. Every state is a buffer, so that `state_dict` holds it.
+cluster g. Every state is a buffer, so that `state_dict` holds it. This module needs torch alone.
 """
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-
-from utils.errors import InputError
 
 
 class ERM(nn.Module):
@@ -108,7 +105,7 @@ OBJECTIVES = ("erm", "dro-greedy", "idro")
 
 
 def make_objective(name: str, n_groups: int, *, alpha: float, ema: float, rho: float, eps: float) -> ERM:
-    """The objective of that name, in upper or lower case; `InputError` with the names that there are."""
+    """The objective of that name, in upper or lower case; ValueError with the names that there are."""
     name = name.lower()
     if name == "erm":
         return ERM(n_groups)
@@ -116,19 +113,4 @@ def make_objective(name: str, n_groups: int, *, alpha: float, ema: float, rho: f
         return GreedyDRO(n_groups, alpha=alpha, ema=ema, eps=eps)
     if name == "idro":
         return IDRO(n_groups, alpha=alpha, ema=ema, rho=rho, eps=eps)
-    raise InputError(f"the objective {name!r} is unknown; there are {', '.join(OBJECTIVES)}")
-
-
-def watched_layers(encoder: PreTrainedModel, model_size: str, count: int = 0) -> nn.ModuleList:
-    """The last layers of an encoder, over which iDRO compares gradients: `count`, or by default 3 (base), 2 (large).
-
-    An encoder with fewer layers than BERT-base has by default the last min(3, half) watched.
-    """
-    if model_size not in ("base", "large"):
-        raise InputError(f"--model_size {model_size!r}: there are base and large")
-    layers = encoder.base_model.encoder.layer
-    if not 0 <= count <= len(layers):
-        raise InputError(f"--idro_layers is {count}, and the encoder has {len(layers)} layers")
-    if not count:
-        count = {"base": 3, "large": 2}[model_size] if len(layers) >= 12 else min(3, max(1, len(layers) // 2))
-    return layers[-count:]
+    raise ValueError(f"the objective {name!r} is unknown; there are {', '.join(OBJECTIVES)}")

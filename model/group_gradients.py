@@ -16,7 +16,7 @@ arXiv:2110.02619; Fish, arXiv:2104.09937). Nothing is approximated and no produc
     products = watch.collect()                  # (50, 50), and .grad of the watched parameters
     optimizer.step()
 
-This module knows nothing of retrieval, of a model or of a trainer.
+This module knows nothing of retrieval, of a model or of a trainer, and needs torch alone.
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,8 +26,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
-
-from utils.distributed import all_reduce_sum, rank, world_size
 
 BLOCK_BYTES = 16 * 2**20  # of one block of group gradients; a handful of such blocks are alive at a time
 
@@ -348,7 +346,7 @@ class _Exchange:
             for call in calls:
                 present[call.rows.present] = 1
         self.here = present.nonzero().flatten()
-        self._size = world_size()
+        self._size = dist.get_world_size() if dist.is_initialized() else 1
         gathered = present[None]
         if self._size > 1:
             gathered = torch.empty(self._size, n_groups, dtype=torch.int64, device=like.device)
@@ -373,8 +371,8 @@ class _Exchange:
         if self._sketch is not None:
             signed = functional.pad(block * signs, (0, -block.shape[1] % self._sketch.shape[1]))
             folded = signed.view(len(block), -1, self._sketch.shape[1]).sum(1)
-            self._sketch.index_add_(0, self._places[rank()], folded)
-            return all_reduce_sum(block.sum(0)) / self._size
+            self._sketch.index_add_(0, self._places[dist.get_rank() if self._size > 1 else 0], folded)
+            return self._sum(block.sum(0)) / self._size
         if self._size == 1:
             self._products.addmm_(block, block.T)
             return block.sum(0)
@@ -393,12 +391,18 @@ class _Exchange:
         dist.all_gather(list(mean), total.sum(0))
         return mean.flatten()[: block.shape[1]]
 
+    def _sum(self, tensor: Tensor) -> Tensor:
+        """The sum over the processes, in place."""
+        if self._size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
     def products(self) -> Tensor:
         """The inner products over all blocks and processes, (K, K)."""
         if self._sketch is not None:
-            mean = all_reduce_sum(self._sketch) / self._size
+            mean = self._sum(self._sketch) / self._size
             products = mean @ mean.T
         else:
-            products = all_reduce_sum(self._products)
+            products = self._sum(self._products)
         union = _to(products.device, self._union)
         return products.new_zeros(self._n_groups, self._n_groups).index_put((union[:, None], union), products)

@@ -1,6 +1,7 @@
 """The house itself: format, lint, the import rule, the shell scripts, and that no file knows a machine's folders."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,18 @@ def test_every_file_passes_the_linter():
 
 def test_imports_point_down_only():
     run(PROGRAMS / "lint-imports", "--no-cache")
+
+
+def test_the_objectives_and_the_group_gradients_can_be_copied_elsewhere_as_they_are(tmp_path):
+    for name in ("group_gradients", "dro"):
+        shutil.copy(ROOT / "model" / f"{name}.py", tmp_path)
+    program = (
+        "import sys, group_gradients, dro; print(sorted(sys.modules.keys() & {'transformers', 'utils', 'model'}))"
+    )
+    command = [sys.executable, "-c", program]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout == "[]\n"
 
 
 def test_every_shell_script_can_be_parsed_and_stops_at_the_first_error():

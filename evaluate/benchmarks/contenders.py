@@ -21,12 +21,13 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig
 
-from model.dro import make_objective, watched_layers
+from model.dro import make_objective
 from model.encoders import BertDot
 from model.group_gradients import GroupGradients
 from model.optimizers import make_optimizer
 from model.training_step import TrainingStep
 from model.triplets import TripletModel
+from model.watched_layers import watched_layers
 from utils import distributed
 from utils.errors import InputError
 from utils.logs import say

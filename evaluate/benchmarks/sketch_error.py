@@ -20,9 +20,10 @@ from torch import Tensor
 from evaluate.benchmarks.contenders import make_encoder
 from evaluate.benchmarks.group_gradients import Arguments as Shape
 from evaluate.benchmarks.group_gradients import make_batch
-from model.dro import IDRO, watched_layers
+from model.dro import IDRO
 from model.group_gradients import GroupGradients
 from model.triplets import TripletModel
+from model.watched_layers import watched_layers
 from utils.arguments import option, parse, required
 from utils.errors import run
 from utils.files import write_json
