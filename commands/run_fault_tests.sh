@@ -6,31 +6,21 @@
 #
 # Prints the kills that each stage survived, and what each reader was fuzzed with; ends with an error where a fault is
 # not survived. Settings are environment variables, or flags of the same name in lower case:
-#   KILLS           kills at random moments of each of tokenizing, mining and training (2 processes), and    20
-#                   of a whole run_ance.sh. Every third one hits a single process of several, and every third
-#                   of the whole run is a SIGTERM to it
-#   DISKS           disks of different sizes, all too small, for each of tokenizing, mining and training     6
-#   FUZZ_SECONDS    of coverage-guided fuzzing a reader (atheris); 0: none                                   600
-#   FUZZ_JOBS       readers that are fuzzed at once                                                          the cores
-#   FUZZ_EXAMPLES   damaged files a reader (hypothesis)                                                      2000
 set -euo pipefail
-unset CDPATH # with it, cd prints where it goes
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-source "$root/commands/arguments.sh"
-settings=(KILLS DISKS FUZZ_SECONDS FUZZ_JOBS FUZZ_EXAMPLES)
-fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
-while (($#)); do
-    [[ "$1" != --help && "$1" != -h ]] || { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 0; }
-    take_flag "$@" && shift "$taken"
-done
-: "${KILLS:=20}" "${DISKS:=6}" "${FUZZ_SECONDS:=600}" "${FUZZ_JOBS:=$(nproc)}" "${FUZZ_EXAMPLES:=2000}"
-for name in "${settings[@]}"; do
-    [[ "${!name}" =~ ^(0|[1-9][0-9]*)$ ]] || fail "$name is '${!name}'; a whole number is needed"
-done
-((FUZZ_JOBS > 0)) || fail "FUZZ_JOBS is 0; at least 1 is needed"
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-bash "$root/commands/install.sh" dev fuzz
-python="${ANCE_VENV:-$root/.venv}/bin/python"
+setting KILLS whole 20 \
+    "kills at random moments of each of tokenizing, mining and training (2 processes), and of a whole run_ance.sh. Every third one hits a single process of several, and every third of the whole run is a SIGTERM to it"
+setting DISKS whole 6 "disks of different sizes, all too small, for each of tokenizing, mining and training"
+setting FUZZ_SECONDS whole 600 "of coverage-guided fuzzing per reader (atheris); 0: none"
+setting FUZZ_JOBS count '$(nproc)' "readers that are fuzzed at once (default: as many as cores)"
+setting FUZZ_EXAMPLES whole 2000 "damaged files per reader (hypothesis)"
+
+take_arguments "$@"
+takes_no_words
+settle
+
+run bash "$root/commands/install.sh" dev fuzz
 cd "$root"
 
 # 1. Kills, full disks, signals, lost processes, damaged files by hypothesis: an hour and a half.

@@ -5,61 +5,38 @@
 #
 # Without a question it asks for one after another, until an empty line; from a pipe, every line is a question.
 # Settings are environment variables, or flags of the same name in lower case:
-#   OUT_DIR            the run, whose checkpoint and collections are searched                 runs/demo
-#   COLLECTION         a zero-shot collection of the run, by name, or any folder of token     the training collection
-#                      stores (passages/ inside)
-#   CHECKPOINT         a folder or a hub name                                                 the newest of OUT_DIR
-#   DATA_DIR           the collection's own files, which the texts are shown from             the run's
-#   MODEL_TYPE         rdot_nll | rdot_nll_multi_chunk | rdot_nll_condenser                   the run's
-#   POOLING            cls | mean: of all tokens, as many models of others are meant          cls
-#   NORMALIZE          1: vectors of length 1, so that scores are cosines                     0
-#   EMBEDDING_DIR      where the passages' embeddings are found or kept        the run's where they fit, else a new one
-#   DEPTH              passages shown                                                         10
-#   TEXT_LINES         lines shown of a passage; 0: all of it                                 6
-#   MAX_QUERY_LENGTH   tokens of a question at most; 0: as the collection's own queries       0
-#   MIXED_PRECISION    1: passages that have no embeddings yet are encoded in bfloat16        1
-#                      where the hardware has it, else in float16 (GPU)
-#   EVAL_BATCH_SIZE    passages encoded at once                                               128
 set -euo pipefail
-unset CDPATH # with it, cd prints where it goes
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-source "$root/commands/arguments.sh"
-settings=(OUT_DIR COLLECTION CHECKPOINT DATA_DIR MODEL_TYPE POOLING NORMALIZE EMBEDDING_DIR DEPTH TEXT_LINES
-    MAX_QUERY_LENGTH MIXED_PRECISION EVAL_BATCH_SIZE)
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+setting OUT_DIR text '$root/runs/demo' "the run, whose checkpoint and collections are searched (default: runs/demo)"
+setting COLLECTION text "" \
+    "a zero-shot collection of the run, by name, or any folder of token stores, with passages/ inside (default: the training collection)"
+setting CHECKPOINT text "" "a folder or a hub name (default: the newest of OUT_DIR)"
+setting DATA_DIR text "" "the collection's own files, which the texts are shown from (default: the run's)"
+setting MODEL_TYPE "$MODEL_TYPES" "" "encoder and reading (default: the run's)"
+setting POOLING "cls|mean" cls "the first token, or the mean of all tokens, as many models of others are meant"
+setting NORMALIZE "0|1" 0 "1: vectors of length 1, so that scores are cosines"
+setting EMBEDDING_DIR text "" \
+    "where the passages' embeddings are found or kept (default: the run's where they fit, else a new folder)"
+setting DEPTH whole 10 "passages shown"
+setting TEXT_LINES whole 6 "lines shown of a passage; 0: all of it"
+setting MAX_QUERY_LENGTH whole 0 "tokens of a question at most; 0: as the collection's own queries"
+setting MIXED_PRECISION "0|1" 1 \
+    "1: passages that have no embeddings yet are encoded in bfloat16 where the hardware has it, else in float16 (GPU)"
+setting EVAL_BATCH_SIZE whole 128 "passages encoded at once"
 
 # What settings are called in the script that gets them, for what it says.
 export ANCE_FLAGS="run_dir=--out_dir model_name_or_path=--checkpoint per_gpu_eval_batch_size=--eval_batch_size
     fp16=--mixed_precision"
 
-fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
-words=()
-while (($#)); do
-    case "$1" in
-        -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 0 ;;
-        --) words+=("${@:2}") && break ;;
-        --*) take_flag "$@" && shift "$taken" ;;
-        *) words+=("$1") && shift ;;
-    esac
-done
+take_arguments "$@"
+settle
+[[ -z "$CHECKPOINT" ]] || check_checkpoint
 question="${words[*]}"
 ((${#words[@]} == 0)) || [[ "$question" == *[![:space:]]* ]] || fail "the question is empty"
 
-: "${OUT_DIR:=$root/runs/demo}" "${COLLECTION:=}" "${CHECKPOINT:=}" "${DATA_DIR:=}" "${MODEL_TYPE:=}"
-: "${EMBEDDING_DIR:=}" "${DEPTH:=10}" "${TEXT_LINES:=6}" "${MAX_QUERY_LENGTH:=0}"
-: "${POOLING:=cls}" "${NORMALIZE:=0}" "${MIXED_PRECISION:=1}" "${EVAL_BATCH_SIZE:=128}"
-# A mistake shows now, not after minutes.
-[[ -z "$MODEL_TYPE" ]] || one_of MODEL_TYPE "${MODEL_TYPES[@]}"
-[[ -z "$CHECKPOINT" ]] || check_checkpoint
-for name in MIXED_PRECISION NORMALIZE; do
-    one_of "$name" 0 1
-done
-for name in DEPTH TEXT_LINES MAX_QUERY_LENGTH EVAL_BATCH_SIZE; do
-    [[ "${!name}" =~ ^(0|[1-9][0-9]*)$ ]] || fail "$name is '${!name}'; a whole number is needed"
-done
-
 # The environment: minutes the first time, then nothing.
-bash "$root/commands/install.sh"
-python="${ANCE_VENV:-$root/.venv}/bin/python"
+run bash "$root/commands/install.sh"
 
 options=()
 ((MIXED_PRECISION == 0)) || options+=(--fp16)

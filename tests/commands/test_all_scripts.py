@@ -1,10 +1,14 @@
 """What holds of every script of commands/, with a stub for Python."""
 
+import re
+
 import pytest
 
 from tests.commands.stub_environment import COMMANDS, Checkout
 
-SCRIPTS = sorted(path.name for path in COMMANDS.glob("*.s*") if path.name != "test.sh")  # whose --help is pytest's
+ALL = {path.name: path.read_text() for path in COMMANDS.glob("*.s*")}
+SOURCED = {name for text in ALL.values() for name in re.findall(r"^source .*/(\w+\.sh)", text, re.MULTILINE)}
+SCRIPTS = sorted(ALL.keys() - SOURCED - {"test.sh"})  # whose --help is pytest's
 
 
 @pytest.fixture

