@@ -176,6 +176,8 @@ forget() { rm -rf "$results"/{dev,zero_shot/*}/"step-$1"; } # STEP: metrics of a
 
 mine_beside_training() {
     [[ ! -d "$models/checkpoint-$((EPISODES * STEPS))" ]] || return 0
+    ! is_passed "$((EPISODES * STEPS))" ||
+        fail "training has gone beyond EPISODES x STEPS, $((EPISODES * STEPS)) steps; give more EPISODES"
     forget "$((EPISODES * STEPS))"
     stage "train, and mine whenever there is a newer checkpoint (log: $OUT_DIR/miner.log)"
     become "$MINING_GPUS" "${mine[@]}" --end_output_num -1 >> "$OUT_DIR/miner.log" 2>&1 &

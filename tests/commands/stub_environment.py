@@ -1,6 +1,7 @@
 """A checkout whose bash scripts are the real ones and whose Python is a shell script: seconds become milliseconds."""
 
 import os
+import re
 import shutil
 import subprocess
 from functools import partial
@@ -71,6 +72,11 @@ case "$script" in
     *) echo "the stub does not know $script" >&2; exit 99 ;;
 esac
 """
+
+
+def settings_of(script: str) -> list[str]:
+    """The names of the settings that a script declares."""
+    return re.findall(r"^setting (\w+)", (COMMANDS / script).read_text(), re.MULTILINE)
 
 
 class Call(NamedTuple):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from evaluate.run_folder import RunFolder
-from tests.commands.stub_environment import Call, Checkout
+from tests.commands.stub_environment import Call, Checkout, settings_of
 
 STORES = ["msmarco_data", "beir_data"]  # they see for themselves whether the files have changed
 EPISODES = ["run_ann_data_gen", "run_ann"] * 2
@@ -367,7 +367,7 @@ OWN = {
 
 
 def test_what_scripts_are_told_has_the_names_of_this_scripts_settings(run):
-    known = {f"--{setting.lower()}" for setting in SETTINGS}
+    known = {f"--{setting.lower()}" for setting in settings_of("ance_settings.sh")}
     assert run(BM25=1).returncode == 0
     calls = run.calls()
     assert run(DATA_DIR="", OUT_DIR="a demo").returncode == 0

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.stub_environment import Checkout
+from tests.commands.stub_environment import Checkout, settings_of
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_each_collection_is_tokenized_and_evaluated_in_a_folder_of_its_own(check
 def test_what_the_scripts_say_has_the_names_of_this_scripts_settings(checkout):
     checkpoint = "a run/saved_models/checkpoint-200"
     assert checkout.run("run_evaluate.sh", "beir/arguana", "--normalize", 1, CHECKPOINT=checkpoint).returncode == 0
-    known = {f"--{setting.lower()}" for setting in SETTINGS}
+    known = {f"--{setting.lower()}" for setting in settings_of("run_evaluate.sh")}
     own = {"data_dir", "collection", "run_name", "runs"}  # collections are named without a flag
     for call in checkout.calls():
         called = checkout.names_of(call.script)

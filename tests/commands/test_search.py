@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.commands.stub_environment import Checkout
+from tests.commands.stub_environment import Checkout, settings_of
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_what_the_script_says_has_the_names_of_this_scripts_settings(checkout):
     assert checkout.run("search.sh", "--normalize", 1, "a question").returncode == 0
     (call,) = checkout.calls()
     called = checkout.names_of(call.script)
-    known = {f"--{setting.lower()}" for setting in SETTINGS}
+    known = {f"--{setting.lower()}" for setting in settings_of("search.sh")}
     assert {called.get(flag, f"--{flag}") for flag in call.flags if "=" not in flag} <= known
     assert called["model_name_or_path"] == "--checkpoint"
 
