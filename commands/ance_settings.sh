@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The settings of run_ance.sh, a line each: NAME VALUES DEFAULT [DEMO'S DEFAULT] HELP (see commands/common.sh). The
 # defaults are the published run's hyperparameters; the demo's make two episodes a matter of minutes on two cores.
+# shellcheck disable=SC2154 # set by who sources this
 set -euo pipefail
 
 by_size() { if [[ "$MODEL_SIZE" == large ]]; then echo "$2"; else echo "$1"; fi; } # BASE LARGE

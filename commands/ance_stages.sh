@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What the stages of run_ance.sh consist of: which settings a folder is held to, what is done already, mining and
 # training in turn or side by side, the rows of the table. Sourced by run_ance.sh.
+# shellcheck disable=SC2154 # set by who sources this
 set -euo pipefail
 
 # --- Settings that cannot go together ---------------------------------------------------------------------------------
@@ -15,8 +16,9 @@ check_settings() {
     [[ -z "$LICENSE" ]] || grep -qxF -e "$LICENSE" "$root/evaluate/licenses.txt" ||
         fail "LICENSE is '$LICENSE'; one of the hub's identifiers is needed, like mit or other (evaluate/licenses.txt)"
     ((ASYNC)) || return 0
-    ! is_given NUM_TRAINING_STEPS && ! is_given TOTAL_TRAINING_STEPS ||
+    if is_given NUM_TRAINING_STEPS || is_given TOTAL_TRAINING_STEPS; then
         fail "NUM_TRAINING_STEPS and TOTAL_TRAINING_STEPS cannot be set with ASYNC, where both are EPISODES x STEPS"
+    fi
     [[ -z "$LAUNCHER" ]] || fail "LAUNCHER is set, and ASYNC has two of its own, by TRAINING_GPUS and MINING_GPUS"
     ((${#gpus[@]} != 1)) || [[ -n "$TRAINING_GPUS" ]] ||
         fail "ASYNC wants two GPUs, and there is one; if both sides fit on it, TRAINING_GPUS=${gpus[0]} MINING_GPUS=${gpus[0]}"

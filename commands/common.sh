@@ -112,6 +112,7 @@ check_checkpoint() { # refuses a CHECKPOINT that is neither a folder nor like a 
     [[ "$CHECKPOINT" =~ ^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)?$ && ! -d "${CHECKPOINT%%/*}" ]] ||
         fail "CHECKPOINT is '$CHECKPOINT', which is no folder, and no name of a model on the hub"
 }
+# shellcheck disable=SC2034 # of the scripts that source this
 MODEL_TYPES="rdot_nll|rdot_nll_multi_chunk|rdot_nll_condenser"
 
 # --- Stages and their end ---------------------------------------------------------------------------------------------
@@ -168,5 +169,5 @@ threads() { # PROCESSES
 
 torchrun=("$python" -m torch.distributed.run)
 # Under nohup a closed terminal means nothing; to torchrun it would.
-[[ "$(trap -p HUP)" != "trap -- '' "* ]] || torchrun+=(--signals-to-handle SIGTERM,SIGINT,SIGQUIT)
+[[ "$(trap -p HUP)" != "trap -- '' "* ]] || torchrun+=(--signals-to-handle "SIGTERM,SIGINT,SIGQUIT")
 torchrun+=(--standalone --nproc_per_node)

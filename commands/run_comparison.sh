@@ -37,7 +37,7 @@ for seed in ${seeds[@]+"${seeds[@]}"}; do
     [[ "$seed" =~ ^(0|[1-9][0-9]*)$ ]] || fail "SEEDS names '$seed', which is no whole number"
 done
 ((${#objectives[@]} && ${#seeds[@]})) || fail "OBJECTIVES is '$OBJECTIVES' and SEEDS '$SEEDS'; name at least one of each"
-all_differ "${objectives[@]}" && all_differ "${seeds[@]}" || fail "OBJECTIVES or SEEDS names one twice"
+(all_differ "${objectives[@]}" && all_differ "${seeds[@]}") || fail "OBJECTIVES or SEEDS names one twice"
 [[ "$OUT_DIR" != *[,=]* ]] || fail "OUT_DIR is '$OUT_DIR'; a comma or an equals sign cannot stand in it"
 mkdir -p "$OUT_DIR" && OUT_DIR="$(absolute "$OUT_DIR")"
 first="$OUT_DIR/${objectives[0]}-${seeds[0]}"

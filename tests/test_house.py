@@ -69,6 +69,20 @@ def test_every_shell_script_can_be_parsed_and_stops_at_the_first_error():
         assert "\nset -euo pipefail\n" in path.read_text(), path
 
 
+def test_every_shell_script_passes_shellcheck():
+    """But for four notes that hold of settings: they are assigned and worked out by `settle` (commands/common.sh)."""
+    notes = "SC1091,SC2016,SC2119,SC2153"
+    run(
+        PROGRAMS / "shellcheck",
+        "--external-sources",
+        "--source-path",
+        "commands",
+        "--exclude",
+        notes,
+        *shell_scripts(),
+    )
+
+
 def test_commands_hold_no_programs_of_another_language():
     for path in shell_scripts():
         found = re.search(r"python[\w\"}]*\s+(-c\b|-\s|<<)", path.read_text())
