@@ -212,17 +212,29 @@ add_row() { # LABEL NAME: from the metrics that lie under NAME
     done
     rows+=("$row")
 }
+reasons="" # why BM25 has no metrics somewhere (evaluate/bm25.py), a line each
 evaluate_bm25() {
-    local name
+    local name measured=("$results/dev")
     bm25 dev "$DATA_DIR" "$results/dev/bm25"
     for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
         bm25 "$name" "${zero_shot[$name]}" "$results/zero_shot/$name/bm25"
+        measured+=("$results/zero_shot/$name")
     done
-    add_row BM25 bm25
+    # Without one of the zero-shot collections there is no mean over them, without the dev queries no row.
+    reasons="$(left_out "${measured[@]}")"
+    if [[ -z "$reasons" ]]; then
+        add_row BM25 bm25
+    elif [[ -f "$results/dev/bm25/metrics.json" ]]; then
+        rows+=("BM25=dev/bm25/metrics.json")
+    fi
 }
 bm25() { # COLLECTION FOLDER OUT
-    [[ -f "$3/metrics.json" ]] ||
+    [[ -f "$3/metrics.json" || -f "$3/left_out.txt" ]] ||
         run "$python" "$root/evaluate/bm25.py" --collection "$1" --data_dir "$2" --out_dir "$3"
+}
+left_out() { # FOLDER…
+    local folder
+    for folder in "$@"; do [[ ! -f "$folder/bm25/left_out.txt" ]] || printf 'note: %s\n' "$(< "$folder/bm25/left_out.txt")"; done
 }
 evaluate_episode() { # EPISODE: its last checkpoint; 0: the initial one
     # The miner's embeddings are there for all checkpoints but the last.

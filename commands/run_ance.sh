@@ -108,6 +108,7 @@ if ((BM25)); then
     stage "evaluate BM25"
     evaluate_bm25
 fi
+baselines=${#rows[@]}
 for ((episode = 0; episode <= EPISODES; episode += ASYNC ? EPISODES : 1)); do evaluate_episode "$episode"; done
 
 # 6. The tables, and whether the last checkpoint is better than the initial one by more than chance: seconds.
@@ -115,7 +116,8 @@ stage "results"
 run in_results "$root/evaluate/results_table.py" --out_dir . \
     --clusters_dir "$ann_data/clusters_0" --dev_query_dir "$preprocessed/dev-query" --rows "${rows[@]}"
 echo
-initial="${rows[BM25]}" # the first row, but for BM25's
+[[ -z "$reasons" ]] || printf '%s\n\n' "$reasons"
+initial="${rows[baselines]}" # the first row, but for BM25's
 run in_results "$root/evaluate/compare_runs.py" --out_dir . --apart 1 --runs "$initial" "${rows[-1]}"
 
 # 7. The last checkpoint's README.md, as the hub shows it: a second.

@@ -109,8 +109,10 @@ evaluate() { # FOLDER OUT
         --run_name "$run_name" --split "$SPLIT" --collection "$(basename "$1")" --out_dir "$2" --embedding_dir "$2/embeddings" \
         --per_gpu_eval_batch_size "$EVAL_BATCH_SIZE" ${precision[@]+"${precision[@]}"}
     # The baseline: seconds to minutes.
-    ((BM25 == 0)) || run "$python" "$root/evaluate/bm25.py" --data_dir "$1" --split "$SPLIT" \
+    ((BM25)) || return 0
+    run "$python" "$root/evaluate/bm25.py" --data_dir "$1" --split "$SPLIT" \
         --collection "$(basename "$1")" --out_dir "$2/bm25"
+    [[ ! -f "$2/bm25/left_out.txt" ]] || left_out+=("$2/bm25/left_out.txt")
 }
 mean_of_parts() { # COLLECTION OUT METRICS… [--check_only]
     run "$python" "$root/evaluate/mean_of_parts.py" --collection "$1" --out_dir "$2" --parts "${@:3}"
@@ -129,7 +131,8 @@ for folder in "${folders[@]}"; do # a part that is missing shows now, not after 
     mapfile -t outs < <(of_parts "$folder")
     ((${#outs[@]} == 0)) || mean_of_parts "$(basename "$folder")" "$OUT_DIR" "${outs[@]}" --check_only
 done
-own="" baseline=""
+all_there() { local path; for path in "$@"; do [[ -f "$path" ]] || return 1; done; } # FILE…
+own="" baseline="" measured=0 left_out=()
 for folder in "${folders[@]}"; do
     name="$(basename "$folder")" && stage="evaluate $name"
     mapfile -t parts < <(parts_of "$folder")
@@ -140,14 +143,24 @@ for folder in "${folders[@]}"; do
         mapfile -t outs < <(of_parts "$folder")
         mean_of_parts "$name" "$OUT_DIR/$name" "${outs[@]}"
         mapfile -t outs < <(of_parts "$folder" /bm25)
-        ((BM25 == 0)) || mean_of_parts "$name" "$OUT_DIR/$name/bm25" "${outs[@]}"
+        if ((BM25)); then
+            rm -f "$OUT_DIR/$name/bm25/metrics.json" # of an earlier run
+            ! all_there "${outs[@]}" || mean_of_parts "$name" "$OUT_DIR/$name/bm25" "${outs[@]}"
+        fi
     fi
-    own+=",$name/metrics.json" baseline+=",$name/bm25/metrics.json"
+    own+=",$name/metrics.json"
+    # Where BM25 is left out (evaluate/bm25.py says why), its place in the table is empty; there may be none at all.
+    if ((BM25 == 0)) || [[ ! -f "$OUT_DIR/$name/bm25/metrics.json" ]]; then
+        baseline+=",-"
+    else
+        baseline+=",$name/bm25/metrics.json" measured=1
+    fi
 done
 
 # The table: seconds.
 runs=("$run_name=${own#,}")
-((BM25 == 0)) || runs=("BM25=${baseline#,}" "${runs[@]}")
+((measured == 0)) || runs=("BM25=${baseline#,}" "${runs[@]}")
 echo
 in_results() { cd "$OUT_DIR" && exec "$python" "$@"; } # the table names metrics by their paths from there
 run in_results "$root/evaluate/compare_runs.py" --out_dir . --runs "${runs[@]}"
+for path in ${left_out[@]+"${left_out[@]}"}; do printf '\nnote: %s\n' "$(< "$path")"; done
