@@ -21,11 +21,10 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from utils.encoding import longest_sequence
 from utils.errors import InputError
 from utils.files import open_binary
 from utils.logs import progress, say
-from utils.pretrained import adds_first_token, pretrained_config, pretrained_tokenizer
+from utils.pretrained import adds_first_token, longest_sequence, pretrained_config, pretrained_tokenizer
 from utils.token_store import TokenizerInfo, create_token_store
 
 Text = tuple[int, str, str]  # line of the source file, the collection's own id, text

@@ -38,10 +38,11 @@ from utils.encoding import open_sequences
 from utils.episode import Episode, mined_file, newest_ready, open_episode, read_result
 from utils.errors import InputError, run
 from utils.lock import hold_lock
-from utils.logs import TrainingLog, progress, say
+from utils.logs import progress, say
 from utils.memory import keep_freed_memory
 from utils.precision import choose_precision
 from utils.stopping import EXIT_CODE, StopRequest
+from utils.training_log import TrainingLog
 
 
 def is_trained(args: Arguments, saved: TrainerState) -> bool:

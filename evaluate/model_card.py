@@ -26,6 +26,7 @@ from evaluate.metrics_file import COLLAPSED, RunMetrics
 from evaluate.run_folder import RunFolder
 from evaluate.tables import markdown
 from utils.arguments import option, parse, required
+from utils.episode import METRICS
 from utils.errors import InputError, run
 from utils.files import atomic_file, read_json
 from utils.logs import say
@@ -34,7 +35,6 @@ from utils.token_store import TokenStore
 
 LICENSES = Path(__file__).with_name("licenses.txt")  # of https://huggingface.co/docs/hub/repositories-licenses
 STORES = {"passages": "passages", "train-query": "training queries", "dev-query": "dev queries"}
-MEASURES = ("ndcg@10", "map@10", "mrr@10", "mrr", "recall@100", "recall@1000")
 OBJECTIVES = {
     "idro": "The clusters of the training queries were re-weighted by iDRO (COCO-DR, "
     "[arXiv:2210.15212](https://arxiv.org/abs/2210.15212)).",
@@ -234,7 +234,7 @@ def data_table(run: RunFolder) -> str:
 def metrics_table(metrics: list[tuple[str, RunMetrics]], mixed_precision: bool) -> str:
     if not metrics:
         return "This checkpoint was not evaluated: no metrics are known."
-    names = [name for name in MEASURES if any(name in on.metrics for _, on in metrics)]
+    names = [name for name in METRICS if any(name in on.metrics for _, on in metrics)]
     rows = [["collection", "split", "queries", *names]]
     for split, on in metrics:
         values = [f"{on.metrics[name]:.4f}" if name in on.metrics else "-" for name in names]

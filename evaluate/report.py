@@ -50,8 +50,9 @@ from utils.arguments import parse, required
 from utils.embedding_store import has_embeddings
 from utils.errors import run
 from utils.files import atomic_file
-from utils.logs import log_evaluation, say
+from utils.logs import say
 from utils.plain_text import printable, without_folders
+from utils.training_log import log_evaluation
 
 BASELINE = "BM25"  # the row that is not of a checkpoint
 TEMPLATE = "report.html.jinja"

@@ -41,12 +41,12 @@ from utils.arguments import check_at_least_one, option, parse
 from utils.batching import PackedTokens
 from utils.checkpoint import checkpoint_step
 from utils.embedding_store import check_dtype
-from utils.encoding import longest_sequence
 from utils.errors import InputError, run
 from utils.evaluation import DEPTH
 from utils.files import open_binary, read_lines
 from utils.plain_text import printable
 from utils.precision import choose_precision
+from utils.pretrained import longest_sequence
 from utils.rankings import Ranking, in_trec_order
 from utils.search import best_chunks, search
 from utils.token_store import TokenStore

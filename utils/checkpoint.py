@@ -25,11 +25,11 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from utils import distributed
-from utils.encoding import longest_sequence
 from utils.episode import read_result
 from utils.errors import InputError, first_line
 from utils.files import atomic_folder, check_sha256, read_json, remove_folder, sha256_of_file, write_json
 from utils.logs import say, say_once
+from utils.pretrained import longest_sequence
 
 FORMAT_VERSION = 3
 KINDS = {int: "a count", str: "a text", dict: "an object", bool: "true or false"}
@@ -49,7 +49,7 @@ class TrainerState:
     order, that the next step begins with, and `mined_sha256` that file's SHA-256; `ended` says that the episode's
     training was done with this step. `skipped_steps` had a gradient that was not finite, of which `skipped_in_a_row`
     are the last ones; `dro` is the objective's own state as plain lists, `unlogged` that of the losses that no log
-    entry has yet (`utils.logs.MeanLosses`).
+    entry has yet (`utils.training_log.MeanLosses`).
     """
 
     round: int = 0

@@ -36,6 +36,7 @@ from utils.errors import InputError
 from utils.lock import taking_turns
 from utils.logs import progress, say
 from utils.precision import PRECISIONS, Precision
+from utils.pretrained import longest_sequence
 from utils.stopping import Stopped
 from utils.token_store import TokenStore
 
@@ -54,13 +55,6 @@ class SequenceEncoder(Protocol):
     reading: object  # str() of it tells how vectors are read off the last layer
 
     def __call__(self, tokens: PackedTokens) -> Tensor: ...
-
-
-def longest_sequence(config: PreTrainedConfig) -> int:
-    """The tokens, special ones included, that the encoder of this configuration has positions for."""
-    if config.model_type == "roberta":
-        return config.max_position_embeddings - config.pad_token_id - 1  # they are counted from there on
-    return config.max_position_embeddings
 
 
 def check_length(config: PreTrainedConfig, name: str, max_length: int, chunk_length: int | None = None) -> None:

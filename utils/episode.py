@@ -20,8 +20,8 @@ from utils import distributed
 from utils.errors import InputError
 from utils.files import atomic_file, check_sha256, read_json, write_json
 from utils.logs import say
-from utils.metrics import MEASURES
 
+METRICS = ("ndcg@10", "map@10", "mrr@10", "mrr", "recall@100", "recall@1000")  # of a checkpoint
 BLOCK_BYTES = 32 * 2**20
 BLOCK_LINES = 8_192
 
@@ -64,7 +64,7 @@ def _is_text(value: object) -> bool:
 RESULT = {
     "ndcg": _is_number,
     "mrr": _is_number,
-    **dict.fromkeys(MEASURES, _is_number),
+    **dict.fromkeys(METRICS, _is_number),
     "checkpoint": _is_text,
     **dict.fromkeys(("step", "episode", "clusters", "triplets"), _is_count),
     "mined_sha256": _is_text,

@@ -16,17 +16,11 @@ import ir_measures
 import numpy as np
 from ir_measures import AP, RR, R, nDCG
 
+from utils.episode import METRICS
 from utils.errors import InputError
 from utils.qrels import Qrels
 
-MEASURES = {
-    "ndcg@10": nDCG @ 10,
-    "map@10": AP @ 10,
-    "mrr@10": RR @ 10,
-    "mrr": RR,
-    "recall@100": R @ 100,
-    "recall@1000": R @ 1000,
-}
+MEASURES = dict(zip(METRICS, (nDCG @ 10, AP @ 10, RR @ 10, RR, R @ 100, R @ 1000), strict=True))
 
 # Judged pairs looked up at once: 1,000 ranks of 8 bytes for each are 64 MiB.
 PAIRS_A_BLOCK = 8_192

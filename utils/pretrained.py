@@ -85,6 +85,13 @@ def pretrained_config(checkpoint: str, cache_dir: str | None = None) -> PreTrain
         return AutoConfig.from_pretrained(checkpoint, cache_dir=cache_dir, trust_remote_code=False)
 
 
+def longest_sequence(config: PreTrainedConfig) -> int:
+    """The tokens, special ones included, that the encoder of this configuration has positions for."""
+    if config.model_type == "roberta":
+        return config.max_position_embeddings - config.pad_token_id - 1  # they are counted from there on
+    return config.max_position_embeddings
+
+
 def pretrained_tokenizer(checkpoint: str, cache_dir: str | None = None) -> PreTrainedTokenizerFast:
     """A checkpoint's fast tokenizer, which has words and no token without an embedding; else `InputError`.
 

@@ -31,9 +31,9 @@ from utils.clustering import Clusters
 from utils.episode import write_result
 from utils.errors import InputError
 from utils.files import write_json
-from utils.logs import TrainingLog
 from utils.metrics import MEASURES
 from utils.token_store import TokenStore
+from utils.training_log import TrainingLog
 
 CLUSTERS = np.arange(len(QUERIES)) % 3
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(1)> & \' $x^{ \u202eevil\x07 {{ 7 * 7 }}'

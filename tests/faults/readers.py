@@ -39,11 +39,11 @@ from utils.embedding_store import EmbeddingSource, ShardWriter, open_embeddings
 from utils.episode import MinedLines, read_episode, read_result, write_mined_file, write_result
 from utils.errors import InputError
 from utils.files import write_json
-from utils.logs import TrainingLog
 from utils.metrics import MEASURES
 from utils.precision import Precision
 from utils.qrels import read_qrels, write_qrels
 from utils.token_store import TokenStore
+from utils.training_log import TrainingLog
 
 QUERIES, PASSAGES, CLUSTERS = 8, 30, 3
 

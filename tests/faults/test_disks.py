@@ -9,7 +9,7 @@ from tests.faults.kills import VICTIMS
 from utils.checkpoint import newest_checkpoint
 from utils.errors import InputError
 from utils.lock import hold_lock
-from utils.logs import TrainingLog
+from utils.training_log import TrainingLog
 
 pytestmark = pytest.mark.pipeline
 

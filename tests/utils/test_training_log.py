@@ -1,4 +1,4 @@
-"""utils/logs.py: losses that are means over an interval, and the last checkpoint's metrics beside its training's."""
+"""Losses that are means over an interval, and the last checkpoint's metrics beside its training's."""
 
 from types import SimpleNamespace
 
@@ -7,7 +7,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from utils.errors import InputError
-from utils.logs import MeanLosses, TrainingLog, log_evaluation
+from utils.training_log import MeanLosses, TrainingLog, log_evaluation
 
 
 def seen(loss: float, cluster_losses: list[float], counts: list[int]) -> SimpleNamespace:
