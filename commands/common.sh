@@ -119,7 +119,7 @@ MODEL_TYPES="rdot_nll|rdot_nll_multi_chunk|rdot_nll_condenser"
 
 stage="set up"         # what is at work
 told=0                 # whether the reason for the end was told last
-export ANCE_ERRORS="" # the file to which scripts add the line that they end with (utils/errors.py)
+export ANCE_ERRORS="" # the file to which scripts add the line that they end with (utils/runtime/errors.py)
 
 fail() { told=1; printf 'error: %s\n' "$*" >&2; exit 2; }
 stage() { # WORDS…: says what comes, and forgets what was survived

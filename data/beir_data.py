@@ -31,12 +31,12 @@ from data.tokenizing import (
     text_normalizer,
     write_token_store,
 )
-from utils.arguments import option, parse, required
-from utils.errors import InputError, run
-from utils.files import find_file, read_records
-from utils.lock import hold_lock
-from utils.logs import say
-from utils.token_store import TokenStore
+from utils.runtime.arguments import option, parse, required
+from utils.runtime.errors import InputError, run
+from utils.runtime.logs import say
+from utils.stores.files import find_file, read_records
+from utils.stores.lock import hold_lock
+from utils.stores.token_store import TokenStore
 
 SURROGATE = re.compile("[\ud800-\udfff]")  # what Python's JSON makes of half of a pair
 

@@ -9,8 +9,8 @@ passages of the collection; BEIR's evaluation leaves them out everywhere).
 
 from dataclasses import dataclass
 
-from utils.errors import InputError
-from utils.logs import say
+from utils.runtime.errors import InputError
+from utils.runtime.logs import say
 
 QUERY_LENGTH, PASSAGE_LENGTH = 64, 128
 CQADUPSTACK = (

@@ -26,10 +26,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.arguments import option, parse, required
-from utils.errors import InputError, run
-from utils.files import atomic_file
-from utils.logs import progress, say
+from utils.runtime.arguments import option, parse, required
+from utils.runtime.errors import InputError, run
+from utils.runtime.logs import progress, say
+from utils.stores.files import atomic_file
 
 STANDARD_LIBRARY = "python"
 TRAINING_LIBRARIES = ("torch", "transformers", "numpy", STANDARD_LIBRARY)

@@ -18,11 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from requests import RequestException
 
 from data.beir_sets import BeirSet, named_set
-from utils.arguments import option, parse, required
-from utils.errors import InputError, first_line, run
-from utils.files import atomic_folder, find_file
-from utils.lock import taking_turns
-from utils.logs import say
+from utils.runtime.arguments import option, parse, required
+from utils.runtime.errors import InputError, first_line, run
+from utils.runtime.logs import say
+from utils.stores.files import atomic_folder, find_file
+from utils.stores.lock import taking_turns
 
 PUBLIC = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets"
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from data.tokenizing import Text, each_once, write_token_store
-from utils.errors import InputError
-from utils.files import read_records
-from utils.logs import say
-from utils.qrels import LARGEST_GRADE, Qrels, write_missing_ids, write_qrels
-from utils.rankings import say_missing
-from utils.token_store import TokenStore
+from utils.mining.rankings import say_missing
+from utils.runtime.errors import InputError
+from utils.runtime.logs import say
+from utils.stores.files import read_records
+from utils.stores.qrels import LARGEST_GRADE, Qrels, write_missing_ids, write_qrels
+from utils.stores.token_store import TokenStore
 
 Judgments = dict[str, dict[str, int]]  # query id → passage id → relevance
 
@@ -163,8 +163,8 @@ def write_split(
     """Writes `out_folder`/NAME-query/ and, last, NAME-qrel.tsv; returns the number of queries.
 
     `passage_rows` has the row of each judged passage that the collection, in `out_folder`/passages/, holds. Judgments
-    of others are kept (`utils.qrels`), and counted. A query that is judged relevant to none but such passages is kept
-    to be measured, and left out of a split that is `trained_on`. `InputError` where all queries are such.
+    of others are kept (`utils.stores.qrels`), and counted. A query that is judged relevant to none but such passages is
+    kept to be measured, and left out of a split that is `trained_on`. `InputError` where all queries are such.
     """
 
     def can_be_found(query: str) -> bool:

@@ -28,11 +28,11 @@ from data.tokenizing import (
     text_normalizer,
     write_token_store,
 )
-from utils.arguments import check_at_least_one, option, parse, required
-from utils.errors import InputError, run
-from utils.files import find_file, read_records, split_fields
-from utils.lock import hold_lock
-from utils.logs import say
+from utils.runtime.arguments import check_at_least_one, option, parse, required
+from utils.runtime.errors import InputError, run
+from utils.runtime.logs import say
+from utils.stores.files import find_file, read_records, split_fields
+from utils.stores.lock import hold_lock
 
 DOCUMENTS, PASSAGES = 0, 1
 DOCUMENT_SEPARATOR = "<sep>"  # between url, title and body: five characters, a special token of no public checkpoint

@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data.tokenizing import text_normalizer
-from utils.errors import InputError
-from utils.files import read_json, sha256_of_file, write_json
-from utils.lock import hold_lock
-from utils.logs import say
-from utils.token_store import TokenizerInfo, TokenStore
+from utils.runtime.errors import InputError
+from utils.runtime.logs import say
+from utils.stores.files import read_json, sha256_of_file, write_json
+from utils.stores.lock import hold_lock
+from utils.stores.token_store import TokenizerInfo, TokenStore
 
 FORMAT_VERSION = 1
 

@@ -21,11 +21,11 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from utils.errors import InputError
-from utils.files import open_binary
-from utils.logs import progress, say
-from utils.pretrained import adds_first_token, longest_sequence, pretrained_config, pretrained_tokenizer
-from utils.token_store import TokenizerInfo, create_token_store
+from utils.runtime.errors import InputError
+from utils.runtime.logs import progress, say
+from utils.stores.files import open_binary
+from utils.stores.pretrained import adds_first_token, longest_sequence, pretrained_config, pretrained_tokenizer
+from utils.stores.token_store import TokenizerInfo, create_token_store
 
 Text = tuple[int, str, str]  # line of the source file, the collection's own id, text
 Block = tuple[list[int], list[str], list[str]]  # lines, ids, texts

@@ -30,19 +30,19 @@ from model.training_state import resume, save
 from model.training_step import TrainingStep
 from model.triplets import TripletModel
 from model.watched_layers import watched_layers
-from utils import distributed
-from utils.arguments import parse
 from utils.batching import StepBatches, step_batches
-from utils.checkpoint import TrainerState, newest_checkpoint, newest_or_initial, remove_old_checkpoints
-from utils.encoding import open_sequences
-from utils.episode import Episode, mined_file, newest_ready, open_episode, read_result
-from utils.errors import InputError, run
-from utils.lock import hold_lock
-from utils.logs import progress, say
-from utils.memory import keep_freed_memory
-from utils.precision import choose_precision
-from utils.stopping import EXIT_CODE, StopRequest
-from utils.training_log import TrainingLog
+from utils.mining.encoding import open_sequences
+from utils.runtime import distributed
+from utils.runtime.arguments import parse
+from utils.runtime.errors import InputError, run
+from utils.runtime.logs import progress, say
+from utils.runtime.memory import keep_freed_memory
+from utils.runtime.precision import choose_precision
+from utils.runtime.stopping import EXIT_CODE, StopRequest
+from utils.stores.checkpoint import TrainerState, newest_checkpoint, newest_or_initial, remove_old_checkpoints
+from utils.stores.episode import Episode, mined_file, newest_ready, open_episode, read_result
+from utils.stores.lock import hold_lock
+from utils.stores.training_log import TrainingLog
 
 
 def is_trained(args: Arguments, saved: TrainerState) -> bool:

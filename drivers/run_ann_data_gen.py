@@ -28,24 +28,24 @@ import numpy as np
 import torch
 
 from model.encoders import find_model_type, load_store_encoder
-from utils import distributed
-from utils.arguments import check_at_least_one, option, parse, required
 from utils.batching import Sequences
-from utils.checkpoint import checkpoint_step, checkpoint_to_mine, newest_or_initial
-from utils.clustering import Clusters, cluster_queries, evaluate_clusters, nearest_centroid
-from utils.embedding_store import EmbeddingMatrix, check_dtype, remove_earlier_embeddings
-from utils.encoding import StoreEncoder
-from utils.episode import mined_file, newest_episode, write_mined_file, write_result
-from utils.errors import InputError, run
-from utils.evaluation import DEPTH, check_names, evaluate_collections, gather_rankings, measure
-from utils.files import sha256_of_file
-from utils.lock import hold_lock
-from utils.logs import say
-from utils.negatives import check_candidates, deal_passes, draw_negatives
-from utils.precision import choose_precision
-from utils.qrels import Qrels, read_train_and_dev_qrels
-from utils.search import search_rows
-from utils.token_store import TokenStore
+from utils.mining.clustering import Clusters, cluster_queries, evaluate_clusters, nearest_centroid
+from utils.mining.encoding import StoreEncoder
+from utils.mining.evaluation import DEPTH, check_names, evaluate_collections, gather_rankings, measure
+from utils.mining.negatives import check_candidates, deal_passes, draw_negatives
+from utils.mining.search import search_rows
+from utils.runtime import distributed
+from utils.runtime.arguments import check_at_least_one, option, parse, required
+from utils.runtime.errors import InputError, run
+from utils.runtime.logs import say
+from utils.runtime.precision import choose_precision
+from utils.stores.checkpoint import checkpoint_step, checkpoint_to_mine, newest_or_initial
+from utils.stores.embedding_store import EmbeddingMatrix, check_dtype, remove_earlier_embeddings
+from utils.stores.episode import mined_file, newest_episode, write_mined_file, write_result
+from utils.stores.files import sha256_of_file
+from utils.stores.lock import hold_lock
+from utils.stores.qrels import Qrels, read_train_and_dev_qrels
+from utils.stores.token_store import TokenStore
 
 
 @dataclass

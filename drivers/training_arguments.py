@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.dro import OBJECTIVES
-from utils.arguments import check_at_least_one, option, required
-from utils.errors import InputError
+from utils.runtime.arguments import check_at_least_one, option, required
+from utils.runtime.errors import InputError
 
 NUM_TRAINING_STEPS, TOTAL_TRAINING_STEPS = 60_000, 300_000  # the public code's, which no published command gives
 

@@ -24,11 +24,11 @@ import numpy as np
 
 from evaluate.dev_clusters import DevClusters
 from evaluate.metrics_file import read_per_query
-from evaluate.tables import markdown, plain_text
-from utils.arguments import option, parse, required
-from utils.errors import InputError, run
-from utils.files import atomic_file, write_json
-from utils.logs import progress
+from evaluate.reporting.tables import markdown, plain_text
+from utils.runtime.arguments import option, parse, required
+from utils.runtime.errors import InputError, run
+from utils.runtime.logs import progress
+from utils.stores.files import atomic_file, write_json
 
 RESAMPLES = 2_000
 CONFIDENCE = 0.95

@@ -24,11 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from evaluate.metrics_file import read_metrics, read_per_query
+from evaluate.reporting.tables import markdown, plain_text
 from evaluate.significance import Difference, Parts, compare, holm, mean_of_means
-from evaluate.tables import markdown, plain_text
-from utils.arguments import option, parse, required
-from utils.errors import InputError, run
-from utils.files import atomic_file, read_json, write_json
+from utils.runtime.arguments import option, parse, required
+from utils.runtime.errors import InputError, run
+from utils.stores.files import atomic_file, read_json, write_json
 
 MEAN = "mean"
 NONE = "-"  # in the place of a file

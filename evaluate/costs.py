@@ -25,11 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from evaluate.operations import encoding_operations, useful_operations
-from evaluate.tables import markdown
-from utils.arguments import option, parse
-from utils.errors import InputError, run
-from utils.files import read_json
-from utils.search import BLOCK_BYTES, TILE_SCORES, WINDOW_CANDIDATES
+from evaluate.reporting.tables import markdown
+from utils.mining.search import BLOCK_BYTES, TILE_SCORES, WINDOW_CANDIDATES
+from utils.runtime.arguments import option, parse
+from utils.runtime.errors import InputError, run
+from utils.stores.files import read_json
 
 VOCABULARY, POSITIONS, SEGMENTS = 30_522, 512, 2
 TOPK, NEGATIVES, PASSES, CLUSTERS, EPISODES, SAVE_STEPS = 200, 30, 5, 50, 3, 5_000

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from evaluate.metrics_file import PerQuery
-from utils.clustering import read_assignment
-from utils.errors import InputError
-from utils.metrics import mean_by_cluster
-from utils.token_store import TokenStore
+from utils.mining.clustering import read_assignment
+from utils.mining.metrics import mean_by_cluster
+from utils.runtime.errors import InputError
+from utils.stores.token_store import TokenStore
 
 LEAST_QUERIES = 10
 

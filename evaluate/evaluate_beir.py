@@ -23,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluate.metrics_file import RunMetrics, write_evaluation
 from model.encoders import Reading, load_store_encoder
-from utils import distributed
-from utils.arguments import option, parse, required
-from utils.embedding_store import check_dtype
-from utils.errors import run
-from utils.evaluation import DEPTH, evaluate_collection
-from utils.precision import choose_precision
+from utils.mining.evaluation import DEPTH, evaluate_collection
+from utils.runtime import distributed
+from utils.runtime.arguments import option, parse, required
+from utils.runtime.errors import run
+from utils.runtime.precision import choose_precision
+from utils.stores.embedding_store import check_dtype
 
 
 @dataclass

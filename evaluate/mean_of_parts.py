@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.beir_sets import find_set
 from evaluate.metrics_file import RunMetrics, read_metrics, write_metrics
-from utils.arguments import option, parse, required
-from utils.errors import InputError, run
-from utils.logs import say
+from utils.runtime.arguments import option, parse, required
+from utils.runtime.errors import InputError, run
+from utils.runtime.logs import say
 
 
 @dataclass

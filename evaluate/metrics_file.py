@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.errors import InputError
-from utils.files import atomic_file, read_json, write_json
-from utils.metrics import Evaluation
-from utils.qrels import Qrels
-from utils.rankings import Ranking
-from utils.trec import write_trec_qrels, write_trec_run
+from utils.mining.metrics import Evaluation
+from utils.mining.rankings import Ranking
+from utils.runtime.errors import InputError
+from utils.stores.files import atomic_file, read_json, write_json
+from utils.stores.qrels import Qrels
+from utils.stores.trec import write_trec_qrels, write_trec_run
 
 COLLAPSED = "(collapsed: no ranking)"  # beside such figures
 LEFT_OUT = "left_out.txt"
@@ -33,9 +33,10 @@ class RunMetrics:
     """The content of metrics.json.
 
     `run` is the label in tables; `checkpoint` None for a run without one (BM25); `queries` the number of judged
-    queries; `metrics` their means by the names of `utils.metrics.MEASURES`, each in [0, 1]. Where the collection is
-    evaluated in parts, `metrics` are the means over them and `parts` their metrics.json, relative to this one.
-    `collapsed`: the checkpoint gives different texts the same vector (`utils.collapse`), so that they mean nothing.
+    queries; `metrics` their means by the names of `utils.mining.metrics.MEASURES`, each in [0, 1]. Where the
+    collection is evaluated in parts, `metrics` are the means over them and `parts` their metrics.json, relative to
+    this one. `collapsed`: the checkpoint gives different texts the same vector (`utils.mining.collapse`), so that
+    they mean nothing.
     """
 
     run: str
@@ -50,7 +51,7 @@ class RunMetrics:
     def of(
         cls, evaluation: Evaluation, run: str, collection: str, checkpoint: str | None = None, collapsed: bool = False
     ) -> "RunMetrics":
-        """What `utils.metrics.evaluate_run` found, with its labels."""
+        """What `utils.mining.metrics.evaluate_run` found, with its labels."""
         return cls(run, collection, checkpoint, evaluation.queries, evaluation.means, collapsed=collapsed)
 
     def line(self) -> str:

@@ -23,15 +23,15 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from evaluate.metrics_file import COLLAPSED, RunMetrics
-from evaluate.run_folder import RunFolder
-from evaluate.tables import markdown
-from utils.arguments import option, parse, required
-from utils.episode import METRICS
-from utils.errors import InputError, run
-from utils.files import atomic_file, read_json
-from utils.logs import say
-from utils.plain_text import printable, without_folders
-from utils.token_store import TokenStore
+from evaluate.reporting.run_folder import RunFolder
+from evaluate.reporting.tables import markdown
+from utils.runtime.arguments import option, parse, required
+from utils.runtime.errors import InputError, run
+from utils.runtime.logs import say
+from utils.runtime.plain_text import printable, without_folders
+from utils.stores.episode import METRICS
+from utils.stores.files import atomic_file, read_json
+from utils.stores.token_store import TokenStore
 
 LICENSES = Path(__file__).with_name("licenses.txt")  # of https://huggingface.co/docs/hub/repositories-licenses
 STORES = {"passages": "passages", "train-query": "training queries", "dev-query": "dev queries"}

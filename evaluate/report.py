@@ -28,7 +28,7 @@ from matplotlib.image import imread
 from torch.utils.tensorboard import SummaryWriter
 
 from evaluate.compare_runs import read_comparison
-from evaluate.finished_run import (
+from evaluate.reporting.finished_run import (
     Gains,
     TrainedEpisode,
     checkpoint_metrics,
@@ -36,7 +36,7 @@ from evaluate.finished_run import (
     read_results,
     trained_episodes,
 )
-from evaluate.report_pictures import (
+from evaluate.reporting.report_pictures import (
     Clusters,
     Picture,
     picture_of_clusters,
@@ -45,14 +45,14 @@ from evaluate.report_pictures import (
     picture_of_metrics,
     shown_episodes,
 )
-from evaluate.run_folder import RunFolder
-from utils.arguments import parse, required
-from utils.embedding_store import has_embeddings
-from utils.errors import run
-from utils.files import atomic_file
-from utils.logs import say
-from utils.plain_text import printable, without_folders
-from utils.training_log import log_evaluation
+from evaluate.reporting.run_folder import RunFolder
+from utils.runtime.arguments import parse, required
+from utils.runtime.errors import run
+from utils.runtime.logs import say
+from utils.runtime.plain_text import printable, without_folders
+from utils.stores.embedding_store import has_embeddings
+from utils.stores.files import atomic_file
+from utils.stores.training_log import log_evaluation
 
 BASELINE = "BM25"  # the row that is not of a checkpoint
 TEMPLATE = "report.html.jinja"
@@ -136,7 +136,7 @@ def render(run: RunFolder) -> tuple[str, list[Picture]]:
     facts = settings | {"ZERO_SHOT": ", ".join(table.zero_shot)}
     initial = next(cells for label, cells in table.rows if label != BASELINE)
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(Path(__file__).with_name("reporting")),
         autoescape=True,
         finalize=_shown,
         undefined=StrictUndefined,

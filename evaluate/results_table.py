@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluate.dev_clusters import DevClusters
 from evaluate.metrics_file import COLLAPSED, RunMetrics, measure, read_metrics, read_per_query
-from evaluate.tables import markdown, plain_text
-from utils.arguments import option, parse, required
-from utils.errors import InputError, run
-from utils.files import atomic_file, write_json
+from evaluate.reporting.tables import markdown, plain_text
+from utils.runtime.arguments import option, parse, required
+from utils.runtime.errors import InputError, run
+from utils.stores.files import atomic_file, write_json
 
 DEV_MEASURES = {"dev MRR@10": "mrr@10", "dev nDCG@10": "ndcg@10", "dev recall@100": "recall@100"}
 CLUSTER_MEASURE = "mrr@10"

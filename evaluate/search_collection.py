@@ -34,22 +34,22 @@ import torch
 
 from data.msmarco_data import DOCUMENTS, FILES
 from data.tokenizing import text_normalizer
-from evaluate.run_folder import RunFolder
+from evaluate.reporting.run_folder import RunFolder
 from model.encoders import Reading, load_store_encoder
-from utils import distributed
-from utils.arguments import check_at_least_one, option, parse
 from utils.batching import PackedTokens
-from utils.checkpoint import checkpoint_step
-from utils.embedding_store import check_dtype
-from utils.errors import InputError, run
-from utils.evaluation import DEPTH
-from utils.files import open_binary, read_lines
-from utils.plain_text import printable
-from utils.precision import choose_precision
-from utils.pretrained import longest_sequence
-from utils.rankings import Ranking, in_trec_order
-from utils.search import best_chunks, search
-from utils.token_store import TokenStore
+from utils.mining.evaluation import DEPTH
+from utils.mining.rankings import Ranking, in_trec_order
+from utils.mining.search import best_chunks, search
+from utils.runtime import distributed
+from utils.runtime.arguments import check_at_least_one, option, parse
+from utils.runtime.errors import InputError, run
+from utils.runtime.plain_text import printable
+from utils.runtime.precision import choose_precision
+from utils.stores.checkpoint import checkpoint_step
+from utils.stores.embedding_store import check_dtype
+from utils.stores.files import open_binary, read_lines
+from utils.stores.pretrained import longest_sequence
+from utils.stores.token_store import TokenStore
 
 READ_BYTES = 2**24
 TRAINING = "training"  # what the training collection is called where its embeddings are kept

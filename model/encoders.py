@@ -32,13 +32,13 @@ from transformers.utils import logging as transformers_logging
 from model.attention import packed_attention
 from model.dropout import replace_dropout
 from utils.batching import PackedTokens
-from utils.checkpoint import check_weights, fingerprint_of_weights
-from utils.encoding import StoreEncoder
-from utils.errors import InputError, first_line
-from utils.logs import say
-from utils.precision import Precision
-from utils.pretrained import check_first_token, loading, pretrained_config, pretrained_tokenizer
-from utils.sentence_modules import SentenceModule, read_modules
+from utils.mining.encoding import StoreEncoder
+from utils.runtime.errors import InputError, first_line
+from utils.runtime.logs import say
+from utils.runtime.precision import Precision
+from utils.stores.checkpoint import check_weights, fingerprint_of_weights
+from utils.stores.pretrained import check_first_token, loading, pretrained_config, pretrained_tokenizer
+from utils.stores.sentence_modules import SentenceModule, read_modules
 
 EMBEDDING_DIM = 768
 POOLINGS = ("cls", "mean")
@@ -207,7 +207,7 @@ def load_encoder(
     with the mean of all tokens, by which nothing is trained here, the head is left out instead.
     Code that a checkpoint brings along is never run. Raises `InputError` for a checkpoint of another architecture, a
     damaged one, one that lacks other weights or has them in another shape, and one whose tokenizer does not do for
-    it (`utils.pretrained`).
+    it (`utils.stores.pretrained`).
     """
     encoder_class = find_model_type(model_type).encoder
     check_weights(checkpoint)

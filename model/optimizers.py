@@ -6,7 +6,7 @@ import torch
 from pytorch_optimizer import Lamb
 from torch import nn
 
-from utils.errors import InputError
+from utils.runtime.errors import InputError
 
 OPTIMIZERS = ("lamb", "adamW")
 

@@ -7,9 +7,9 @@ import torch
 
 from model.encoders import Encoder
 from model.training_step import TrainingStep
-from utils import distributed
-from utils.checkpoint import TrainerState, load_training_state, save_checkpoint
-from utils.errors import InputError, first_line
+from utils.runtime import distributed
+from utils.runtime.errors import InputError, first_line
+from utils.stores.checkpoint import TrainerState, load_training_state, save_checkpoint
 
 
 def save(

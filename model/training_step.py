@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from model.dro import ERM
 from model.group_gradients import GroupGradients
 from utils.batching import TripletBatch
-from utils.distributed import all_reduce_sum, world_size
-from utils.precision import Precision
+from utils.runtime.distributed import all_reduce_sum, world_size
+from utils.runtime.precision import Precision
 
 
 @dataclass

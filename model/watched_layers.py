@@ -3,7 +3,7 @@
 from torch import nn
 from transformers import PreTrainedModel
 
-from utils.errors import InputError
+from utils.runtime.errors import InputError
 
 
 def watched_layers(encoder: PreTrainedModel, model_size: str, count: int = 0) -> nn.ModuleList:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import torch.multiprocessing
 
-from utils import distributed
-from utils.stopping import SIGNALS
+from utils.runtime import distributed
+from utils.runtime.stopping import SIGNALS
 
 
 def free_port() -> int:

@@ -13,12 +13,12 @@ import pytest
 
 from drivers import run_ann
 from tests.workplace import CLUSTERED, CLUSTERS, ROOT, Workplace, wait_for
-from utils.checkpoint import TrainerState, checkpoint_step, newest_checkpoint, read_trainer_state
-from utils.episode import mined_file, newest_episode, read_episode, write_result
-from utils.errors import InputError
-from utils.files import sha256_of_file
-from utils.stopping import EXIT_CODE
-from utils.token_store import TokenStore
+from utils.runtime.errors import InputError
+from utils.runtime.stopping import EXIT_CODE
+from utils.stores.checkpoint import TrainerState, checkpoint_step, newest_checkpoint, read_trainer_state
+from utils.stores.episode import mined_file, newest_episode, read_episode, write_result
+from utils.stores.files import sha256_of_file
+from utils.stores.token_store import TokenStore
 
 GROUPS = ("--group", 1, "--n_groups", CLUSTERS)
 FOLDERS = {"data_dir": "d", "ann_dir": "a", "output_dir": "o"}

@@ -18,10 +18,10 @@ import pytest
 
 from tests.processes import free_port
 from tests.workplace import CLUSTERED, CLUSTERS, IDRO, ROOT, STEPS
-from utils.checkpoint import newest_checkpoint, read_trainer_state
-from utils.episode import read_episode
-from utils.qrels import read_qrels, write_qrels
-from utils.token_store import TokenStore
+from utils.stores.checkpoint import newest_checkpoint, read_trainer_state
+from utils.stores.episode import read_episode
+from utils.stores.qrels import read_qrels, write_qrels
+from utils.stores.token_store import TokenStore
 
 pytestmark = pytest.mark.pipeline
 

@@ -7,9 +7,9 @@ import torch
 from transformers import BertConfig, RobertaConfig
 
 from model.encoders import BertDot, RobertaDot
-from utils.embedding_store import EmbeddingMatrix, EmbeddingSource, ShardWriter, record_embeddings
-from utils.episode import Episode
-from utils.token_store import TokenizerInfo, TokenStore, create_token_store
+from utils.stores.embedding_store import EmbeddingMatrix, EmbeddingSource, ShardWriter, record_embeddings
+from utils.stores.episode import Episode
+from utils.stores.token_store import TokenizerInfo, TokenStore, create_token_store
 
 VOCABULARY = 156  # of tests.tiny.tiny_bert_tokenizer, too
 

@@ -14,7 +14,7 @@ from data import beir_data, msmarco_data
 from evaluate import evaluate_beir
 from tests.tiny import WORDS, tiny_bert_tokenizer
 from tests.tiny_models import tiny_bert, tiny_roberta
-from utils.checkpoint import TrainerState, save_checkpoint
+from utils.stores.checkpoint import TrainerState, save_checkpoint
 
 STEP = 7
 PASSAGE_LENGTH, QUERY_LENGTH = 24, 12

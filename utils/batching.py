@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils import distributed
-from utils.episode import Episode
-from utils.errors import InputError
-from utils.token_store import TokenStore
+from utils.runtime import distributed
+from utils.runtime.errors import InputError
+from utils.stores.episode import Episode
+from utils.stores.token_store import TokenStore
 
 T = TypeVar("T")
 

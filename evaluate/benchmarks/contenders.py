@@ -28,10 +28,10 @@ from model.optimizers import make_optimizer
 from model.training_step import TrainingStep
 from model.triplets import TripletModel
 from model.watched_layers import watched_layers
-from utils import distributed
-from utils.errors import InputError
-from utils.logs import say
-from utils.precision import choose_precision
+from utils.runtime import distributed
+from utils.runtime.errors import InputError
+from utils.runtime.logs import say
+from utils.runtime.precision import choose_precision
 
 SHAPES = {  # layers, width, heads
     "base": (12, 768, 12),

@@ -5,7 +5,7 @@
 
 The contenders take turns on the same passages with the same checkpoint; a text's vector is that of its first token:
 
-    ours                     from a token store to a matrix on the disk (utils/encoding.py)
+    ours                     from a token store to a matrix on the disk (utils/mining/encoding.py)
     sentence-transformers    SentenceTransformer.encode, from the texts to vectors in memory; in mixed precision its
                              weights are of that type, where ours are cast to it as they are used
 
@@ -37,14 +37,14 @@ from evaluate.benchmarks.library_trainer import load_model
 from evaluate.benchmarks.training import MODEL_TYPE
 from evaluate.operations import encoding_operations
 from model.encoders import load_encoder
-from utils import distributed
-from utils.arguments import check_at_least_one, option, parse, required
 from utils.batching import Sequences
-from utils.encoding import encode_store, open_sequences
-from utils.errors import InputError, run
-from utils.files import find_file, write_json
-from utils.logs import say
-from utils.precision import Precision, choose_precision
+from utils.mining.encoding import encode_store, open_sequences
+from utils.runtime import distributed
+from utils.runtime.arguments import check_at_least_one, option, parse, required
+from utils.runtime.errors import InputError, run
+from utils.runtime.logs import say
+from utils.runtime.precision import Precision, choose_precision
+from utils.stores.files import find_file, write_json
 
 OURS, LIBRARY = "ours", "sentence-transformers"
 LEAST_COSINE = {torch.float32: 0.99999, torch.bfloat16: 0.99, torch.float16: 0.999}

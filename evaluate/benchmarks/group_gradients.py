@@ -22,12 +22,12 @@ import torch
 
 from evaluate.benchmarks import contenders
 from model.training_step import TrainingStep
-from utils import distributed
-from utils.arguments import option, parse, required
 from utils.batching import PackedTokens, TripletBatch
-from utils.errors import InputError, run
-from utils.files import write_json
-from utils.logs import progress
+from utils.runtime import distributed
+from utils.runtime.arguments import option, parse, required
+from utils.runtime.errors import InputError, run
+from utils.runtime.logs import progress
+from utils.stores.files import write_json
 
 NEGATIVES_A_LINE = 6
 

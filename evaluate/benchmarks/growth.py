@@ -33,13 +33,13 @@ from data.judgments import qrel_file
 from data.tokenizing import load_tokenizer
 from evaluate.benchmarks import contenders, processes
 from evaluate.benchmarks.processes import Stage
-from utils import distributed
-from utils.arguments import option, parse, required
-from utils.errors import InputError, run
-from utils.files import write_json
-from utils.logs import say
-from utils.qrels import write_qrels
-from utils.token_store import TokenizerInfo, TokenStore, create_token_store
+from utils.runtime import distributed
+from utils.runtime.arguments import option, parse, required
+from utils.runtime.errors import InputError, run
+from utils.runtime.logs import say
+from utils.stores.files import write_json
+from utils.stores.qrels import write_qrels
+from utils.stores.token_store import TokenizerInfo, TokenStore, create_token_store
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_SEQ_LENGTH, MAX_QUERY_LENGTH = 256, 32

@@ -23,10 +23,10 @@ from sentence_transformers.util import mine_hard_negatives
 from data.judgments import read_judgments
 from data.msmarco_data import read_tsv
 from data.tokenizing import text_normalizer
-from utils import distributed
-from utils.arguments import option, parse, required
-from utils.errors import run
-from utils.precision import choose_precision
+from utils.runtime import distributed
+from utils.runtime.arguments import option, parse, required
+from utils.runtime.errors import run
+from utils.runtime.precision import choose_precision
 
 
 @dataclass

@@ -26,7 +26,7 @@ from evaluate.benchmarks.contenders import ADAM_EPSILON, LEARNING_RATE, MAX_GRAD
 from model.encoders import BertDot
 from model.optimizers import make_optimizer
 from model.triplets import pairwise_nll
-from utils.precision import Precision
+from utils.runtime.precision import Precision
 
 
 class PairwiseLoss(nn.Module):

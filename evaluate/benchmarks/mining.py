@@ -36,14 +36,14 @@ from datasets import load_from_disk
 
 from evaluate.benchmarks import contenders, processes
 from evaluate.benchmarks.processes import Stage
-from utils import distributed
-from utils.arguments import check_at_least_one, option, parse, required
-from utils.episode import read_result
-from utils.errors import run
-from utils.files import write_json
-from utils.logs import say
-from utils.precision import choose_precision
-from utils.token_store import TokenStore
+from utils.runtime import distributed
+from utils.runtime.arguments import check_at_least_one, option, parse, required
+from utils.runtime.errors import run
+from utils.runtime.logs import say
+from utils.runtime.precision import choose_precision
+from utils.stores.episode import read_result
+from utils.stores.files import write_json
+from utils.stores.token_store import TokenStore
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS, LIBRARY, TOKENIZING = "ours", "sentence-transformers", "tokenizing"

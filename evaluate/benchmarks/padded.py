@@ -15,7 +15,7 @@ from model.encoders import BertDot
 from model.group_gradients import GroupGradients
 from model.triplets import pairwise_nll
 from utils.batching import Sequences
-from utils.episode import Episode
+from utils.stores.episode import Episode
 
 
 @dataclass

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.errors import InputError
+from utils.runtime.errors import InputError
 
 SECONDS_BETWEEN = 0.02
 

@@ -6,7 +6,7 @@
 The contenders take turns on the same vectors in one run, and must find the same passages, but for those whose scores
 differ by rounding:
 
-    ours        utils/search.py, from the memory-mapped file, as the miner searches
+    ours        utils/mining/search.py, from the memory-mapped file, as the miner searches
     faiss       the file is read into an IndexFlatIP, which is then searched; on the CPU
 
 Vectors are drawn about cluster centres that have a large part in common, as those of encoders do. They stay in
@@ -30,13 +30,19 @@ import torch
 
 from evaluate.benchmarks import contenders
 from evaluate.benchmarks.contenders import product_rate
-from utils import distributed
-from utils.arguments import check_at_least_one, option, parse, required
-from utils.embedding_store import EmbeddingMatrix, EmbeddingSource, ShardWriter, find_embeddings, record_embeddings
-from utils.errors import run
-from utils.files import write_json
-from utils.logs import progress, say
-from utils.search import search
+from utils.mining.search import search
+from utils.runtime import distributed
+from utils.runtime.arguments import check_at_least_one, option, parse, required
+from utils.runtime.errors import run
+from utils.runtime.logs import progress, say
+from utils.stores.embedding_store import (
+    EmbeddingMatrix,
+    EmbeddingSource,
+    ShardWriter,
+    find_embeddings,
+    record_embeddings,
+)
+from utils.stores.files import write_json
 
 CONTENDERS = ("ours", "faiss")
 CENTRES = 1_000

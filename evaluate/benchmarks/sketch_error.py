@@ -24,10 +24,10 @@ from model.dro import IDRO
 from model.group_gradients import GroupGradients
 from model.triplets import TripletModel
 from model.watched_layers import watched_layers
-from utils.arguments import option, parse, required
-from utils.errors import run
-from utils.files import write_json
-from utils.logs import progress
+from utils.runtime.arguments import option, parse, required
+from utils.runtime.errors import run
+from utils.runtime.logs import progress
+from utils.stores.files import write_json
 
 
 @dataclass

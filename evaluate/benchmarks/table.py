@@ -13,10 +13,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from evaluate.tables import markdown
-from utils.arguments import parse, required
-from utils.errors import InputError, run
-from utils.files import atomic_file, read_json, write_json
+from evaluate.reporting.tables import markdown
+from utils.runtime.arguments import parse, required
+from utils.runtime.errors import InputError, run
+from utils.stores.files import atomic_file, read_json, write_json
 
 
 @dataclass

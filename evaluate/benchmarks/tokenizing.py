@@ -29,11 +29,11 @@ from datasets import Dataset, disable_progress_bars
 from data.msmarco_data import read_tsv
 from data.tokenizing import load_tokenizer, text_normalizer, write_token_store
 from evaluate.benchmarks import contenders
-from utils.arguments import check_at_least_one, option, parse, required
-from utils.errors import run
-from utils.files import find_file, write_json
-from utils.logs import say
-from utils.token_store import TokenStore
+from utils.runtime.arguments import check_at_least_one, option, parse, required
+from utils.runtime.errors import run
+from utils.runtime.logs import say
+from utils.stores.files import find_file, write_json
+from utils.stores.token_store import TokenStore
 
 OURS, LIBRARY = "ours", "datasets"
 MODEL_TYPE = "rdot_nll_condenser"

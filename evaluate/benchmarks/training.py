@@ -50,18 +50,18 @@ from model.encoders import BertDot
 from model.optimizers import OPTIMIZERS
 from model.training_step import TrainingStep
 from model.triplets import TripletModel
-from utils import distributed
-from utils.arguments import check_at_least_one, option, parse, required
 from utils.batching import Sequences, TripletBatch, make_step_batches, prefetch
-from utils.encoding import check_length
-from utils.episode import Episode, MinedLines, read_episode, write_mined_file
-from utils.errors import InputError, run
-from utils.files import write_json
-from utils.logs import say
-from utils.memory import keep_freed_memory
-from utils.precision import choose_precision
-from utils.qrels import read_qrels
-from utils.token_store import TokenStore
+from utils.mining.encoding import check_length
+from utils.runtime import distributed
+from utils.runtime.arguments import check_at_least_one, option, parse, required
+from utils.runtime.errors import InputError, run
+from utils.runtime.logs import say
+from utils.runtime.memory import keep_freed_memory
+from utils.runtime.precision import choose_precision
+from utils.stores.episode import Episode, MinedLines, read_episode, write_mined_file
+from utils.stores.files import write_json
+from utils.stores.qrels import read_qrels
+from utils.stores.token_store import TokenStore
 
 LIBRARY, PUBLISHED = "sentence-transformers", "published"
 OURS = ("erm", "dro-greedy", "idro")

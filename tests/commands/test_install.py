@@ -11,7 +11,7 @@ import pytest
 
 from tests.processes import heed
 from tests.workplace import wait_for
-from utils.stopping import SIGNALS
+from utils.runtime.stopping import SIGNALS
 
 SCRIPT = Path(__file__).resolve().parents[2] / "commands" / "install.sh"
 

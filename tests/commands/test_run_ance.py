@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluate.run_folder import RunFolder
+from evaluate.reporting.run_folder import RunFolder
 from tests.commands.stub_environment import Call, Checkout, settings_of
 
 STORES = ["msmarco_data", "beir_data"]  # they see for themselves whether the files have changed

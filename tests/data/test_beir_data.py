@@ -7,9 +7,9 @@ from transformers import AutoTokenizer
 
 from data import beir_data
 from tests.data.conftest import BEIR_FILES, nothing_looks_complete
-from utils.errors import InputError
-from utils.qrels import read_qrels
-from utils.token_store import TokenStore
+from utils.runtime.errors import InputError
+from utils.stores.qrels import read_qrels
+from utils.stores.token_store import TokenStore
 
 
 @pytest.mark.parametrize("zipped", [False, True])

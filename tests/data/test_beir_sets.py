@@ -12,7 +12,7 @@ import pytest
 
 from data.beir_sets import CQADUPSTACK, SETS, compare_with_published, find_set
 from data.fetch_beir import fetch
-from utils.errors import InputError
+from utils.runtime.errors import InputError
 
 QRELS = "query-id\tcorpus-id\tscore\nq\ta\t1\n"
 

@@ -10,7 +10,7 @@ import pytest
 
 from data import demo_data
 from data.demo_data import Collection, Pair, build, choose, collect_pairs, find_library, merge, split_docstring
-from utils.errors import InputError
+from utils.runtime.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 BODY = "It takes the rows one by one and gives back the sum of those."

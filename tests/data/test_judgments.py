@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data.judgments import read_judgments
-from utils.errors import InputError
+from utils.runtime.errors import InputError
 
 HEADER = "query-id\tcorpus-id\tscore\n"
 

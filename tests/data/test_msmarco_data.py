@@ -10,9 +10,9 @@ from transformers import AutoTokenizer
 from data import msmarco_data
 from data.msmarco_data import read_documents
 from tests.data.conftest import DOCUMENT_FILES, PASSAGE_FILES, nothing_looks_complete, write_files
-from utils.errors import InputError
-from utils.qrels import read_missing_ids
-from utils.token_store import TokenStore
+from utils.runtime.errors import InputError
+from utils.stores.qrels import read_missing_ids
+from utils.stores.token_store import TokenStore
 
 ROOT = Path(__file__).resolve().parents[2]
 

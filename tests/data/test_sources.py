@@ -12,8 +12,8 @@ from model.encoders import MODEL_TYPES
 from tests.data.conftest import BEIR_FILES, PASSAGE_FILES
 from tests.tiny import tiny_bert_tokenizer
 from tests.tiny_models import tiny_bert, tiny_roberta
-from utils.errors import InputError
-from utils.token_store import TokenStore
+from utils.runtime.errors import InputError
+from utils.stores.token_store import TokenStore
 
 COLLECTION = PASSAGE_FILES["collection.tsv"]
 # A correction of each file that keeps its size, and one that does not.

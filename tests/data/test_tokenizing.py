@@ -25,8 +25,8 @@ from data.tokenizing import (
     write_token_store,
 )
 from model.encoders import MODEL_TYPES
-from utils.errors import InputError
-from utils.token_store import TokenStore
+from utils.runtime.errors import InputError
+from utils.stores.token_store import TokenStore
 
 
 def test_the_model_types_are_the_models():

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from utils.stopping import SIGNALS
+from utils.runtime.stopping import SIGNALS
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from drivers import run_ann, run_ann_data_gen
 from tests.tiny_run import PASSAGE_LENGTH, QUERY_LENGTH, STEP, call, make_run
-from utils.checkpoint import read_trainer_state
+from utils.stores.checkpoint import read_trainer_state
 
 CLUSTERS, STEPS = 3, 12
 

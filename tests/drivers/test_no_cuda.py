@@ -10,7 +10,7 @@ import torch
 from drivers import run_ann, run_ann_data_gen
 from evaluate import evaluate_beir
 from tests.tiny_run import PASSAGE_LENGTH, QUERY_LENGTH, STEP, call, make_run
-from utils.files import sha256_of_file
+from utils.stores.files import sha256_of_file
 
 # What PyTorch and transformers ask of their own accord, whatever the device; none of it starts CUDA.
 HARMLESS = {"is_available", "is_initialized", "device_count", "manual_seed_all"}

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from drivers.run_ann import last_step
-from utils.checkpoint import TrainerState
+from utils.stores.checkpoint import TrainerState
 
 
 @pytest.mark.parametrize("triplets", [240, 245])

@@ -6,8 +6,8 @@ import pytest
 
 from drivers import run_ann_data_gen
 from drivers.run_ann_data_gen import Arguments
-from utils import errors
-from utils.errors import InputError
+from utils.runtime import errors
+from utils.runtime.errors import InputError
 
 NEEDED = {"data_dir": "d", "output_dir": "o", "training_dir": "t"}
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluate.bm25 import Index, main, rank, top_rows
-from utils.errors import InputError
+from utils.runtime.errors import InputError
 
 SCRIPT = Path(__file__).resolve().parents[2] / "evaluate" / "bm25.py"
 TEXTS = [

@@ -12,8 +12,8 @@ from evaluate import compare_objectives
 from evaluate.compare_objectives import Values, intervals, measure
 from evaluate.dev_clusters import DevClusters
 from tests.tiny_models import random_store
-from utils.errors import InputError
-from utils.files import write_json
+from utils.runtime.errors import InputError
+from utils.stores.files import write_json
 
 QUERIES, CLUSTERS = 40, 2
 ASSIGNMENT = np.arange(QUERIES) % CLUSTERS

@@ -12,8 +12,8 @@ from evaluate import compare_runs, mean_of_parts
 from evaluate.compare_runs import Collection, read_comparison, read_runs
 from evaluate.metrics_file import RunMetrics, read_metrics, write_metrics
 from evaluate.significance import compare, holm, mean_of_means
-from utils.errors import InputError
-from utils.files import write_json
+from utils.runtime.errors import InputError
+from utils.stores.files import write_json
 
 
 def write(folder: Path, collection: str, values: dict[str, float], run: str = "run") -> Path:

@@ -1,7 +1,7 @@
 import pytest
 
 from evaluate.benchmarks.contenders import Processes
-from utils.errors import InputError
+from utils.runtime.errors import InputError
 
 
 def count(first: int, wait, give) -> None:

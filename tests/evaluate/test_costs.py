@@ -14,10 +14,11 @@ from evaluate.costs import PASSES, SIZES, TOPK, Arguments, Size
 from evaluate.operations import useful_operations
 from model.encoders import BertDot
 from tests.tiny_models import random_store
-from utils import distributed, search
 from utils.batching import Sequences, make_triplet_batch
-from utils.episode import Episode, MinedLines, write_mined_file
-from utils.errors import InputError
+from utils.mining import search
+from utils.runtime import distributed
+from utils.runtime.errors import InputError
+from utils.stores.episode import Episode, MinedLines, write_mined_file
 
 ROOT = Path(__file__).resolve().parents[2]
 

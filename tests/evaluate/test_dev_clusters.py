@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evaluate.dev_clusters import DevClusters
-from utils.errors import InputError
+from utils.runtime.errors import InputError
 
 IDS = [f"q{i}" for i in range(36)]
 CLUSTERS = DevClusters(IDS, np.repeat([0, 1, 2], 12), 4)

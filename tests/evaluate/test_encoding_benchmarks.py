@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 from evaluate.benchmarks import contenders, encoding, table, tokenizing
 from tests.tiny import WORDS, tiny_bert_tokenizer
 from tests.tiny_models import tiny_bert
-from utils.errors import InputError
-from utils.precision import Precision
+from utils.runtime.errors import InputError
+from utils.runtime.precision import Precision
 
 CPU = torch.device("cpu")
 

@@ -15,8 +15,8 @@ from evaluate import bm25, evaluate_beir
 from evaluate.metrics_file import read_per_query
 from tests.tiny import WORDS, tiny_bert_tokenizer
 from tests.tiny_models import tiny_bert
-from utils.clustering import read_assignment
-from utils.errors import InputError
+from utils.mining.clustering import read_assignment
+from utils.runtime.errors import InputError
 
 MODEL_TYPE = "rdot_nll_condenser"
 LENGTHS = ("--max_seq_length", 32, "--max_query_length", 32)

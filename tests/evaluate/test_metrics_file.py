@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from evaluate.metrics_file import RunMetrics, measure, read_metrics, write_metrics
-from utils.errors import InputError
-from utils.metrics import evaluate_run
-from utils.qrels import Qrels
+from utils.mining.metrics import evaluate_run
+from utils.runtime.errors import InputError
+from utils.stores.qrels import Qrels
 
 METRICS = RunMetrics("Episode 1", "cisi", "saved_models/checkpoint-100", 76, {"ndcg@10": 0.25, "mrr": 1.0})
 

@@ -18,9 +18,9 @@ from evaluate.benchmarks import growth, mining, processes, table
 from evaluate.benchmarks.processes import Stage, watch_python
 from tests.tiny import WORDS, tiny_bert_tokenizer
 from tests.tiny_models import tiny_bert
-from utils.episode import mined_file, read_episode
-from utils.errors import InputError
-from utils.token_store import TokenStore
+from utils.runtime.errors import InputError
+from utils.stores.episode import mined_file, read_episode
+from utils.stores.token_store import TokenStore
 
 QUERIES, PASSAGES = 12, 40
 

@@ -14,7 +14,7 @@ from evaluate import model_card
 from evaluate.metrics_file import RunMetrics
 from evaluate.model_card import Arguments, code
 from tests.tiny_run import COLLECTION, STEP, call, make_run, save_tiny_checkpoint
-from utils.errors import InputError
+from utils.runtime.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "x`|<script>alert(1)</script>\n---\nlicense: mit\n![a](http://b) \x1b[31m: {evil: yes} 'q\" #"

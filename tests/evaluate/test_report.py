@@ -15,25 +15,26 @@ import torch
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from evaluate import compare_runs, pictures, report, results_table
-from evaluate.finished_run import (
+from evaluate import compare_runs, report, results_table
+from evaluate.reporting import pictures
+from evaluate.reporting.finished_run import (
     cluster_gains,
     metric_curves,
     read_results,
     sample_queries,
     trained_episodes,
 )
-from evaluate.report_pictures import shown_episodes
-from evaluate.run_folder import RunFolder
+from evaluate.reporting.report_pictures import shown_episodes
+from evaluate.reporting.run_folder import RunFolder
 from tests.tiny_models import write_embeddings
 from tests.tiny_run import COLLECTION, QUERIES, STEP, call, make_run
-from utils.clustering import Clusters
-from utils.episode import write_result
-from utils.errors import InputError
-from utils.files import write_json
-from utils.metrics import MEASURES
-from utils.token_store import TokenStore
-from utils.training_log import TrainingLog
+from utils.mining.clustering import Clusters
+from utils.mining.metrics import MEASURES
+from utils.runtime.errors import InputError
+from utils.stores.episode import write_result
+from utils.stores.files import write_json
+from utils.stores.token_store import TokenStore
+from utils.stores.training_log import TrainingLog
 
 CLUSTERS = np.arange(len(QUERIES)) % 3
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(1)> & \' $x^{ \u202eevil\x07 {{ 7 * 7 }}'

@@ -11,8 +11,8 @@ import pytest
 from evaluate.dev_clusters import DevClusters
 from evaluate.metrics_file import RunMetrics, write_metrics
 from evaluate.results_table import differences, read_row, table_of
-from utils.errors import InputError
-from utils.files import write_json
+from utils.runtime.errors import InputError
+from utils.stores.files import write_json
 
 SCRIPT = Path(__file__).resolve().parents[2] / "evaluate" / "results_table.py"
 

@@ -27,8 +27,8 @@ from evaluate.search_collection import (
 from model.encoders import MODEL_TYPES, ModelType, RobertaDot
 from tests.tiny import tiny_bert_tokenizer
 from tests.tiny_run import COLLECTION, PASSAGES, QUERIES, QUERY_LENGTH, STEP, call, make_run
-from utils.errors import InputError
-from utils.token_store import TokenStore
+from utils.runtime.errors import InputError
+from utils.stores.token_store import TokenStore
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from evaluate.benchmarks import contenders, library_trainer, table, training
 from evaluate.benchmarks.contenders import Taken
 from tests.tiny import WORDS, tiny_bert_tokenizer
 from utils.batching import Sequences, make_triplet_batch
-from utils.errors import InputError
-from utils.precision import choose_precision
+from utils.runtime.errors import InputError
+from utils.runtime.precision import choose_precision
 
 CPU = torch.device("cpu")
 

@@ -20,9 +20,9 @@ from evaluate.metrics_file import read_per_query
 from evaluate.search_collection import Arguments, Searcher
 from tests.tiny import WORDS
 from tests.tiny_run import PASSAGE_LENGTH, QUERY_LENGTH, call, save_tiny_checkpoint
-from utils.episode import read_episode
-from utils.token_store import TokenStore
-from utils.trec import read_trec_run
+from utils.stores.episode import read_episode
+from utils.stores.token_store import TokenStore
+from utils.stores.trec import read_trec_run
 
 TREC_NAMES = {
     "ndcg@10": "ndcg_cut_10",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.workplace import CLUSTERED, CLUSTERS, ROOT, Workplace, wait_for
-from utils.files import sha256_of_file
+from utils.stores.files import sha256_of_file
 
 TRAINED_STEPS = 60
 RUN_STEPS = 20  # an episode of commands/run_ance.sh

@@ -21,9 +21,9 @@ from data.msmarco_data import read_documents, read_tsv
 from data.tokenizing import write_token_store
 from evaluate.compare_runs import read_comparison
 from evaluate.dev_clusters import DevClusters
-from evaluate.finished_run import read_results
 from evaluate.metrics_file import read_metrics, read_per_query
-from evaluate.run_folder import RunFolder, read_settings
+from evaluate.reporting.finished_run import read_results
+from evaluate.reporting.run_folder import RunFolder, read_settings
 from evaluate.significance import Difference
 from model.dro import make_objective
 from model.encoders import load_encoder
@@ -33,17 +33,17 @@ from model.triplets import TripletModel
 from tests.tiny import tiny_bert_tokenizer
 from tests.tiny_models import random_store, write_embeddings
 from tests.tiny_run import save_tiny_checkpoint
-from utils.checkpoint import TrainerState, check_files, read_trainer_state
-from utils.clustering import Clusters
-from utils.embedding_store import EmbeddingSource, ShardWriter, open_embeddings
-from utils.episode import MinedLines, read_episode, read_result, write_mined_file, write_result
-from utils.errors import InputError
-from utils.files import write_json
-from utils.metrics import MEASURES
-from utils.precision import Precision
-from utils.qrels import read_qrels, write_qrels
-from utils.token_store import TokenStore
-from utils.training_log import TrainingLog
+from utils.mining.clustering import Clusters
+from utils.mining.metrics import MEASURES
+from utils.runtime.errors import InputError
+from utils.runtime.precision import Precision
+from utils.stores.checkpoint import TrainerState, check_files, read_trainer_state
+from utils.stores.embedding_store import EmbeddingSource, ShardWriter, open_embeddings
+from utils.stores.episode import MinedLines, read_episode, read_result, write_mined_file, write_result
+from utils.stores.files import write_json
+from utils.stores.qrels import read_qrels, write_qrels
+from utils.stores.token_store import TokenStore
+from utils.stores.training_log import TrainingLog
 
 QUERIES, PASSAGES, CLUSTERS = 8, 30, 3
 
@@ -60,7 +60,7 @@ class Reader:
         kept = self.path.read_bytes()
         self.path.write_bytes(content)
         try:
-            with patch("utils.token_store.check_sha256"), patch("utils.embedding_store.check_sha256"):
+            with patch("utils.stores.token_store.check_sha256"), patch("utils.stores.embedding_store.check_sha256"):
                 self.read()
         except InputError:
             return False

@@ -6,10 +6,10 @@ import pytest
 
 from tests.faults.disks import small_disk
 from tests.faults.kills import VICTIMS
-from utils.checkpoint import newest_checkpoint
-from utils.errors import InputError
-from utils.lock import hold_lock
-from utils.training_log import TrainingLog
+from utils.runtime.errors import InputError
+from utils.stores.checkpoint import newest_checkpoint
+from utils.stores.lock import hold_lock
+from utils.stores.training_log import TrainingLog
 
 pytestmark = pytest.mark.pipeline
 

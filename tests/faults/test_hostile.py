@@ -16,8 +16,8 @@ from model.encoders import load_encoder
 from tests.faults.readers import NAMES, make_readers
 from tests.tiny import tiny_bert_tokenizer
 from tests.tiny_run import call, save_tiny_checkpoint
-from utils.errors import InputError
-from utils.token_store import TokenStore
+from utils.runtime.errors import InputError
+from utils.stores.token_store import TokenStore
 
 
 class Bomb:

@@ -16,8 +16,8 @@ from safetensors.numpy import save_file
 from tests.faults.kills import VICTIMS, clear, contents
 from tests.test_pipeline import children
 from tests.workplace import CLUSTERED, CLUSTERS, Workplace, wait_for
-from utils.checkpoint import newest_checkpoint, read_trainer_state
-from utils.stopping import EXIT_CODE
+from utils.runtime.stopping import EXIT_CODE
+from utils.stores.checkpoint import newest_checkpoint, read_trainer_state
 
 pytestmark = pytest.mark.pipeline
 

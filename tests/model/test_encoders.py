@@ -18,8 +18,8 @@ from model.encoders import EMBEDDING_DIM, Reading, load_encoder
 from tests.tiny import tiny_bert_tokenizer
 from tests.tiny_models import padded_vectors, tiny_bert, tiny_roberta
 from utils.batching import PackedTokens
-from utils.checkpoint import TrainerState, fingerprint_of_weights, save_checkpoint
-from utils.errors import InputError
+from utils.runtime.errors import InputError
+from utils.stores.checkpoint import TrainerState, fingerprint_of_weights, save_checkpoint
 
 IDS = torch.tensor([[2, 8, 9, 10, 3], [2, 11, 3, 0, 0]])
 MASK = (IDS != 0).long()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model.optimizers import LearningRate, make_optimizer
-from utils.errors import InputError
+from utils.runtime.errors import InputError
 
 
 def test_an_episode_warms_up_to_its_peak_and_decays_to_zero():

@@ -9,9 +9,9 @@ from model.training_state import resume, save
 from model.training_step import TrainingStep
 from model.triplets import TripletModel
 from tests.tiny_run import save_tiny_checkpoint
-from utils.checkpoint import TrainerState, read_trainer_state
-from utils.errors import InputError
-from utils.precision import Precision
+from utils.runtime.errors import InputError
+from utils.runtime.precision import Precision
+from utils.stores.checkpoint import TrainerState, read_trainer_state
 
 NAMES = {"optimizer": "adamW", "objective": "dro-greedy"}
 

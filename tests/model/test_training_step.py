@@ -12,9 +12,9 @@ from model.training_step import TrainingStep
 from model.triplets import TripletModel
 from tests.processes import run_processes
 from tests.tiny_models import random_episode, random_store, tiny_bert, tiny_roberta
-from utils import distributed
 from utils.batching import Sequences, make_step_batches, take_step
-from utils.precision import Precision
+from utils.runtime import distributed
+from utils.runtime.precision import Precision
 
 K = 5
 FLOAT32 = Precision("cpu", torch.float32)

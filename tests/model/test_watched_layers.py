@@ -4,7 +4,7 @@ import pytest
 
 from model.watched_layers import watched_layers
 from tests.tiny_models import tiny_bert
-from utils.errors import InputError
+from utils.runtime.errors import InputError
 
 
 @pytest.mark.parametrize(

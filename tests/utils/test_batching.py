@@ -8,7 +8,7 @@ import torch
 
 from tests.tiny_models import random_episode, random_store
 from utils.batching import Sequences, make_step_batches, make_triplet_batch, pack, prefetch, step_batches
-from utils.errors import InputError
+from utils.runtime.errors import InputError
 
 
 def rows_of(tokens):
@@ -50,7 +50,7 @@ def test_a_shorter_row_repeats_its_first_sequence(tmp_path):
 
 
 def test_an_empty_row_is_one_token_of_padding(tmp_path):
-    from utils.token_store import TokenizerInfo, TokenStore, create_token_store
+    from utils.stores.token_store import TokenizerInfo, TokenStore, create_token_store
 
     (tmp_path / "source").write_text("x")
     with create_token_store(tmp_path / "s", TokenizerInfo("t", "f", 10, 0), 8, tmp_path / "source") as writer:

@@ -1,0 +1,1 @@
+"""What the report, its pictures and the tables are made of."""

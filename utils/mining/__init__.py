@@ -1,0 +1,1 @@
+"""What mining consists of: encoding, search, negatives, clusters, metrics."""

@@ -1,0 +1,116 @@
+"""Hard negatives: drawn from what ranks high but is not relevant, and dealt into passes over the queries (ANCE).
+
+Every draw is a function of (seed, episode, query, passage) alone, so that neither the number of processes nor the
+order of the queries has a say in it. There is no generator with a state: each candidate gets a 64-bit key by a
+hash of those four numbers, and the candidates of the lowest keys are drawn, which is a uniform draw without
+replacement (counter-based random numbers; Salmon et al. 2011, mixing function SplitMix64 of Steele et al. 2014).
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from utils.runtime.errors import InputError
+from utils.stores.episode import MinedLines
+from utils.stores.qrels import Qrels
+
+LAST = np.uint64(2**64 - 1)
+SHUFFLE = 0x5B0FF1E  # stands in the place of a passage when queries are shuffled
+BLOCK_CANDIDATES = 2**18  # looked at together: some ten arrays of 2 MiB
+
+
+def random_keys(*numbers: np.ndarray | int) -> np.ndarray:
+    """A 64-bit hash of each combination of whole numbers (broadcast together), uint64."""
+    keys = np.zeros((), dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        for number in numbers:
+            keys = keys + np.uint64(0x9E3779B97F4A7C15) + np.asarray(number).astype(np.uint64)
+            keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            keys = keys ^ (keys >> np.uint64(31))
+    return keys
+
+
+def check_candidates(negatives: np.ndarray, topk: int) -> None:
+    """`InputError` where no query has a single negative, as `draw_negatives` gives them: nothing to train on."""
+    if not (negatives >= 0).any():
+        raise InputError(
+            f"every one of the {topk} passages ranked a query is relevant to it or equals a relevant one in text, so "
+            "there is no negative to train on; rank more of them (--topk_training), or see whether train-qrel.tsv "
+            "and the collection are the right ones"
+        )
+
+
+def draw_negatives(
+    query_rows: np.ndarray,
+    ranked_rows: np.ndarray,
+    qrels: Qrels,
+    passage_hashes: np.ndarray,
+    count: int,
+    *,
+    seed: int,
+    episode: int,
+) -> np.ndarray:
+    """Up to `count` negatives a query from its ranking: int64 (Q, count), padded with -1 on the right.
+
+    `query_rows` int64 (Q,); `ranked_rows` int64 (Q, k), -1 where a ranking is shorter; `passage_hashes` uint64
+    (passages,) as `TokenStore.row_hashes`. Every relevant passage of the query is excluded, and every passage whose
+    tokens equal a relevant one's. Queries are taken in blocks: beside its arguments and its result it needs the same
+    memory for any number of them.
+    """
+    negatives = np.full((len(query_rows), count), -1, dtype=np.int64)
+    relevant_rows, first, counts = _find_relevant(qrels, query_rows)
+    block_queries = max(1, BLOCK_CANDIDATES // max(1, ranked_rows.shape[1]))
+    for start in range(0, len(query_rows), block_queries):
+        block = slice(start, start + block_queries)
+        ranked = ranked_rows[block]
+        excluded = ranked < 0
+        texts = passage_hashes[ranked]
+        for turn in range(counts[block].max()):
+            lines = np.flatnonzero(counts[block] > turn)
+            relevant = relevant_rows[first[block][lines] + turn]
+            excluded[lines] |= texts[lines] == passage_hashes[relevant, None]
+        keys = random_keys(seed, episode, query_rows[block, None], ranked)
+        keys[excluded] = LAST
+        order = np.argsort(keys, axis=1, kind="stable")[:, :count]
+        drawn = np.take_along_axis(np.where(excluded, -1, ranked), order, axis=1)
+        negatives[block, : drawn.shape[1]] = drawn
+    return negatives
+
+
+def _find_relevant(qrels: Qrels, query_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All relevant passage rows, and of each query the place of its first one there and their number, int64 (Q,)."""
+    relevant = qrels.relevance > 0
+    queries = qrels.query_rows[relevant]
+    first = np.searchsorted(queries, query_rows)
+    return qrels.passage_rows[relevant], first, np.searchsorted(queries, query_rows, side="right") - first
+
+
+def deal_passes(
+    query_rows: np.ndarray,
+    negatives: np.ndarray,
+    qrels: Qrels,
+    clusters: np.ndarray | None,
+    passes: int,
+    *,
+    seed: int,
+    episode: int,
+) -> Iterator[MinedLines]:
+    """Deals each query's negatives into passes over the queries, each pass in an order of its own.
+
+    `negatives` as `draw_negatives` gives them; `clusters` int64 (Q,) or None. Pass j gets the negatives j,
+    j + passes, j + 2 passes … of every query: all are dealt, and a query's passes differ by one at most. A query
+    with several positives takes them in turn from pass to pass and from episode to episode. Every query must have
+    one (`utils.stores.qrels.check_positives`).
+    """
+    relevant_rows, first, counts = _find_relevant(qrels, query_rows)
+    assert counts.all(), "a query without a relevant passage"
+    for number in range(passes):
+        order = np.argsort(random_keys(seed, episode, query_rows, SHUFFLE + number), kind="stable")
+        turn = episode * passes + number
+        yield MinedLines(
+            query_rows=query_rows[order],
+            positive_rows=relevant_rows[first + turn % counts][order],
+            negatives=negatives[order, number::passes],
+            clusters=None if clusters is None else clusters[order],
+        )

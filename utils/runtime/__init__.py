@@ -1,0 +1,1 @@
+"""How a script lives: processes, signals, precision, memory, logs, errors, arguments."""

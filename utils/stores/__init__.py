@@ -1,0 +1,1 @@
+"""What lies on the disk: token and embedding stores, episodes, checkpoints, judgments, files and locks."""

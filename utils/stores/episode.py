@@ -1,0 +1,335 @@
+"""The episode files: what mining hands to training.
+
+    OUTPUT_DIR/ann_training_data_N   a line is  query \\t positive \\t neg,neg,… [\\t weight \\t cluster]
+    RESULT_DIR/ann_ndcg_N            JSON with the dev metrics of the checkpoint that mined, and the mined file's
+                                     SHA-256; written last, so its presence is what makes episode N ready
+
+Queries and passages are rows of the token stores. Each negative of a line is one triplet with the line's query and
+positive; triplets are numbered in the file's order. `weight` is a factor on the loss of the line's triplets.
+"""
+
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.runtime import distributed
+from utils.runtime.errors import InputError
+from utils.runtime.logs import say
+from utils.stores.files import atomic_file, check_sha256, read_json, write_json
+
+METRICS = ("ndcg@10", "map@10", "mrr@10", "mrr", "recall@100", "recall@1000")  # of a checkpoint
+BLOCK_BYTES = 32 * 2**20
+BLOCK_LINES = 8_192
+
+
+def mined_file(output_dir: str | Path, number: int) -> Path:
+    return Path(output_dir) / f"ann_training_data_{number}"
+
+
+def result_file(result_dir: str | Path, number: int) -> Path:
+    return Path(result_dir) / f"ann_ndcg_{number}"
+
+
+def newest_episode(result_dir: str | Path) -> int:
+    """The number of the newest episode that is ready, -1 where there is none."""
+    names = (re.fullmatch(r"ann_ndcg_(\d+)", path.name) for path in Path(result_dir).glob("ann_ndcg_*"))
+    return max((int(name[1]) for name in names if name), default=-1)
+
+
+def newest_ready(result_dir: str | Path) -> int:
+    """The number of the newest episode that is ready, the same in every process; waits for the first."""
+    if newest_episode(result_dir) < 0:
+        say(f"waiting for the first mined episode in {result_dir}")
+        distributed.wait_until(lambda: newest_episode(result_dir) >= 0)
+    return distributed.on_main(lambda: newest_episode(result_dir))
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**53
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float) or _is_count(value)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+# What a result may hold, and what each of it must be; the first two are always there.
+RESULT = {
+    "ndcg": _is_number,
+    "mrr": _is_number,
+    **dict.fromkeys(METRICS, _is_number),
+    "checkpoint": _is_text,
+    **dict.fromkeys(("step", "episode", "clusters", "triplets"), _is_count),
+    "mined_sha256": _is_text,
+    "cluster_mrr": lambda value: isinstance(value, list) and all(v is None or _is_number(v) for v in value),
+    "collapsed": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+    "zero_shot": lambda value: (
+        isinstance(value, dict)
+        and all(isinstance(means, dict) and all(map(_is_number, means.values())) for means in value.values())
+    ),
+}
+
+
+def read_result(result_dir: str | Path, number: int) -> dict:
+    """Reads `ann_ndcg_N`; `InputError` where the episode is not ready or a value is not what it should be."""
+    path = result_file(result_dir, number)
+    if not path.exists():
+        raise InputError(f"episode {number} is not ready: mine it first (drivers/run_ann_data_gen.py)", path)
+    cure = "remove the file and mine the episode again"
+    result = read_json(path, cure)
+    for name, is_right in RESULT.items():
+        if (name in result or name in ("ndcg", "mrr")) and not is_right(result.get(name)):
+            raise InputError(f"{name} is {result.get(name)!r:.80}; {cure}", path)
+    return result
+
+
+def write_result(result_dir: str | Path, number: int, result: dict) -> None:
+    """Writes `ann_ndcg_N`, which makes the episode ready; its mined file must be complete by then."""
+    write_json(result_file(result_dir, number), result)
+
+
+@dataclass(frozen=True)
+class MinedLines:
+    """Lines to be written. Arrays of one length but `negatives`: int64 (lines, most), padded with -1 on the right.
+
+    `clusters` is None for a mined file without the columns weight and cluster.
+    """
+
+    query_rows: np.ndarray
+    positive_rows: np.ndarray
+    negatives: np.ndarray
+    clusters: np.ndarray | None = None
+
+
+def write_mined_file(path: str | Path, passes: Iterator[MinedLines]) -> int:
+    """Writes the passes one after another, atomically, and returns the number of triplets. Weights are 1.
+
+    A query without negatives in a pass has no line there. Lines are written in blocks, from arrays and not one by
+    one: MS MARCO's mined file has 2.5 million.
+    """
+    triplets = 0
+    with atomic_file(path, "wb") as handle:
+        for lines in passes:
+            for start in range(0, len(lines.query_rows), BLOCK_LINES):
+                block = slice(start, start + BLOCK_LINES)
+                clusters = None if lines.clusters is None else lines.clusters[block]
+                part = MinedLines(
+                    lines.query_rows[block], lines.positive_rows[block], lines.negatives[block], clusters
+                )
+                handle.write(_text_of(part))
+                triplets += int((part.negatives >= 0).sum())
+    return triplets
+
+
+def _text_of(lines: MinedLines) -> bytes:
+    """The lines as they stand in the file."""
+    kept = (lines.negatives >= 0).any(axis=1)
+    columns = [lines.query_rows[:, None], lines.positive_rows[:, None], lines.negatives]
+    if lines.clusters is not None:
+        columns += [np.ones((len(kept), 1), np.int64), lines.clusters[:, None]]
+    table = np.concatenate(columns, axis=1)[kept]
+    numbers = table[table >= 0]
+    counts = (table >= 0).sum(axis=1)
+    ends = np.cumsum(counts)
+    starts = ends - counts
+    separators = np.full(len(numbers), ord(","), np.uint8)
+    separators[ends - 1] = ord("\n")
+    for places in (starts, starts + 1) if lines.clusters is None else (starts, starts + 1, ends - 3, ends - 2):
+        separators[places] = ord("\t")
+    return _decimal(numbers, separators)
+
+
+def _decimal(numbers: np.ndarray, separators: np.ndarray) -> bytes:
+    """Each number in decimal digits with its separator behind it.
+
+    `numbers` int64 (n,), none negative; `separators` uint8 (n,). The digits of all numbers are found together, the
+    ones, then the tens …, in a matrix as wide as the largest number, where zero bytes stand before the shorter ones.
+    """
+    width = len(str(numbers.max(initial=0)))
+    text = np.zeros((len(numbers), width + 1), np.uint8)
+    text[:, width] = separators
+    for place in range(width - 1, -1, -1):
+        rest = numbers // 10
+        text[:, place] = np.where((numbers > 0) | (place == width - 1), numbers - 10 * rest + ord("0"), 0)
+        numbers = rest
+    return text.tobytes().translate(None, b"\0")
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A mined file in memory.
+
+    A line each: `query_rows`, `positive_rows`, `clusters` int64 (0 where the file has none), `weights` float32, and
+    `starts` int64 (lines + 1,): line i's triplets are starts[i] … starts[i + 1] - 1. A triplet each:
+    `negative_rows` int64. `n_groups` is the number of clusters that training distinguishes.
+    """
+
+    query_rows: np.ndarray
+    positive_rows: np.ndarray
+    negative_rows: np.ndarray
+    starts: np.ndarray
+    weights: np.ndarray
+    clusters: np.ndarray
+    n_groups: int
+
+    @property
+    def triplets(self) -> int:
+        return len(self.negative_rows)
+
+    def line_of(self, triplets: np.ndarray) -> np.ndarray:
+        """The line that each triplet stands in."""
+        return np.searchsorted(self.starts, triplets, side="right") - 1
+
+
+def read_episode(path: str | Path, query_count: int, passage_count: int, n_groups: int | None) -> Episode:
+    """Reads a mined file for stores of that many rows; `n_groups` None reads no clusters.
+
+    Raises `InputError` with the line for anything that is not as the format says, a row outside the stores, a file
+    without clusters where `n_groups` is given, and a cluster at or beyond it.
+    """
+    path = Path(path)
+    columns: list[tuple[np.ndarray, ...]] = []
+    first_line = 1
+    for block in _whole_lines(path):
+        columns.append(_parse(path, block, first_line, query_count, passage_count, n_groups))
+        first_line += len(columns[-1][0])
+    if not columns:
+        raise InputError("the file is empty; mine the episode again", path)
+    queries, positives, negatives, counts, weights, clusters = map(np.concatenate, zip(*columns, strict=True))
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    return Episode(queries, positives, negatives, starts, weights, clusters, n_groups or 1)
+
+
+def open_episode(
+    ann_dir: str | Path,
+    result_dir: str | Path,
+    number: int,
+    query_count: int,
+    passage_count: int,
+    n_groups: int | None,
+) -> Episode:
+    """Reads episode `number`, which must be ready and, where `n_groups` is given, mined with as many clusters.
+
+    Raises `InputError` where the mined file is not as it was written, besides what `read_episode` raises.
+    """
+    result, path = read_result(result_dir, number), mined_file(ann_dir, number)
+    mined = result.get("clusters", n_groups)
+    if n_groups is not None and mined != n_groups:
+        raise InputError(
+            f"--n_groups is {n_groups}, and episode {number} was mined with {mined} clusters; give that number, or "
+            "mine again",
+            result_dir,
+        )
+    if "mined_sha256" in result:  # a result of another miner may say no more than its metrics
+        cure = (
+            f"remove {result_file(result_dir, number)} and, where training has begun with this episode, the "
+            f"checkpoints beyond step {result.get('step', 0)}; then mine it again"
+        )
+        check_sha256(path, result["mined_sha256"], cure)
+    return read_episode(path, query_count, passage_count, n_groups)
+
+
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    """Blocks of whole lines; a last line without its end is an error, since the file was cut there."""
+    if not path.is_file():
+        raise InputError("no such file; mine the episode again", path)
+    with path.open("rb") as handle:
+        while block := handle.read(BLOCK_BYTES):
+            block += handle.readline()
+            if not block.endswith(b"\n"):
+                raise InputError("the last line has no end; the file was cut off: mine the episode again", path)
+            yield block
+
+
+LINE = re.compile(rb"\d+\t\d+\t\d+(,\d+)*(\t[0-9.eE+-]+\t\d+)?")
+
+
+def _numbers(block: bytes) -> np.ndarray:
+    """All numbers of a block, float64 (exact for rows below 2^53); as far as they could be read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            return np.fromstring(block.translate(bytes.maketrans(b"\t,\n", b"   ")), dtype=np.float64, sep=" ")
+        except (ValueError, DeprecationWarning):
+            return np.empty(0)
+
+
+def _parse(
+    path: Path, block: bytes, first_line: int, query_count: int, passage_count: int, n_groups: int | None
+) -> tuple[np.ndarray, ...]:
+    """One block's columns: queries, positives, negatives (flat), negatives a line, weights, clusters.
+
+    The block is parsed as one stream of numbers; which column a number belongs to follows from the separators.
+    """
+
+    def fail(index: int, message: str) -> InputError:
+        return InputError(message, path, first_line + int(index))
+
+    text = np.frombuffer(block, dtype=np.uint8)
+    ends = np.flatnonzero(text == ord("\n"))
+    lines = len(ends)
+    tabs = np.diff(np.searchsorted(np.flatnonzero(text == ord("\t")), ends), prepend=0)
+    commas = np.diff(np.searchsorted(np.flatnonzero(text == ord(",")), ends), prepend=0)
+    width = int(tabs[0])
+    well_formed = width in (2, 4) and (tabs == width).all()
+    numbers = _numbers(block) if well_formed else np.empty(0)
+    if len(numbers) != (commas + width + 1).sum() or not np.isfinite(numbers).all():
+        for index, line in enumerate(block.split(b"\n")[:-1]):
+            if not LINE.fullmatch(line) or line.count(b"\t") != width:
+                raise fail(
+                    index,
+                    f"expected query, positive, negatives with commas{', weight, cluster' if width == 4 else ''} "
+                    f"between tabs, found {line[:80]!r}; mine the episode again",
+                )
+        raise InputError("cannot be parsed; mine the episode again", path)
+
+    starts = np.concatenate([[0], np.cumsum(commas + width + 1)[:-1]])
+    queries, positives = numbers[starts], numbers[starts + 1]
+    counts = commas + 1
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    negatives = numbers[np.repeat(starts + 2, counts) + within]
+    line_of_negative = np.repeat(np.arange(lines), counts)
+
+    for name, values, limit, line_of in (
+        ("query", queries, query_count, None),
+        ("positive", positives, passage_count, None),
+        ("negative", negatives, passage_count, line_of_negative),
+    ):
+        bad = np.flatnonzero((values < 0) | (values >= limit) | (values != np.floor(values)))
+        if len(bad):
+            index = bad[0] if line_of is None else line_of[bad[0]]
+            raise fail(
+                index,
+                f"{name} {values[bad[0]]:.10g} is no row of the token store ({limit} rows); the file is of other "
+                "stores: mine the episode again",
+            )
+    weights, clusters = np.ones(lines), np.zeros(lines)
+    if width == 4:
+        weights = numbers[starts + 2 + counts]
+    if n_groups is not None:
+        if width == 2:
+            raise fail(0, "the file has no clusters, and --group 1 needs them; mine with --cluster_query")
+        clusters = numbers[starts + 3 + counts]
+        for index in np.flatnonzero((clusters < 0) | (clusters >= n_groups) | (clusters != np.floor(clusters)))[:1]:
+            raise fail(
+                index,
+                f"cluster {clusters[index]:.10g} is not among the {n_groups} of --n_groups; give the number that the "
+                "episode was mined with (--cluster_centroids)",
+            )
+    for index in np.flatnonzero(weights <= 0)[:1]:
+        raise fail(index, f"weight {weights[index]:.6g} is not above 0")
+    return (
+        queries.astype(np.int64),
+        positives.astype(np.int64),
+        negatives.astype(np.int64),
+        counts,
+        weights.astype(np.float32),
+        clusters.astype(np.int64),
+    )

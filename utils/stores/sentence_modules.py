@@ -1,0 +1,96 @@
+"""The modules of a model as sentence-transformers saves them: what follows the last layer, and with which weights.
+
+    modules.json                                      the modules in their order, a folder each
+    1_Pooling/config.json                             settings of a module
+    2_Dense/config.json, 2_Dense/model.safetensors    settings and weights (or pytorch_model.bin)
+
+The classes were moved: older versions write "sentence_transformers.models.Dense", newer ones
+"sentence_transformers.base.modules.dense.Dense". The last name is the same. Only names are read here: no class is
+looked up, and weights are safetensors or torch's with weights_only=True.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers.utils import cached_file
+
+from utils.runtime.errors import InputError, first_line
+from utils.runtime.hub import quiet_retries
+from utils.stores.files import read_json
+
+WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
+CURE = "copy or download the checkpoint again"
+
+
+@dataclass(frozen=True)
+class SentenceModule:
+    """A module: the last name of its class, its folder within the checkpoint, and the content of its config.json."""
+
+    kind: str
+    folder: str
+    config: dict
+    checkpoint: str
+    cache_dir: str | None
+
+    @property
+    def place(self) -> Path:
+        """Where it is, for a person."""
+        return Path(self.checkpoint, self.folder)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Its parameters, on the CPU; `InputError` where they are missing or damaged."""
+        found = (_find(self.checkpoint, f"{self.folder}/{name}", self.cache_dir) for name in WEIGHTS_FILES)
+        path = next(filter(None, found), None)
+        if path is None:
+            raise InputError(f"holds no weights ({' or '.join(WEIGHTS_FILES)}); {CURE}", self.place)
+        try:
+            if path.suffix == ".safetensors":
+                return load_file(path)
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+        except (SafetensorError, UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
+            reason = first_line(error) if isinstance(error, SafetensorError) else type(error).__name__
+            raise InputError(f"the weights are damaged ({reason}); {CURE}", path) from None
+        if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+            raise InputError(f"holds something else than named weights; {CURE}", path)
+        return weights
+
+
+def read_modules(checkpoint: str, cache_dir: str | None = None) -> list[SentenceModule]:
+    """The modules of a checkpoint, a folder or a hub name; none where it is not of sentence-transformers."""
+    path = _find(checkpoint, "modules.json", cache_dir)
+    if path is None:
+        return []
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"is not JSON ({first_line(error)}); {CURE}", path) from None
+    modules = []
+    for entry in content if isinstance(content, list) else [content]:
+        kind, folder = (entry.get(name) if isinstance(entry, dict) else None for name in ("type", "path"))
+        # A folder's name, so that nothing outside the checkpoint is read.
+        if not isinstance(kind, str) or not isinstance(folder, str) or not re.fullmatch(r"(\w[\w.-]*)?", folder):
+            raise InputError(f"has {entry!r:.200}, where a module has type and path (a folder's name); {CURE}", path)
+        config = _find(checkpoint, f"{folder}/config.json", cache_dir) if folder else None
+        settings = read_json(config, CURE) if config else {}
+        modules.append(SentenceModule(kind.rpartition(".")[2], folder, settings, checkpoint, cache_dir))
+    return modules
+
+
+@quiet_retries()
+def _find(checkpoint: str, name: str, cache_dir: str | None) -> Path | None:
+    """A file of a checkpoint, downloaded where that is on the hub; None where it has no such file."""
+    found = cached_file(
+        checkpoint,
+        name,
+        cache_dir=cache_dir,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,  # of a model that was downloaded before
+    )
+    return Path(found) if found else None

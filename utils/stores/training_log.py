@@ -1,0 +1,170 @@
+"""The curves of a run for TensorBoard: losses and weights over training, and the metrics of its checkpoints."""
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from utils.runtime import distributed
+from utils.runtime.errors import InputError, disk_errors
+from utils.stores.episode import METRICS
+
+EVALUATION = ".evaluation"  # the end of the name of the file that `log_evaluation` writes
+
+
+class StepResult(Protocol):
+    """What a log asks of a training step: its loss and norm, and of each cluster the loss and the triplets, (K,)."""
+
+    loss: Tensor
+    gradient_norm: Tensor
+    cluster_losses: Tensor
+    counts: Tensor
+
+
+class MeanLosses:
+    """The losses of the training steps since the last log entry: sums, on the steps' own device.
+
+    A loss that is not finite, of a step that is skipped, counts for nothing.
+    """
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None  # steps, Σ loss, and of each cluster Σ loss of its triplets and triplets
+
+    def add(self, result: StepResult) -> None:
+        counts = result.counts.double()
+        one = torch.ones_like(counts[:1])
+        own = torch.cat([one, result.loss.double()[None], result.cluster_losses.double() * counts, counts])
+        own = torch.where(own.isfinite().all(), own, 0.0)
+        self._sums = self._sums.to(own.device) + own if self else own
+
+    def __bool__(self) -> bool:
+        return self._sums is not None
+
+    def means(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The mean loss, of each cluster the mean loss of its triplets, (K,), and their number, (K,).
+
+        nan where there was none.
+        """
+        steps, loss = self._sums[:2]
+        sums, counts = self._sums[2:].chunk(2)
+        return loss / steps, sums / counts, counts
+
+    def state(self) -> dict[str, list[float]]:
+        """What a checkpoint keeps of it; nothing where no step was taken."""
+        return {"sums": self._sums.tolist()} if self else {}
+
+    def load(self, state: Mapping[str, object], clusters: int) -> None:
+        """Goes on from a state; `InputError` where it is not one of so many clusters."""
+        sums, length = state.get("sums"), 2 + 2 * clusters
+        if state and not (isinstance(sums, list) and len(sums) == length and all(map(_is_finite, sums))):
+            raise InputError(f"the log's sums are {sums!r:.80}, not {length} numbers as they were saved")
+        self._sums = torch.tensor(sums, dtype=torch.float64) if state else None
+
+
+class TrainingLog:
+    """TensorBoard curves, written by the main process. Values may be tensors on any device.
+
+    A loss is the mean over the steps since the entry before; `losses`, which a checkpoint keeps, are those that no
+    entry has yet.
+    """
+
+    def __init__(self, folder: str | Path, first_step: int = 0) -> None:
+        """`first_step`: points beyond it that an interrupted run left are taken back."""
+        self._folder, self._writer = folder, None
+        self.losses, self._loss = MeanLosses(), math.nan
+        if distributed.is_main():
+            with disk_errors(folder):
+                for path in Path(folder).glob(f"*{EVALUATION}"):  # its checkpoint is not the last any more
+                    path.unlink()
+                self._writer = SummaryWriter(str(folder), purge_step=first_step + 1)
+        self._last: tuple[int, float] | None = None
+
+    def metrics(self, step: int, result: Mapping[str, object]) -> None:
+        """Where an episode's training begins: its number and the metrics that it was mined with, by cluster too."""
+        self.scalars(step, {"episode": result["episode"]} if "episode" in result else {})
+        self.scalars(step, _curves_of(result, result.get("zero_shot", {})))
+        for cluster, value in enumerate(result.get("cluster_mrr", ())):
+            if value is not None:
+                self.scalars(step, {f"dev_cluster_mrr/{cluster:02d}": value})
+
+    def scalars(self, step: int, values: Mapping[str, float | Tensor]) -> None:
+        """One point of several curves at an optimizer step; `InputError` where the disk takes no more."""
+        if self._writer:
+            with disk_errors(self._folder):
+                for name, value in values.items():
+                    self._writer.add_scalar(name, float(value), step)
+
+    def clusters(self, step: int, name: str, values: Tensor, present: Tensor) -> None:
+        """One point of a curve a cluster, `name`/00 …: `values` (K,) where `present` (K,) holds."""
+        if self._writer:
+            shown = present.tolist()
+            points = {f"{name}/{g:02d}": value for g, value in enumerate(values.tolist()) if shown[g]}
+            self.scalars(step, points)
+
+    def step(self, step: int, result: StepResult, weights: Tensor, learning_rate: float, entry: bool = True) -> None:
+        """What a training step saw, the cluster weights (K,) that it was taken with, and the pace since last time.
+
+        Without `entry` nothing is written, and the step's losses count for the next entry.
+        """
+        self.losses.add(result)
+        if not entry:
+            return
+        loss, cluster_losses, counts = self.losses.means()
+        self._loss, self.losses = float(loss), MeanLosses()
+        values = {"loss": loss, "learning_rate": learning_rate, "gradient_norm": result.gradient_norm}
+        last, self._last = self._last, (step, time.monotonic())
+        if last:
+            values["steps_per_second"] = (step - last[0]) / (self._last[1] - last[1])
+        self.scalars(step, values)
+        if len(weights) > 1:
+            self.clusters(step, "cluster_loss", cluster_losses, counts > 0)
+            self.clusters(step, "cluster_weight", weights, weights >= 0)
+
+    @property
+    def loss(self) -> float:
+        """The mean loss of the steps since the last entry; where there are none, that of the entry."""
+        return float(self.losses.means()[0]) if self.losses else self._loss
+
+    def flush(self) -> None:
+        """Writes to the disk what was logged so far."""
+        if self._writer:
+            with disk_errors(self._folder):
+                self._writer.flush()
+
+    def close(self) -> None:
+        if self._writer:
+            with disk_errors(self._folder):
+                self._writer.close()
+
+
+def log_evaluation(
+    folder: str | Path, step: int, dev: Mapping[str, float], zero_shot: Mapping[str, Mapping[str, float]]
+) -> None:
+    """Adds the metrics of the last checkpoint, which no mining measures, to the curves of its training.
+
+    They are in a file of their own, which takes the place of an earlier evaluation's.
+    """
+    with disk_errors(folder):
+        for path in Path(folder).glob(f"*{EVALUATION}"):
+            path.unlink()
+        with SummaryWriter(str(folder), filename_suffix=EVALUATION) as writer:
+            as_mined = {"ndcg": dev["ndcg@10"], **dev} if "ndcg@10" in dev else dev
+            for name, value in _curves_of(as_mined, zero_shot).items():
+                writer.add_scalar(name, value, step)
+
+
+def _curves_of(dev: Mapping[str, object], zero_shot: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The points of a checkpoint's metrics by the names of their curves."""
+    curves = {f"dev/{name}": dev[name] for name in ("ndcg", *METRICS) if name in dev}
+    for collection, means in zero_shot.items():
+        curves |= {f"zero_shot/{collection}/{name}": value for name, value in means.items()}
+    return curves
+
+
+def _is_finite(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
