@@ -163,8 +163,8 @@ def write_split(
     """Writes `out_folder`/NAME-query/ and, last, NAME-qrel.tsv; returns the number of queries.
 
     `passage_rows` has the row of each judged passage that the collection, in `out_folder`/passages/, holds. Judgments
-    of others are kept (`utils.stores.qrels`), and counted. A query that is judged relevant to none but such passages is
-    kept to be measured, and left out of a split that is `trained_on`. `InputError` where all queries are such.
+    of others are kept (`utils.stores.qrels`), and counted. A query that is judged relevant to none but such passages
+    is kept to be measured, and left out of a split that is `trained_on`. `InputError` where all queries are such.
     """
 
     def can_be_found(query: str) -> bool:
