@@ -35,7 +35,7 @@ from utils.mining.evaluation import DEPTH, check_names, evaluate_collections, ga
 from utils.mining.negatives import check_candidates, deal_passes, draw_negatives
 from utils.mining.search import search_rows
 from utils.runtime import distributed
-from utils.runtime.arguments import check_at_least_one, option, parse, required
+from utils.runtime.arguments import LengthArguments, ModelArguments, check_at_least_one, option, parse, required
 from utils.runtime.errors import InputError, run
 from utils.runtime.logs import say
 from utils.runtime.precision import choose_precision
@@ -48,8 +48,8 @@ from utils.stores.qrels import Qrels, read_train_and_dev_qrels
 from utils.stores.token_store import TokenStore
 
 
-@dataclass
-class Arguments:
+@dataclass(kw_only=True)
+class Arguments(ModelArguments, LengthArguments):
     data_dir: str = required("token stores, as data/msmarco_data.py writes them")
     output_dir: str = required("where mined files, clusters and embeddings go")
     training_dir: str = required("checkpoints of the run; the newest valid one mines")
@@ -57,9 +57,6 @@ class Arguments:
     init_model_dir: str = option("", "checkpoint to begin with where training_dir holds none: a folder or a hub name")
     zero_shot_dirs: list[str] = field(default_factory=list, metadata={"help": "tokenized collections to evaluate on"})
     public_ann_data_dir: str = option("", "embeddings of the initial checkpoint, shared between experiments")
-    model_type: str = option("rdot_nll", "rdot_nll, rdot_nll_multi_chunk or rdot_nll_condenser")
-    max_seq_length: int = option(128, "tokens of a passage, as in the token store")
-    max_query_length: int = option(64, "tokens of a query, as in the token store")
     per_gpu_eval_batch_size: int = option(128, "texts a process encodes at once, at most")
     embedding_dtype: str = option("float32", "float32 or float16: the type that embeddings are stored in")
     topk_training: int = option(200, "passages ranked a training query, from which negatives are drawn")
@@ -74,11 +71,7 @@ class Arguments:
     cluster_query: bool = option(False, "cluster the training queries, and write each line's cluster")
     cluster_centroids: int = option(50, "clusters of the training queries")
     inference: bool = option(False, "encode only, with the newest checkpoint, and mine nothing")
-    fp16: bool = option(False, "mixed precision: bfloat16 where the hardware has it, float16 on an older GPU")
     seed: int = option(42, "seed of the clusters and of the negatives")
-    cache_dir: str = option("", "where models from the hub are kept")
-    no_cuda: bool = option(False, "stay on the CPU")
-    local_rank: int = option(-1, "set by torch.distributed.launch")
 
     def __post_init__(self) -> None:
         self.result_dir = self.result_dir or self.output_dir

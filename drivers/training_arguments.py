@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.dro import OBJECTIVES
-from utils.runtime.arguments import check_at_least_one, option, required
+from utils.runtime.arguments import LengthArguments, ModelArguments, check_at_least_one, option, required
 from utils.runtime.errors import InputError
 
 NUM_TRAINING_STEPS, TOTAL_TRAINING_STEPS = 60_000, 300_000  # the public code's, which no published command gives
 
 
-@dataclass
-class Arguments:
+@dataclass(kw_only=True)
+class Arguments(ModelArguments, LengthArguments):
     data_dir: str = required("token stores, as data/msmarco_data.py writes them")
     ann_dir: str = required("mined files, as drivers/run_ann_data_gen.py writes them")
     training_dir: str = option("", "checkpoints; the newest valid one is gone on from (default: output_dir)")
@@ -19,14 +19,11 @@ class Arguments:
     result_dir: str = option("", "ann_ndcg_N files of the mined episodes (default: ann_dir)")
     init_model_dir: str = option("", "checkpoint to begin with where training_dir holds none")
     model_name_or_path: str = option("", "the same, as a hub name or folder; used where init_model_dir is not given")
-    model_type: str = option("rdot_nll", "rdot_nll, rdot_nll_multi_chunk or rdot_nll_condenser")
     model_size: str = option("base", "base or large: iDRO compares gradients over the last 3 or 2 layers")
     task_name: str = option("MSMarco", "name of the run in its log")
     triplet: bool = option(True, "train on (query, positive, negative) triplets, the only form of mined files")
     round: int = option(0, "the episode, from 0; -1: the newest that is mined, while another process mines on")
     max_steps: int = option(0, "optimizer steps of one episode; 0: one pass over its mined file (not with round -1)")
-    max_seq_length: int = option(128, "tokens of a passage, as in the token store")
-    max_query_length: int = option(64, "tokens of a query, as in the token store")
     per_gpu_train_batch_size: int = option(16, "triplets a process and backward pass")
     per_gpu_eval_batch_size: int = option(128, "taken for the miner's sake; training does not evaluate")
     gradient_accumulation_steps: int = option(1, "backward passes an optimizer step")
@@ -51,7 +48,6 @@ class Arguments:
         "taken for the published command line's sake: a round warms up and decays once, with it or without. (Without "
         "it the public code decays over the mined file's number of lines, this code over num_training_steps still.)",
     )
-    fp16: bool = option(False, "mixed precision: bfloat16 where the hardware has it, float16 on an older GPU")
     group: int = option(0, "1: use the clusters of the mined file; 0: plain ERM")
     n_groups: int = option(50, "clusters, as many as were mined with")
     dro_type: str = option("idro", "idro or dro-greedy, in upper or lower case")
@@ -67,10 +63,7 @@ class Arguments:
     save_total_limit: int = option(0, "newest checkpoints of the episode that are kept, its last one too; 0: all")
     max_skipped_steps: int = option(50, "steps in a row whose gradient is not finite, after which training gives up")
     log_dir: str = option("", "TensorBoard folder (default: output_dir/logs)")
-    cache_dir: str = option("", "where models from the hub are kept")
     seed: int = option(42, "seed of dropout")
-    no_cuda: bool = option(False, "stay on the CPU")
-    local_rank: int = option(-1, "set by torch.distributed.launch")
 
     def __post_init__(self) -> None:
         self.training_dir = self.training_dir or self.output_dir

@@ -25,18 +25,17 @@ from evaluate.metrics_file import RunMetrics, write_evaluation
 from model.encoders import Reading, load_store_encoder
 from utils.mining.evaluation import DEPTH, evaluate_collection
 from utils.runtime import distributed
-from utils.runtime.arguments import option, parse, required
+from utils.runtime.arguments import ModelArguments, option, parse, required
 from utils.runtime.errors import run
 from utils.runtime.precision import choose_precision
 from utils.stores.embedding_store import check_dtype
 
 
-@dataclass
-class Arguments:
+@dataclass(kw_only=True)
+class Arguments(ModelArguments):
     data_dir: str = required("token stores, as data/beir_data.py or data/msmarco_data.py writes them")
     out_dir: str = required("where metrics.json, per_query.json, run.trec and qrels.trec go")
     model_name_or_path: str = required("the checkpoint: a folder or a hub name")
-    model_type: str = option("rdot_nll", "rdot_nll, rdot_nll_multi_chunk or rdot_nll_condenser")
     pooling: str = option("cls", "cls: a text's vector is its first token's; mean: the mean of all its tokens'")
     normalize: bool = option(False, "scale vectors to length 1, so that scores are cosines")
     split: str = option("test", "which queries: those of SPLIT-query and SPLIT-qrel.tsv")
@@ -46,10 +45,6 @@ class Arguments:
     depth: int = option(DEPTH, "passages ranked a query")
     per_gpu_eval_batch_size: int = option(128, "texts a process encodes at once, at most")
     embedding_dtype: str = option("float32", "float32 or float16: the type that embeddings are stored in")
-    fp16: bool = option(False, "mixed precision: bfloat16 where the hardware has it, float16 on an older GPU")
-    cache_dir: str = option("", "where models from the hub are kept")
-    no_cuda: bool = option(False, "stay on the CPU")
-    local_rank: int = option(-1, "set by torch.distributed.launch")
 
     def __post_init__(self) -> None:
         self.collection = self.collection or Path(self.data_dir).resolve().name

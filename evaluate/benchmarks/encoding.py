@@ -40,7 +40,7 @@ from model.encoders import load_encoder
 from utils.batching import Sequences
 from utils.mining.encoding import encode_store, open_sequences
 from utils.runtime import distributed
-from utils.runtime.arguments import check_at_least_one, option, parse, required
+from utils.runtime.arguments import DeviceArguments, check_at_least_one, option, parse, required
 from utils.runtime.errors import InputError, run
 from utils.runtime.logs import say
 from utils.runtime.precision import Precision, choose_precision
@@ -50,8 +50,8 @@ OURS, LIBRARY = "ours", "sentence-transformers"
 LEAST_COSINE = {torch.float32: 0.99999, torch.bfloat16: 0.99, torch.float16: 0.999}
 
 
-@dataclass
-class Arguments:
+@dataclass(kw_only=True)
+class Arguments(DeviceArguments):
     out_dir: str = required("where encoding-….json goes")
     collection_dir: str = required("folder with the texts, collection.tsv")
     checkpoint: str = required("the BERT checkpoint (folder or hub name)")
@@ -60,11 +60,9 @@ class Arguments:
     batch_size: int = option(128, "texts at once, at most; the miner's default")
     library_batch_size: int = option(32, "texts at once of sentence-transformers; its default")
     max_seq_length: int = option(128, "tokens of a text, at most")
-    fp16: bool = option(False, "mixed precision: bfloat16 where the hardware has it, float16 on an older GPU")
     product_size: int = option(0, "rows of the square matrices of the peak; 0: 2048, on CUDA 8192")
     seed: int = option(42, "seed of the choice of texts")
     peak_of: str = option("", "only print the peak memory, in GiB, of two turns of this contender")
-    no_cuda: bool = option(False, "stay on the CPU")
 
     def __post_init__(self) -> None:
         check_at_least_one(self, "rounds", "batch_size", "library_batch_size")

@@ -24,7 +24,7 @@ from evaluate.benchmarks import contenders
 from model.training_step import TrainingStep
 from utils.batching import PackedTokens, TripletBatch
 from utils.runtime import distributed
-from utils.runtime.arguments import option, parse, required
+from utils.runtime.arguments import DeviceArguments, option, parse, required
 from utils.runtime.errors import InputError, run
 from utils.runtime.logs import progress
 from utils.stores.files import write_json
@@ -32,8 +32,8 @@ from utils.stores.files import write_json
 NEGATIVES_A_LINE = 6
 
 
-@dataclass
-class Arguments:
+@dataclass(kw_only=True)
+class Arguments(DeviceArguments):
     out_dir: str = required("where group_gradients-….json goes")
     shape: str = option("minilm", "base (12 layers, 768 wide), mid (12, 384), minilm (6, 384) or tiny")
     triplets: int = option(64, "triplets a step and process")
@@ -48,9 +48,7 @@ class Arguments:
             "help": "erm, idro, sketch (iDRO with --idro_sketch_dim 1024), published (a backward pass a cluster)"
         },
     )
-    fp16: bool = option(False, "mixed precision")
     peak_of: str = option("", "only print the peak memory, in GiB, of two steps of this contender")
-    no_cuda: bool = option(False, "stay on the CPU")
 
     def __post_init__(self) -> None:
         if "erm" not in self.contenders:

@@ -24,13 +24,13 @@ from data.judgments import read_judgments
 from data.msmarco_data import read_tsv
 from data.tokenizing import text_normalizer
 from utils.runtime import distributed
-from utils.runtime.arguments import option, parse, required
+from utils.runtime.arguments import DeviceArguments, option, parse, required
 from utils.runtime.errors import run
 from utils.runtime.precision import choose_precision
 
 
-@dataclass
-class Arguments:
+@dataclass(kw_only=True)
+class Arguments(DeviceArguments):
     collection_dir: str = required("collection.tsv, queries.train.tsv and qrels.train.tsv")
     checkpoint: str = required("the checkpoint that mines: a folder or a hub name")
     out_dir: str = required("where the data set goes")
@@ -38,9 +38,7 @@ class Arguments:
     topk: int = option(200, "passages ranked a query, without its relevant ones, from which negatives are drawn")
     negatives: int = option(30, "negatives drawn a query")
     batch_size: int = option(128, "texts encoded at once")
-    fp16: bool = option(False, "mixed precision: bfloat16 where the hardware has it, float16 on an older GPU")
     seed: int = option(42, "seed of the negatives")
-    no_cuda: bool = option(False, "stay on the CPU")
 
 
 def read_pairs(folder: Path) -> tuple[dict[str, list[str]], list[str]]:

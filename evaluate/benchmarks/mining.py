@@ -37,7 +37,7 @@ from datasets import load_from_disk
 from evaluate.benchmarks import contenders, processes
 from evaluate.benchmarks.processes import Stage
 from utils.runtime import distributed
-from utils.runtime.arguments import check_at_least_one, option, parse, required
+from utils.runtime.arguments import DeviceArguments, LengthArguments, check_at_least_one, option, parse, required
 from utils.runtime.errors import run
 from utils.runtime.logs import say
 from utils.runtime.precision import choose_precision
@@ -50,8 +50,8 @@ OURS, LIBRARY, TOKENIZING = "ours", "sentence-transformers", "tokenizing"
 MODEL_TYPE = "rdot_nll_condenser"
 
 
-@dataclass
-class Arguments:
+@dataclass(kw_only=True)
+class Arguments(DeviceArguments, LengthArguments):
     out_dir: str = required("where mining-….json goes")
     collection_dir: str = required("the texts, in MS MARCO's files")
     data_dir: str = required("token stores of the same texts, as data/msmarco_data.py writes them")
@@ -61,11 +61,7 @@ class Arguments:
     negatives: int = option(30, "negatives drawn a query")
     clusters: int = option(50, "clusters of the training queries, which only ours makes")
     batch_size: int = option(128, "texts encoded at once")
-    max_seq_length: int = option(128, "tokens of a passage, as in the token store")
-    max_query_length: int = option(64, "tokens of a query, likewise; sentence-transformers has one length")
-    fp16: bool = option(False, "mixed precision: bfloat16 where the hardware has it, float16 on an older GPU")
     seed: int = option(42, "seed of clusters and negatives")
-    no_cuda: bool = option(False, "stay on the CPU")
 
     def __post_init__(self) -> None:
         check_at_least_one(self, "rounds")

@@ -53,7 +53,7 @@ from model.triplets import TripletModel
 from utils.batching import Sequences, TripletBatch, make_step_batches, prefetch
 from utils.mining.encoding import check_length
 from utils.runtime import distributed
-from utils.runtime.arguments import check_at_least_one, option, parse, required
+from utils.runtime.arguments import DeviceArguments, LengthArguments, check_at_least_one, option, parse, required
 from utils.runtime.errors import InputError, run
 from utils.runtime.logs import say
 from utils.runtime.memory import keep_freed_memory
@@ -71,8 +71,8 @@ MODEL_TYPE = "rdot_nll_condenser"
 NEGATIVES_A_LINE = 6
 
 
-@dataclass
-class Arguments:
+@dataclass(kw_only=True)
+class Arguments(DeviceArguments, LengthArguments):
     out_dir: str = required("where training-….json goes")
     collection_dir: str = required("the texts, in MS MARCO's files: collection.tsv and queries.train.tsv")
     data_dir: str = required("token stores of the same texts, as data/msmarco_data.py writes them")
@@ -81,15 +81,11 @@ class Arguments:
     triplets: int = option(64, "triplets a step")
     rounds: int = option(7, "steps of each contender that count, after one that does not")
     clusters: int = option(50, "clusters of the queries")
-    max_seq_length: int = option(128, "tokens of a passage, as in the token store")
-    max_query_length: int = option(64, "tokens of a query, likewise; sentence-transformers has one length")
     contenders: list[str] = field(default_factory=lambda: list(CONTENDERS), metadata={"help": ", ".join(CONTENDERS)})
     optimizer: str = option("lamb", "lamb or adamW, of all contenders")
     dropout: float = option(0.1, "dropout of all contenders")
-    fp16: bool = option(False, "mixed precision: bfloat16 where the hardware has it, float16 on an older GPU")
     product_size: int = option(0, "rows of the square matrices of the peak; 0: 2048, on CUDA 8192")
     seed: int = option(42, "seed of the lines and clusters")
-    no_cuda: bool = option(False, "stay on the CPU")
 
     def __post_init__(self) -> None:
         contenders.check_shape(self.shape)

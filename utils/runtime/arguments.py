@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from transformers import HfArgumentParser
@@ -27,6 +27,31 @@ def option(default: Any, help: str) -> Any:
 def required(help: str) -> Any:
     """A flag that must be given."""
     return field(metadata={"help": help})
+
+
+@dataclass(kw_only=True)
+class DeviceArguments:
+    """Where a script computes, and how precisely."""
+
+    fp16: bool = option(False, "mixed precision: bfloat16 where the hardware has it, float16 on an older GPU")
+    no_cuda: bool = option(False, "stay on the CPU")
+
+
+@dataclass(kw_only=True)
+class ModelArguments(DeviceArguments):
+    """How a script that several processes run reads a checkpoint."""
+
+    model_type: str = option("rdot_nll", "rdot_nll, rdot_nll_multi_chunk or rdot_nll_condenser")
+    cache_dir: str = option("", "where models from the hub are kept")
+    local_rank: int = option(-1, "set by torch.distributed.launch")
+
+
+@dataclass(kw_only=True)
+class LengthArguments:
+    """The lengths that the token stores were made with."""
+
+    max_seq_length: int = option(128, "tokens per passage, as in the token store")
+    max_query_length: int = option(64, "tokens per query, as in the token store")
 
 
 def check_at_least_one(arguments: Any, *names: str) -> None:
