@@ -48,7 +48,7 @@ from utils.stores.qrels import Qrels, read_train_and_dev_qrels
 from utils.stores.token_store import TokenStore
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Arguments(ModelArguments, LengthArguments):
     data_dir: str = required("token stores, as data/msmarco_data.py writes them")
     output_dir: str = required("where mined files, clusters and embeddings go")

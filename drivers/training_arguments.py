@@ -10,7 +10,7 @@ from utils.runtime.errors import InputError
 NUM_TRAINING_STEPS, TOTAL_TRAINING_STEPS = 60_000, 300_000  # the public code's, which no published command gives
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Arguments(ModelArguments, LengthArguments):
     data_dir: str = required("token stores, as data/msmarco_data.py writes them")
     ann_dir: str = required("mined files, as drivers/run_ann_data_gen.py writes them")

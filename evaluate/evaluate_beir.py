@@ -31,7 +31,7 @@ from utils.runtime.precision import choose_precision
 from utils.stores.embedding_store import check_dtype
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Arguments(ModelArguments):
     data_dir: str = required("token stores, as data/beir_data.py or data/msmarco_data.py writes them")
     out_dir: str = required("where metrics.json, per_query.json, run.trec and qrels.trec go")

@@ -6,13 +6,15 @@ own each.
 """
 
 import multiprocessing
+import platform
 import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from utils.runtime import distributed
 from utils.runtime.errors import InputError
 from utils.runtime.logs import say
 from utils.runtime.precision import choose_precision
+from utils.stores.files import write_json
 
 SHAPES = {  # layers, width, heads
     "base": (12, 768, 12),
@@ -45,6 +48,35 @@ SKETCH_DIM = 1024
 BUSY = 0.8  # a product rate under this part of the median one says that the machine was not left alone
 PRODUCTS = 5  # timed each time that the machine's peak is measured
 LEARNING_RATE, ADAM_EPSILON, MAX_GRAD_NORM = 1e-5, 1e-8, 1.0
+
+
+def set_up_one_process(no_cuda: bool) -> torch.device:
+    """The device of a benchmark of one process; `InputError` where there are several, or several GPUs."""
+    device = distributed.set_up(no_cuda)
+    if distributed.world_size() > 1 or (device.type == "cuda" and torch.cuda.device_count() > 1):
+        raise InputError("this benchmark is of one process and at most one GPU; name it: CUDA_VISIBLE_DEVICES=0")
+    return device
+
+
+def describe(args: Any, libraries: Sequence[str], not_settings: Sequence[str], device: torch.device | None) -> dict:
+    """What was measured where, for a result's head: the device, threads, versions, and the script's arguments.
+
+    `args` is the script's dataclass, of which the fields `not_settings` say where things lie.
+    """
+    return {
+        **({"device": name_of(device)} if device else {}),
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in libraries} | {"python": platform.python_version()},
+        "settings": {name: value for name, value in asdict(args).items() if name not in not_settings},
+    }
+
+
+def write_result(path: Path, result: dict, script: str | None = None, args: Any = None) -> None:
+    """Writes a result, and says so; of a `script`, each contender's peak memory is measured first, by that script."""
+    for name, of_contender in result["contenders"].items() if script else ():
+        of_contender["peak_gib"] = peak_of_fresh_process(script, args, name)
+    write_json(path, result)
+    say(f"wrote {path}")
 
 
 def check_shape(name: str) -> None:

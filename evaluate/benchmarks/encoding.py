@@ -15,13 +15,11 @@ peak in matrix products that does useful work, as in evaluate/benchmarks/trainin
 its own.
 """
 
-import platform
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -39,18 +37,18 @@ from evaluate.operations import encoding_operations
 from model.encoders import load_encoder
 from utils.batching import Sequences
 from utils.mining.encoding import encode_store, open_sequences
-from utils.runtime import distributed
 from utils.runtime.arguments import DeviceArguments, check_at_least_one, option, parse, required
 from utils.runtime.errors import InputError, run
 from utils.runtime.logs import say
 from utils.runtime.precision import Precision, choose_precision
-from utils.stores.files import find_file, write_json
+from utils.stores.files import find_file
 
 OURS, LIBRARY = "ours", "sentence-transformers"
+NOT_SETTINGS = ("out_dir", "collection_dir", "checkpoint", "peak_of", "no_cuda")
 LEAST_COSINE = {torch.float32: 0.99999, torch.bfloat16: 0.99, torch.float16: 0.999}
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Arguments(DeviceArguments):
     out_dir: str = required("where encoding-….json goes")
     collection_dir: str = required("folder with the texts, collection.tsv")
@@ -144,16 +142,8 @@ def measure(args: Arguments, folder: Path, device: torch.device) -> dict:
     for one in results.values():
         one["useful_share"] = useful / peak / one["median_seconds"]
     return {
-        "device": contenders.name_of(device),
-        "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("torch", "transformers", LIBRARY)}
-        | {"python": platform.python_version()},
+        **contenders.describe(args, ("torch", "transformers", LIBRARY), NOT_SETTINGS, device),
         "dtype": str(precision.dtype).removeprefix("torch."),
-        "settings": {
-            name: value
-            for name, value in asdict(args).items()
-            if name not in ("out_dir", "collection_dir", "checkpoint", "peak_of", "no_cuda")
-        },
         "layers": work.layers,
         "width": work.width,
         "texts": len(lengths),
@@ -172,19 +162,13 @@ def print_peak(args: Arguments, folder: Path, device: torch.device) -> None:
 
 def main() -> None:
     args = parse(Arguments, __doc__)
-    device = distributed.set_up(args.no_cuda)
-    if distributed.world_size() > 1 or (device.type == "cuda" and torch.cuda.device_count() > 1):
-        raise InputError("this benchmark is of one process and at most one GPU; name it: CUDA_VISIBLE_DEVICES=0")
+    device = contenders.set_up_one_process(args.no_cuda)
     with tempfile.TemporaryDirectory() as folder:
         if args.peak_of:
             print_peak(args, Path(folder), device)
             return
         result = measure(args, Path(folder), device)
-    for name, of_contender in result["contenders"].items():
-        of_contender["peak_gib"] = contenders.peak_of_fresh_process(__file__, args, name)
-    path = Path(args.out_dir, f"encoding-{result['dtype']}.json")
-    write_json(path, result)
-    say(f"wrote {path}")
+    contenders.write_result(Path(args.out_dir, f"encoding-{result['dtype']}.json"), result, __file__, args)
 
 
 if __name__ == "__main__":

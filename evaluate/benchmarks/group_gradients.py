@@ -32,7 +32,7 @@ from utils.stores.files import write_json
 NEGATIVES_A_LINE = 6
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Arguments(DeviceArguments):
     out_dir: str = required("where group_gradients-….json goes")
     shape: str = option("minilm", "base (12 layers, 768 wide), mid (12, 384), minilm (6, 384) or tiny")

@@ -29,7 +29,7 @@ from utils.runtime.errors import run
 from utils.runtime.precision import choose_precision
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Arguments(DeviceArguments):
     collection_dir: str = required("collection.tsv, queries.train.tsv and qrels.train.tsv")
     checkpoint: str = required("the checkpoint that mines: a folder or a hub name")

@@ -21,17 +21,14 @@ Both miners rank as many passages a query, take out all of its relevant ones and
 the rest.
 """
 
-import platform
 import statistics
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import torch
 from datasets import load_from_disk
 
 from evaluate.benchmarks import contenders, processes
@@ -42,15 +39,15 @@ from utils.runtime.errors import run
 from utils.runtime.logs import say
 from utils.runtime.precision import choose_precision
 from utils.stores.episode import read_result
-from utils.stores.files import write_json
 from utils.stores.token_store import TokenStore
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS, LIBRARY, TOKENIZING = "ours", "sentence-transformers", "tokenizing"
 MODEL_TYPE = "rdot_nll_condenser"
+NOT_SETTINGS = ("out_dir", "collection_dir", "data_dir", "checkpoint", "no_cuda")
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Arguments(DeviceArguments, LengthArguments):
     out_dir: str = required("where mining-….json goes")
     collection_dir: str = required("the texts, in MS MARCO's files")
@@ -140,22 +137,12 @@ def main() -> None:
     stores = [TokenStore(Path(args.data_dir, name)) for name in ("passages", "train-query", "dev-query")]
     dtype = str(choose_precision(args.fp16, device).dtype).removeprefix("torch.")
     result = {
-        "device": contenders.name_of(device),
-        "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("torch", "transformers", LIBRARY)}
-        | {"python": platform.python_version()},
+        **contenders.describe(args, ("torch", "transformers", LIBRARY), NOT_SETTINGS, device),
         "dtype": dtype,
-        "settings": {
-            name: value
-            for name, value in asdict(args).items()
-            if name not in ("out_dir", "collection_dir", "data_dir", "checkpoint", "no_cuda")
-        },
         "collection": {store.folder.name: {"texts": len(store), "tokens": store.meta.tokens} for store in stores},
         "contenders": summarize(take_turns(args)),
     }
-    path = Path(args.out_dir, f"mining-{dtype}.json")
-    write_json(path, result)
-    say(f"wrote {path}")
+    contenders.write_result(Path(args.out_dir, f"mining-{dtype}.json"), result)
 
 
 if __name__ == "__main__":

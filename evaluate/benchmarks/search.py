@@ -17,9 +17,8 @@ that ours multiplies in. Memory is that of a process of its own, and the file th
 
 import statistics
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -42,7 +41,6 @@ from utils.stores.embedding_store import (
     find_embeddings,
     record_embeddings,
 )
-from utils.stores.files import write_json
 
 CONTENDERS = ("ours", "faiss")
 CENTRES = 1_000
@@ -137,12 +135,10 @@ def measure(args: Arguments, device: torch.device) -> dict:
     results = contenders.summarize(seconds, "faiss", {"queries": args.queries})
     for one in results.values():
         one["share_of_products"] = operations / rate / one["median_seconds"]
+    head = contenders.describe(args, ("torch", "numpy"), ("out_dir", "peak_of", "no_cuda"), device)
     return {
-        "device": contenders.name_of(device),
-        "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("torch", "numpy")} | {"faiss": faiss.__version__},
+        **(head | {"versions": head["versions"] | {"faiss": faiss.__version__}}),
         "dtype": str(dtype).removeprefix("torch."),
-        "settings": {k: v for k, v in asdict(args).items() if k not in ("out_dir", "peak_of", "no_cuda")},
         "file_gib": args.passages * args.dimensions * 4 / 2**30,
         "peak_operations_a_second": {"size": size, "median": rate, "lowest": min(rates), "highest": max(rates)},
         "contenders": results,
@@ -158,11 +154,8 @@ def main() -> None:
         print(contenders.peak_gib(torch.device("cpu")))
         return
     result = measure(args, device)
-    for name, of_contender in result["contenders"].items():
-        of_contender["peak_gib"] = contenders.peak_of_fresh_process(__file__, args, name)
     path = Path(args.out_dir, f"search-{args.passages}-{result['dtype']}.json")
-    write_json(path, result)
-    say(f"wrote {path}")
+    contenders.write_result(path, result, __file__, args)
 
 
 if __name__ == "__main__":

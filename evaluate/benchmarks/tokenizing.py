@@ -13,12 +13,10 @@ Memory is that of a process of its own.
 """
 
 import os
-import platform
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -32,10 +30,11 @@ from evaluate.benchmarks import contenders
 from utils.runtime.arguments import check_at_least_one, option, parse, required
 from utils.runtime.errors import run
 from utils.runtime.logs import say
-from utils.stores.files import find_file, write_json
+from utils.stores.files import find_file
 from utils.stores.token_store import TokenStore
 
 OURS, LIBRARY = "ours", "datasets"
+NOT_SETTINGS = ("out_dir", "collection_dir", "checkpoint", "peak_of")
 MODEL_TYPE = "rdot_nll_condenser"
 CPU = torch.device("cpu")
 
@@ -107,14 +106,8 @@ def measure(args: Arguments, folder: Path) -> dict:
     tokens = TokenStore(folder / OURS).meta.tokens
     return {
         "device": contenders.name_of(CPU),
+        **contenders.describe(args, ("tokenizers", "transformers", LIBRARY), NOT_SETTINGS, None),
         "threads": len(os.sched_getaffinity(0)),
-        "versions": {name: version(name) for name in ("tokenizers", "transformers", LIBRARY)}
-        | {"python": platform.python_version()},
-        "settings": {
-            name: value
-            for name, value in asdict(args).items()
-            if name not in ("out_dir", "collection_dir", "checkpoint", "peak_of")
-        },
         "texts": args.texts,
         "tokens": tokens,
         "contenders": contenders.summarize(seconds, LIBRARY, {"texts": args.texts, "tokens": tokens}),
@@ -130,11 +123,7 @@ def main() -> None:
             print(contenders.peak_gib(CPU))
             return
         result = measure(args, Path(folder))
-    for name, of_contender in result["contenders"].items():
-        of_contender["peak_gib"] = contenders.peak_of_fresh_process(__file__, args, name)
-    path = Path(args.out_dir, "tokenizing.json")
-    write_json(path, result)
-    say(f"wrote {path}")
+    contenders.write_result(Path(args.out_dir, "tokenizing.json"), result, __file__, args)
 
 
 if __name__ == "__main__":

@@ -21,15 +21,13 @@ measured between the rounds, in the same type and with the same threads.
 All processes must fit into memory at once: at the defaults about 18 GiB.
 """
 
-import platform
 import statistics
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -69,9 +67,10 @@ CONTENDERS = (LIBRARY, *OURS, PUBLISHED)
 REFERENCES = (LIBRARY, "erm")
 MODEL_TYPE = "rdot_nll_condenser"
 NEGATIVES_A_LINE = 6
+NOT_SETTINGS = ("out_dir", "collection_dir", "data_dir", "checkpoint", "contenders", "no_cuda")
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Arguments(DeviceArguments, LengthArguments):
     out_dir: str = required("where training-….json goes")
     collection_dir: str = required("the texts, in MS MARCO's files: collection.tsv and queries.train.tsv")
@@ -307,16 +306,8 @@ def measure(args: Arguments, folder: Path, device: torch.device) -> dict:
     useful = [useful_operations(of_batch, layers, width) for of_batch in lengths]
     peak = statistics.median(rates)
     return {
-        "device": contenders.name_of(device),
-        "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("torch", "transformers", LIBRARY)}
-        | {"python": platform.python_version()},
+        **contenders.describe(args, ("torch", "transformers", LIBRARY), NOT_SETTINGS, device),
         "dtype": str(precision.dtype).removeprefix("torch."),
-        "settings": {
-            name: value
-            for name, value in asdict(args).items()
-            if name not in ("out_dir", "collection_dir", "data_dir", "checkpoint", "contenders", "no_cuda")
-        },
         "layers": layers,
         "width": width,
         "batch": {
@@ -368,9 +359,7 @@ def _divide(one: float, other: float) -> float:
 
 def main() -> None:
     args = parse(Arguments, __doc__)
-    device = distributed.set_up(args.no_cuda)
-    if distributed.world_size() > 1 or (device.type == "cuda" and torch.cuda.device_count() > 1):
-        raise InputError("this benchmark is of one process and at most one GPU; name it: CUDA_VISIBLE_DEVICES=0")
+    device = contenders.set_up_one_process(args.no_cuda)
     with tempfile.TemporaryDirectory() as folder:
         result = measure(args, Path(folder), device)
     path = Path(args.out_dir, f"training-{args.shape}-{result['dtype']}.json")

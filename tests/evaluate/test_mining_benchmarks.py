@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from datasets import load_from_disk
 
 from data.tokenizing import load_tokenizer
@@ -21,6 +20,8 @@ from tests.tiny_models import tiny_bert
 from utils.runtime.errors import InputError
 from utils.stores.episode import mined_file, read_episode
 from utils.stores.token_store import TokenStore
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 QUERIES, PASSAGES = 12, 40
 
@@ -39,15 +40,6 @@ def watch_here(script, flags, ends=()) -> list[Stage]:
         call(lambda: runpy.run_path(str(script), run_name="__main__"), *flags)
     assert re.search(".*".join(ends), said.getvalue(), re.DOTALL), said.getvalue()
     return [Stage(1.0, 0.5, 0.75)] * (len(ends) + 1)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for each other make seconds of milliseconds where the tests have company."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

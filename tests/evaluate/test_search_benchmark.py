@@ -18,7 +18,7 @@ def test_the_script_writes_every_figure_and_the_table_shows_it(tmp_path, monkeyp
             raise PackageNotFoundError(name)
         return version(name)
 
-    monkeypatch.setattr(search, "version", version_on_a_gpu_installation)
+    monkeypatch.setattr(contenders, "version", version_on_a_gpu_installation)
     monkeypatch.setattr(contenders, "peak_of_fresh_process", lambda script, args, name: 0.25)
     call(search.main, "--out_dir", tmp_path, "--no_cuda", *SMALL)
     result = json.loads((tmp_path / "search-500-float32.json").read_text())

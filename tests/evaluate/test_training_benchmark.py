@@ -19,6 +19,8 @@ from utils.batching import Sequences, make_triplet_batch
 from utils.runtime.errors import InputError
 from utils.runtime.precision import choose_precision
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 
 
@@ -27,15 +29,6 @@ def call(main, *flags) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["script", *map(str, flags)])
         main()
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for each other make seconds of milliseconds where the tests have company."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
