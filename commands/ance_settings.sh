@@ -5,9 +5,12 @@
 set -euo pipefail
 
 by_size() { if [[ "$MODEL_SIZE" == large ]]; then echo "$2"; else echo "$1"; fi; } # BASE LARGE
-# A run of a version without these two settings goes on by that version's schedule.
-noted_schedule() { [[ ! -f "$OUT_DIR/settings.train" ]] || grep -q "^NUM_TRAINING_STEPS=" "$OUT_DIR/settings.train"; }
-scheduled() { if noted_schedule; then echo "$1"; else echo "$2"; fi; } # STEPS STEPS-OF-AN-OLDER-RUN
+# What was trained in turn by a version without these two settings goes on by that version's schedule.
+is_older() {
+    [[ -n "$(there "$OUT_DIR"/saved_models/checkpoint-*)" && -f "$OUT_DIR/settings.train" ]] &&
+        grep -q "^ASYNC=0" "$OUT_DIR/settings.train" && ! grep -q "^NUM_TRAINING_STEPS=" "$OUT_DIR/settings.train"
+}
+scheduled() { if is_older; then echo "$2"; else echo "$1"; fi; } # STEPS STEPS-OF-AN-OLDER-RUN
 is_async() { [[ "${ASYNC:-0}" != 0 ]]; } # also before it is settled
 demo_on_one_gpu() { (($(processes_on ${gpus[@]+"${gpus[@]}"}) == 1)); } # one process then takes the triplets of two
 half_of_the_gpus() { # 0 | 1: the first or the second
@@ -48,20 +51,20 @@ setting BATCH_SIZE count '$(by_size 64 32)' 8 "triplets per process and pass (de
 setting PROCESSES count '$(processes_on "${gpus[@]-}")' '$(demo_on_one_gpu && echo 1 || echo 2)' \
     "processes on this machine: by default as many as GPUs, else 1 (demo: 2, on one GPU 1). GPUs are those that CUDA_VISIBLE_DEVICES lists, where it is set"
 setting ACCUMULATION count 1 '$(demo_on_one_gpu && ! is_async && echo 2 || echo 1)' \
-    "passes per step. Published are 512 triplets per step (large: 256); with fewer than 8 GPUs, 8 / GPUs passes take as many; the demo takes 2 on one GPU"
+    "passes per step. Published are 512 triplets per step (large: 256); with fewer than 8 GPUs, 8 / GPUs passes take as many. (The demo takes 2 on one GPU.)"
 setting OPTIMIZER "lamb|adamW" lamb "how steps are taken"
-setting LEARNING_RATE text 5e-6 1e-3 "peak of the first episode"
-setting WARMUP_STEPS whole 3000 10 "of each episode"
+setting LEARNING_RATE number 5e-6 1e-3 "peak of the first episode"
+setting WARMUP_STEPS whole 3000 10 "steps of linear warm-up at the beginning of each episode"
 setting NUM_TRAINING_STEPS count '$(scheduled 60000 "$STEPS")' '$STEPS' \
     "the episode's step at which its learning rate is down to 0, or would be, did the episode not end before (default: 60000; demo: STEPS)"
 setting TOTAL_TRAINING_STEPS count \
     '$(scheduled 300000 "$((EPISODES * STEPS))")' '$(scheduled "$((2 * STEPS))" "$((EPISODES * STEPS))")' \
     "an episode that begins at step s of the run has the peak LEARNING_RATE x max(0.2, 1 - s / TOTAL_TRAINING_STEPS) (default: 300000; demo: 2 x STEPS)"
 setting OBJECTIVE "idro|dro-greedy|erm" idro "how clusters are weighed"
-setting ALPHA text 0.25 "of the objective (drivers/run_ann.py --help), as EMA, RHO and EPS"
-setting EMA text 0.1 "of the objective"
-setting RHO text 0.05 "of the objective"
-setting EPS text 0.01 "of the objective"
+setting ALPHA number 0.25 "iDRO: power of the losses; DRO-greedy: share of the data that weighs most"
+setting EMA number 0.1 "iDRO: power of the old weights; DRO-greedy: decay of the running means"
+setting RHO number 0.05 "iDRO: step size of the weights"
+setting EPS number 0.01 "the least weight of a cluster"
 setting IDRO_LAYERS whole 0 "last layers that iDRO compares gradients over; 0: 3, large 2"
 setting IDRO_SKETCH_DIM whole 0 "numbers that a cluster's gradient is projected to; 0: exact"
 setting SAVE_STEPS count 5000 50 "steps between checkpoints"
@@ -74,7 +77,7 @@ setting MINING_SEED whole '$SEED' "of clusters and negatives alone (default: SEE
 heading "How"
 setting LAUNCHER text "" \
     "what starts a script with its arguments in all processes, words between blanks (default: torchrun with PROCESSES); for several nodes see commands/slurm_ance.sbatch"
-setting ASYNC "0|1" 0 "1: mine beside training; see commands/run_ance_async.sh"
+setting ASYNC "0|1" 0 "1: mine beside training, see commands/run_ance_async.sh"
 setting TRAINING_GPUS text '$(half_of_the_gpus 0)' \
     "with ASYNC: numbers or UUIDs with commas, a process on each (default: first half of the GPUs)"
 setting MINING_GPUS text '$(half_of_the_gpus 1)' "likewise (default: second half)"

@@ -13,6 +13,8 @@ check_settings() {
     [[ -z "$CHECKPOINT" || -f "$OUT_DIR/preprocessed/dev-qrel.tsv" ]] || check_checkpoint
     ((STEPS <= NUM_TRAINING_STEPS || ASYNC)) ||
         fail "STEPS is $STEPS, and beyond NUM_TRAINING_STEPS, $NUM_TRAINING_STEPS, the learning rate is 0; raise that"
+    [[ -z "$INDEX_PARAMETERS" || "$INDEX_FACTORY" != Flat ]] ||
+        fail "INDEX_PARAMETERS are of an approximate index, and INDEX_FACTORY is Flat: exact search"
     [[ -z "$LICENSE" ]] || grep -qxF -e "$LICENSE" "$root/evaluate/licenses.txt" ||
         fail "LICENSE is '$LICENSE'; one of the hub's identifiers is needed, like mit or other (evaluate/licenses.txt)"
     ((ASYNC)) || return 0
@@ -74,7 +76,6 @@ name_zero_shot_collections() {
 # With other settings, what is in the folder would be taken for done. A setting is held to once something is there that
 # follows from it (`mined`, `trained`: not empty where there is); until then a mistake can be mended.
 hold_to_settings() {
-    local name folder
     trained="$(there "$models"/checkpoint-*)$(there "$results"/ann_ndcg_[1-9]*)"
     mined="$trained$(there "$results"/ann_ndcg_*)$(there "$results"/dev/*/metrics.json)"
     hold_to_checkpoint
@@ -86,7 +87,10 @@ hold_to_settings() {
     hold "$OUT_DIR/settings.train" "$trained" \
         ASYNC SEED MODEL_SIZE STEPS BATCH_SIZE ACCUMULATION OPTIMIZER LEARNING_RATE WARMUP_STEPS OBJECTIVE \
         ALPHA EMA RHO EPS IDRO_LAYERS IDRO_SKETCH_DIM ${schedule[@]+"${schedule[@]}"}
-    # Where things lie may change at any time; search and report look there.
+}
+# Where things lie may change at any time; search and report look there. Noted once the data there were accepted.
+note_places() {
+    local name folder
     hold "$OUT_DIR/settings.evaluate" "" PUBLIC_ANN_DATA_DIR DATA_DIR CHECKPOINT
     for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
         folder="${zero_shot[$name]}"

@@ -9,7 +9,8 @@
 #     setting TOPK count 200 100 "passages ranked per training query"
 #             NAME VALUES DEFAULT [DEMO'S DEFAULT] HELP
 #
-# VALUES are text, count (a whole number, at least 1), whole (at least 0), or values with bars between: lamb|adamW.
+# VALUES are text, number, count (a whole number, at least 1), whole (at least 0), or values with bars between:
+# lamb|adamW.
 # A default may name settings declared before it ('$SEED'), or call functions; it is worked out where none is given.
 set -euo pipefail
 unset CDPATH # with it, cd may go elsewhere, and prints where
@@ -18,13 +19,15 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 source "$root/commands/gpus.sh"
 
 absolute() { (cd "$1" && pwd); }
-there() { [[ ! -e "$1" ]] || printf '%s\n' "$1"; } # PATH: prints it where something is there
+there() { [[ ! -e "$1" ]] || printf '%s\n' "$1"; } # PATH…: prints the first, where something is there
 
 # --- Settings ---------------------------------------------------------------------------------------------------------
 
-demo=0           # 1: the demo's defaults are used
-words=() others=() # what the command line holds beside settings
-setting_names=() # in the order of their declarations
+demo=0             # 1: the demo's defaults are used
+hands_on=0         # 1: flags of another script's settings are taken, for it
+words=() others=() # what the command line holds beside this script's settings
+setting_names=()   # in the order of their declarations
+next_heading=""
 declare -A setting_values=() setting_default=() setting_demo=() setting_help=() setting_heading=() setting_given=()
 
 heading() { next_heading="$1"; }
@@ -32,7 +35,7 @@ setting() {
     setting_names+=("$1")
     setting_values["$1"]="$2" setting_default["$1"]="$3" setting_help["$1"]="${*: -1}"
     (($# == 4)) || setting_demo["$1"]="$4"
-    setting_heading["$1"]="${next_heading:-}" next_heading=""
+    setting_heading["$1"]="$next_heading" next_heading=""
 }
 
 # Prints the comment at the head of the script that was started, then its settings.
@@ -43,12 +46,13 @@ print_help() {
     for name in "${setting_names[@]}"; do
         [[ -z "${setting_heading[$name]}" ]] || printf '\n%s\n' "${setting_heading[$name]}"
         text="${setting_help[$name]}" default="${setting_default[$name]}"
-        [[ "${setting_values[$name]}" != *"|"* ]] || text="${setting_values[$name]//|/ | }: $text"
+        [[ "${setting_values[$name]}" != *"|"* || "${setting_values[$name]}" == "0|1" ]] ||
+            text="$text: ${setting_values[$name]//|/ | }"
         if [[ -n "$default" && "$default" != *'$'* ]]; then # what is worked out is told in words
             [[ "${setting_demo[$name]-$}" == *'$'* ]] || default+="; demo: ${setting_demo[$name]}"
             text+=" [$default]"
         fi
-        printf '%s\n' "$text" | fold -s -w 90 | sed "1s/^/$(printf '  %-26s' "$name")/;2,\$s/^/$(printf '%28s' '')/"
+        printf '%s\n' "$text" | fold -s -w 90 | sed "s/ *\$//;1s/^/$(printf '  %-26s' "$name")/;2,\$s/^/$(printf '%28s' '')/"
     done
 }
 
@@ -65,19 +69,17 @@ take_arguments() {
         esac
         flag="${1%%=*}" name="${1#--}"
         name="${name%%=*}" name="${name//-/_}" name="${name^^}"
-        [[ "$1" == *=* ]] || (($# > 1)) || ! is_known "$name" || fail "$1 wants a value"
-        if [[ "$name" =~ ^[A-Z0-9_]+$ && -v setting_values["$name"] ]]; then
-            if [[ "$1" == *=* ]]; then printf -v "$name" %s "${1#*=}"; else printf -v "$name" %s "$2"; fi
-        elif is_known "$name"; then
-            if [[ "$1" == *=* ]]; then others+=("$1"); else others+=("$1" "$2"); fi
+        is_setting "$name" || ((hands_on)) || fail "unknown argument '$flag'; see --help"
+        if [[ "$1" == *=* ]]; then
+            set -- "$flag" "${1#*=}" "${@:2}"
         else
-            fail "unknown argument '$flag'; see --help"
+            (($# > 1)) || fail "$1 wants a value"
         fi
-        [[ "$1" == *=* ]] || shift
-        shift
+        if is_setting "$name"; then printf -v "$name" %s "$2"; else others+=("$1" "$2"); fi
+        shift 2
     done
 }
-is_known() { [[ "${hands_on:-}" == 1 || ("$1" =~ ^[A-Z0-9_]+$ && -v setting_values["$1"]) ]]; }
+is_setting() { [[ "$1" =~ ^[A-Z0-9_]+$ && -v setting_values["$1"] ]]; } # NAME
 takes_no_words() { ((${#words[@]} == 0)) || fail "unknown argument '${words[0]}'; see --help"; }
 
 # Gives these settings (without NAMES, all) their defaults where nothing was given, and checks them: a mistake shows
@@ -102,6 +104,7 @@ check() { # NAME VALUES: refuses another value of this setting
     local value="${!1}"
     case "$2" in
         text) ;;
+        number) [[ "$value" =~ ^[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?$ ]] || fail "$1 is '$value'; a number is needed, like 0.25 or 1e-5" ;;
         count) [[ "$value" =~ ^[1-9][0-9]*$ ]] || fail "$1 is '$value'; a whole number, at least 1, is needed" ;;
         whole) [[ "$value" =~ ^(0|[1-9][0-9]*)$ ]] || fail "$1 is '$value'; a whole number is needed" ;;
         *) [[ "|$2|" == *"|$value|"* && "$value" != *"|"* ]] || fail "$1 is '$value'; it can be: ${2//|/ }" ;;
@@ -117,8 +120,9 @@ MODEL_TYPES="rdot_nll|rdot_nll_multi_chunk|rdot_nll_condenser"
 
 # --- Stages and their end ---------------------------------------------------------------------------------------------
 
-stage="set up"         # what is at work
-told=0                 # whether the reason for the end was told last
+stage="set up" # what is at work
+resumes=1      # whether the script goes on where it ended, when it is run again
+told=0         # whether the reason for the end was told last
 export ANCE_ERRORS="" # the file to which scripts add the line that they end with (utils/runtime/errors.py)
 
 fail() { told=1; printf 'error: %s\n' "$*" >&2; exit 2; }
@@ -127,6 +131,12 @@ stage() { # WORDS…: says what comes, and forgets what was survived
     [[ -z "$ANCE_ERRORS" ]] || : > "$ANCE_ERRORS"
 }
 run() { "$@" & wait $!; } # COMMAND…: in the background: a signal reaches this script at once, and `leave` passes it on
+run_script() { # NAME ARGUMENT…: another script of this folder, which tells its own end
+    told=1
+    run bash "$root/commands/$1" "${@:2}"
+    told=0
+}
+make_folder() { mkdir -p "$1" || fail "cannot make the folder $1; is there a file of that name, or is the disk full?"; }
 
 # However the script ends: what it started ends too, and the reason is told after all that launchers say.
 leave() {
@@ -138,11 +148,13 @@ leave() {
     reason="exit code $status; see above"
     [[ ! -s "$ANCE_ERRORS" ]] || reason="$(head -n 1 "$ANCE_ERRORS")"
     [[ -z "$ANCE_ERRORS" ]] || rm -f "$ANCE_ERRORS"
-    case "$status,$told" in
-        0,*) ;;
-        143,*) printf '\nstopped; run this again, and it goes on\n' >&2 ;;
-        *,0) printf '\n%s\nin: %s (what is done stays done: mend that, and run this again)\n' "$reason" "$stage" >&2 ;;
-    esac
+    ((told == 0 && status > 0)) || return 0
+    if ((status == 143)); then
+        printf '\nstopped%s\n' "$( ((resumes == 0)) || echo '; run this again, and it goes on')" >&2
+    else
+        printf '\n%s\nin: %s%s\n' "$reason" "$stage" \
+            "$( ((resumes == 0)) || echo ' (what is done stays done: mend that, and run this again)')" >&2
+    fi
 }
 trap leave EXIT
 trap 'exit 143' TERM INT HUP

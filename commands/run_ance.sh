@@ -25,6 +25,8 @@ find_gpus
 settle
 check_settings
 
+make_folder "$OUT_DIR" && make_folder "${PUBLIC_ANN_DATA_DIR:-$OUT_DIR}"
+
 # 0. The environment: minutes the first time, then nothing.
 extras=()
 ((demo == 0)) || extras=(demo)
@@ -32,7 +34,7 @@ run bash "$root/commands/install.sh" ${extras[@]+"${extras[@]}"}
 
 # What everything below is given.
 : "${CHECKPOINT:=$(demo_checkpoint)}"
-mkdir -p "$OUT_DIR" "${PUBLIC_ANN_DATA_DIR:-$OUT_DIR}" && OUT_DIR="$(absolute "$OUT_DIR")"
+OUT_DIR="$(absolute "$OUT_DIR")"
 [[ -z "$PUBLIC_ANN_DATA_DIR" ]] || PUBLIC_ANN_DATA_DIR="$(absolute "$PUBLIC_ANN_DATA_DIR")"
 [[ ! -d "$CHECKPOINT" ]] || CHECKPOINT="$(absolute "$CHECKPOINT")"
 preprocessed="$OUT_DIR/preprocessed" ann_data="$OUT_DIR/ann_data" models="$OUT_DIR/saved_models" results="$OUT_DIR/results"
@@ -67,6 +69,7 @@ for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
     tokenize beir_data.py "${zero_shot[$name]}" "$OUT_DIR/zero_shot/$name"
     zero_shot_stores+=("$OUT_DIR/zero_shot/$name")
 done
+note_places
 
 # 3. Encode everything with the newest checkpoint, measure it on the dev queries and the zero-shot collections, cluster
 # the queries, mine negatives: a minute (demo). What that and training take on MS MARCO, evaluate/costs.py computes.

@@ -21,16 +21,21 @@ setting MAX_SEQ_LENGTH count 128 "tokens per passage"
 setting MAX_QUERY_LENGTH count 64 "tokens per query"
 setting CONTENDERS text "sentence-transformers erm dro-greedy idro published" "contenders of the training benchmark"
 
+resumes=0 # all is measured anew
 take_arguments "$@"
 takes_no_words
 settle
+find_gpus
 read -ra contenders <<< "$CONTENDERS"
 read -ra growth_passages <<< "$GROWTH_PASSAGES"
+for count in "${growth_passages[@]}"; do [[ "$count" =~ ^[1-9][0-9]*$ ]] || fail "GROWTH_PASSAGES names '$count', which is no whole number"; done
+for contender in "${contenders[@]}"; do
+    [[ "$contender" =~ ^(sentence-transformers|erm|dro-greedy|idro|published)$ ]] || fail "CONTENDERS names '$contender', which there is not"
+done
 
 # 0. The environment: minutes the first time, then nothing.
 run bash "$root/commands/install.sh" dev demo
 checkpoint="$(demo_checkpoint)"
-find_gpus
 precisions=(false)
 if ((${#gpus[@]} > 0)) || grep -qE 'amx_bf16|avx512_bf16' /proc/cpuinfo; then precisions+=(true); fi
 export TOKENIZERS_PARALLELISM=true
@@ -39,16 +44,16 @@ export ANCE_FLAGS=steps=--rounds # what scripts call settings, for what they say
 # 1. The demo's collection and its token stores: a minute.
 stage "collection: the documentation of installed Python libraries"
 [[ -f "$OUT_DIR/collection/msmarco/qrels.dev.small.tsv" ]] ||
-    "$python" "$root/data/demo_data.py" --msmarco_dir "$OUT_DIR/collection/msmarco" \
+    run "$python" "$root/data/demo_data.py" --msmarco_dir "$OUT_DIR/collection/msmarco" \
         --beir_dir "$OUT_DIR/collection/python-docs"
 stores="$OUT_DIR/preprocessed-$MAX_SEQ_LENGTH-$MAX_QUERY_LENGTH"
-"$python" "$root/data/msmarco_data.py" --data_dir "$OUT_DIR/collection/msmarco" --out_data_dir "$stores" \
+run "$python" "$root/data/msmarco_data.py" --data_dir "$OUT_DIR/collection/msmarco" --out_data_dir "$stores" \
     --model_type rdot_nll_condenser --model_name_or_path "$checkpoint" \
     --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH"
 
 # 2. Texts to tokens: ours and the library datasets': minutes.
 stage "tokenizing"
-"$python" "$root/evaluate/benchmarks/tokenizing.py" --out_dir "$OUT_DIR" \
+run "$python" "$root/evaluate/benchmarks/tokenizing.py" --out_dir "$OUT_DIR" \
     --collection_dir "$OUT_DIR/collection/msmarco" --checkpoint "$checkpoint" \
     --rounds "$ROUNDS" --max_seq_length "$MAX_SEQ_LENGTH"
 
@@ -56,14 +61,14 @@ for mixed in "${precisions[@]}"; do
     # 3. A collection's vectors: ours and sentence-transformers': minutes.
     stage "encoding, mixed precision: $mixed"
     CUDA_VISIBLE_DEVICES="${gpus[0]-}" OMP_NUM_THREADS="$(threads 1)" \
-        "$python" "$root/evaluate/benchmarks/encoding.py" --out_dir "$OUT_DIR" --fp16 "$mixed" \
+        run "$python" "$root/evaluate/benchmarks/encoding.py" --out_dir "$OUT_DIR" --fp16 "$mixed" \
         --collection_dir "$OUT_DIR/collection/msmarco" --checkpoint "$checkpoint" \
         --rounds "$ROUNDS" --max_seq_length "$MAX_SEQ_LENGTH"
 
     # 4. Training steps of ours, of sentence-transformers and as published: minutes.
     stage "training, mixed precision: $mixed"
     CUDA_VISIBLE_DEVICES="${gpus[0]-}" OMP_NUM_THREADS="$(threads 1)" \
-        "$python" "$root/evaluate/benchmarks/training.py" --out_dir "$OUT_DIR" --fp16 "$mixed" \
+        run "$python" "$root/evaluate/benchmarks/training.py" --out_dir "$OUT_DIR" --fp16 "$mixed" \
         --collection_dir "$OUT_DIR/collection/msmarco" --data_dir "$stores" --checkpoint "$checkpoint" \
         --shape "$SHAPE" --triplets "$TRIPLETS" --rounds "$ROUNDS" --contenders "${contenders[@]}" \
         --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH"
@@ -74,7 +79,7 @@ for mixed in "${precisions[@]}"; do
         stage "group gradients, mixed precision: $mixed, processes: $processes"
         launcher=()
         ((processes == 1)) || launcher=(-m torch.distributed.run --standalone --nproc_per_node "$processes")
-        OMP_NUM_THREADS="$(threads "$processes")" "$python" ${launcher[@]+"${launcher[@]}"} \
+        OMP_NUM_THREADS="$(threads "$processes")" run "$python" ${launcher[@]+"${launcher[@]}"} \
             "$root/evaluate/benchmarks/group_gradients.py" --out_dir "$OUT_DIR" --fp16 "$mixed" \
             --shape "$SHAPE" --triplets "$TRIPLETS" --steps "$ROUNDS"
     done
@@ -82,7 +87,7 @@ for mixed in "${precisions[@]}"; do
     # 6. An episode mined by ours and by sentence-transformers, each as a process of its own: minutes.
     stage "mining, mixed precision: $mixed"
     ANCE_FLAGS=rounds=--mining_rounds CUDA_VISIBLE_DEVICES="${gpus[0]-}" OMP_NUM_THREADS="$(threads 1)" \
-        "$python" "$root/evaluate/benchmarks/mining.py" --out_dir "$OUT_DIR" --fp16 "$mixed" \
+        run "$python" "$root/evaluate/benchmarks/mining.py" --out_dir "$OUT_DIR" --fp16 "$mixed" \
         --collection_dir "$OUT_DIR/collection/msmarco" --data_dir "$stores" --checkpoint "$checkpoint" \
         --rounds "$MINING_ROUNDS" --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH"
 done
@@ -91,21 +96,21 @@ done
 stage "search"
 ANCE_FLAGS="rounds=--mining_rounds passages=--search_passages" \
     CUDA_VISIBLE_DEVICES="${gpus[0]-}" OMP_NUM_THREADS="$(threads 1)" \
-    "$python" "$root/evaluate/benchmarks/search.py" --out_dir "$OUT_DIR" --passages "$SEARCH_PASSAGES" \
+    run "$python" "$root/evaluate/benchmarks/search.py" --out_dir "$OUT_DIR" --passages "$SEARCH_PASSAGES" \
     --rounds "$MINING_ROUNDS"
 
 # 8. How mining grows with the collection: minutes.
 stage "growth of mining"
 ANCE_FLAGS="rounds=--mining_rounds passages=--growth_passages" \
     CUDA_VISIBLE_DEVICES="${gpus[0]-}" OMP_NUM_THREADS="$(threads 1)" \
-    "$python" "$root/evaluate/benchmarks/growth.py" --out_dir "$OUT_DIR" --checkpoint "$checkpoint" \
+    run "$python" "$root/evaluate/benchmarks/growth.py" --out_dir "$OUT_DIR" --checkpoint "$checkpoint" \
     --rounds "$MINING_ROUNDS" --passages "${growth_passages[@]}"
 
 # 9. How far sketched gradients are from exact ones: a minute.
 stage "sketch errors"
-"$python" "$root/evaluate/benchmarks/sketch_error.py" --out_dir "$OUT_DIR" --shape "$SHAPE"
+run "$python" "$root/evaluate/benchmarks/sketch_error.py" --out_dir "$OUT_DIR" --shape "$SHAPE"
 
 # 10. The tables: a second.
 stage "results"
-"$python" "$root/evaluate/benchmarks/table.py" --out_dir "$OUT_DIR"
+run "$python" "$root/evaluate/benchmarks/table.py" --out_dir "$OUT_DIR"
 printf '\n%s\n' "$OUT_DIR/benchmarks.md"

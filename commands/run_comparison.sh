@@ -21,12 +21,12 @@ hands_on=1 # run_ance.sh's flags
 take_arguments "$@"
 takes_no_words
 settle
+own=(EPISODES OBJECTIVE SEED MINING_SEED ASYNC) # which this script gives to run_ance.sh itself
 for flag in ${others[@]+"${others[@]}"}; do
-    name="${flag%%=*}" && name="${name//-/_}"
-    [[ "$flag" != --* || ! "${name,,}" =~ ^__(episodes|objective|seed|mining_seed|async)$ ]] ||
-        fail "$flag is not a setting here; see --help"
+    name="${flag//-/_}" && name="${name#__}"
+    [[ "$flag" != --* || " ${own[*]} " != *" ${name^^} "* ]] || fail "$flag is not a setting here; see --help"
 done
-unset EPISODES OBJECTIVE SEED MINING_SEED ASYNC
+unset "${own[@]}"
 read -ra objectives <<< "$OBJECTIVES"
 read -ra seeds <<< "$SEEDS"
 all_differ() { [[ -z "$(printf '%s\n' "$@" | sort | uniq -d)" ]]; }
@@ -39,7 +39,8 @@ done
 ((${#objectives[@]} && ${#seeds[@]})) || fail "OBJECTIVES is '$OBJECTIVES' and SEEDS '$SEEDS'; name at least one of each"
 (all_differ "${objectives[@]}" && all_differ "${seeds[@]}") || fail "OBJECTIVES or SEEDS names one twice"
 [[ "$OUT_DIR" != *[,=]* ]] || fail "OUT_DIR is '$OUT_DIR'; a comma or an equals sign cannot stand in it"
-mkdir -p "$OUT_DIR" && OUT_DIR="$(absolute "$OUT_DIR")"
+make_folder "$OUT_DIR"
+OUT_DIR="$(absolute "$OUT_DIR")"
 first="$OUT_DIR/${objectives[0]}-${seeds[0]}"
 
 # All begin with what one run has mined, whose folder is noted: another would be another start.
@@ -48,7 +49,8 @@ if [[ -n "$noted" && -f "$OUT_DIR/$noted/results/ann_ndcg_0" ]]; then
     [[ "$noted" == "${first##*/}" ]] ||
         fail "the runs in $OUT_DIR begin with what $noted has mined; name its objective and seed first, or choose another OUT_DIR"
 else
-    printf '%s\n' "${first##*/}" > "$OUT_DIR/first.partial" && mv "$OUT_DIR/first.partial" "$OUT_DIR/first"
+    printf '%s\n' "${first##*/}" > "$OUT_DIR/first.partial"
+    mv "$OUT_DIR/first.partial" "$OUT_DIR/first"
 fi
 
 share() { # OUT: links there what the first run has made before its training
@@ -68,7 +70,7 @@ for objective in "${objectives[@]}"; do
         out="$OUT_DIR/$objective-$seed"
         printf '\n==== %s, seed %s\n' "$objective" "$seed"
         [[ "$out" == "$first" || -e "$out/results/ann_ndcg_0" ]] || share "$out"
-        bash "$root/commands/run_ance.sh" ${others[@]+"${others[@]}"} --out_dir "$out" --episodes 1 \
+        run_script run_ance.sh ${others[@]+"${others[@]}"} --out_dir "$out" --episodes 1 \
             --objective "$objective" --seed "$seed" --mining_seed "${seeds[0]}"
         folders+=",$out"
     done
@@ -76,8 +78,9 @@ for objective in "${objectives[@]}"; do
 done
 
 # The tables: a minute.
-printf '\n==== comparison\n'
+stage="comparison"
+printf '\n==== %s\n' "$stage"
 steps=("$first"/saved_models/checkpoint-*)
 step="$(printf '%s\n' "${steps[@]##*-}" | sort -n | tail -n 1)"
-"$python" "$root/evaluate/compare_objectives.py" --out_dir "$OUT_DIR" --step "$step" \
+run "$python" "$root/evaluate/compare_objectives.py" --out_dir "$OUT_DIR" --step "$step" \
     --objectives "${arguments[@]}"

@@ -66,6 +66,8 @@ for collection in "${collections[@]}"; do
         [[ "$(basename "$other")" != "$name" ]] ||
             fail "two collections are named '$name': run this once for each, with an OUT_DIR of its own"
     done
+    [[ ! -f "$folder/corpus.jsonl" || -f "$folder/qrels/$SPLIT.tsv" || -f "$folder/qrels/$SPLIT.tsv.gz" ]] ||
+        fail "'$folder' has no judgments of the split '$SPLIT': qrels/$SPLIT.tsv"
     folders+=("$folder")
 done
 
@@ -93,6 +95,7 @@ ANCE_ERRORS="$(mktemp)"
 
 # The sets that are named and not there: seconds to an hour each.
 for name in ${absent[@]+"${absent[@]}"}; do
+    stage="fetch $name"
     run "$python" "$root/data/fetch_beir.py" --name "$name" --out_dir "$BEIR_DIR"
 done
 

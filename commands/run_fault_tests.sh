@@ -16,6 +16,7 @@ setting FUZZ_SECONDS whole 600 "of coverage-guided fuzzing per reader (atheris);
 setting FUZZ_JOBS count '$(nproc)' "readers that are fuzzed at once (default: as many as cores)"
 setting FUZZ_EXAMPLES whole 2000 "damaged files per reader (hypothesis)"
 
+resumes=0
 take_arguments "$@"
 takes_no_words
 settle
@@ -24,13 +25,14 @@ run bash "$root/commands/install.sh" dev fuzz
 cd "$root"
 
 # 1. Kills, full disks, signals, lost processes, damaged files by hypothesis: an hour and a half.
-ANCE_KILLS="$KILLS" ANCE_DISKS="$DISKS" ANCE_FUZZ_EXAMPLES="$FUZZ_EXAMPLES" "$python" -m pytest tests/faults --timeout 14400 -q
+stage="tests of faults"
+ANCE_KILLS="$KILLS" ANCE_DISKS="$DISKS" ANCE_FUZZ_EXAMPLES="$FUZZ_EXAMPLES" run "$python" -m pytest tests/faults --timeout 14400 -q
 
 # 2. Coverage-guided fuzzing: FUZZ_SECONDS a reader.
 fuzz() { # NAME
     local log
     log="$(mktemp)"
-    if "$python" tests/faults/fuzz.py "$1" "$FUZZ_SECONDS" > "$log" 2>&1; then
+    if run "$python" tests/faults/fuzz.py "$1" "$FUZZ_SECONDS" > "$log" 2>&1; then
         printf '%-40s %s\n' "$1" "$(grep '^Done' "$log")"
         rm -f "$log"
     else
@@ -39,6 +41,7 @@ fuzz() { # NAME
         return 1
     fi
 }
+stage="fuzzing"
 status=0
 if ((FUZZ_SECONDS > 0)); then
     names="$("$python" tests/faults/fuzz.py)"

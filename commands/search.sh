@@ -35,6 +35,9 @@ settle
 question="${words[*]}"
 ((${#words[@]} == 0)) || [[ "$question" == *[![:space:]]* ]] || fail "the question is empty"
 
+[[ -d "$OUT_DIR" || (-n "$CHECKPOINT" && -n "$COLLECTION") ]] ||
+    fail "OUT_DIR is '$OUT_DIR', which is no folder: name a run of run_ance.sh, or give CHECKPOINT and COLLECTION"
+
 # The environment: minutes the first time, then nothing.
 run bash "$root/commands/install.sh"
 
