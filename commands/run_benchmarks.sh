@@ -28,7 +28,9 @@ settle
 find_gpus
 read -ra contenders <<< "$CONTENDERS"
 read -ra growth_passages <<< "$GROWTH_PASSAGES"
-for count in "${growth_passages[@]}"; do [[ "$count" =~ ^[1-9][0-9]*$ ]] || fail "GROWTH_PASSAGES names '$count', which is no whole number"; done
+for count in "${growth_passages[@]}"; do
+    [[ "$count" =~ ^[1-9][0-9]*$ ]] || fail "GROWTH_PASSAGES names '$count', which is no whole number"
+done
 for contender in "${contenders[@]}"; do
     [[ "$contender" =~ ^(sentence-transformers|erm|dro-greedy|idro|published)$ ]] || fail "CONTENDERS names '$contender', which there is not"
 done

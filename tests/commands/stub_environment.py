@@ -43,7 +43,9 @@ make() { mkdir -p "$(dirname "$1")"; touch "$1"; }
 case "$script" in
     demo_data) make "${flag[msmarco_dir]}/qrels.dev.small.tsv"; make "${flag[beir_dir]}/qrels/test.tsv" ;;
     msmarco_data) make "${flag[out_data_dir]}/dev-qrel.tsv" ;;
-    fetch_beir) make "${flag[out_dir]}/${flag[name]}/corpus.jsonl" ;;
+    fetch_beir)
+        make "${flag[out_dir]}/${flag[name]}/corpus.jsonl"
+        make "${flag[out_dir]}/${flag[name]}/qrels/test.tsv" ;;
     beir_data) make "${flag[out_data_dir]}/${flag[split]:-test}-qrel.tsv" ;;
     run_ann_data_gen)
         make "${flag[result_dir]}/ann_ndcg_${flag[end_output_num]/-1/0}"

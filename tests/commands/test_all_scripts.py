@@ -24,7 +24,7 @@ def test_an_exported_cdpath_leads_nowhere_else(checkout, script):
     for name in ("commands", "raw", "initial", "sets/arguana"):
         (elsewhere / name).mkdir(parents=True)
         (checkout.root / name).mkdir(parents=True, exist_ok=True)
-    (checkout.root / "runs").mkdir()
+    (checkout.root / "runs" / "demo").mkdir(parents=True)
     arguments = {
         "run_evaluate.sh": ("sets/arguana", "--checkpoint", "a/b", "--out_dir", "runs/o"),
         "run_ance.sh": ("--data_dir", "raw", "--out_dir", "runs/o", "--checkpoint", "initial"),

@@ -867,3 +867,44 @@ def test_side_by_side_fewer_steps_than_are_trained_already_are_refused(side_by_s
         side_by_side(STEPS=9, EPISODES=1).stderr
     )
     assert names(side_by_side.calls()) == STORES
+
+
+def test_a_folder_that_was_first_used_beside_a_miner_gets_the_schedule_of_a_run_in_turn(run):
+    run.settings |= {"STEPS": 30000}
+    run.checkout.let_fail("msmarco_data")
+    assert run(ASYNC=1).returncode == 2
+    run.checkout.let_fail("msmarco_data", False)
+    assert run().returncode == 0
+    schedules = [
+        (flags["num_training_steps"], flags["total_training_steps"]) for flags in only(run.calls(), "run_ann")
+    ]
+    assert schedules == [("60000", "300000")] * 2
+
+
+def test_data_that_are_refused_do_not_move_where_search_and_report_look(run):
+    assert run().returncode == 0
+    before = (run.out / "settings.evaluate").read_text()
+    run.checkout.let_fail("msmarco_data")
+    assert run(DATA_DIR="other raw").returncode == 2
+    assert (run.out / "settings.evaluate").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--learning_rate", "fast"], "LEARNING_RATE is 'fast'; a number is needed"),
+        (["--alpha=1,5"], "ALPHA is '1,5'; a number"),
+        (["--index_parameters", "nprobe=3"], "INDEX_PARAMETERS are of an approximate index"),
+        (["--out_dir", "a file/out"], "cannot make the folder a file/out"),
+    ],
+)
+def test_what_would_fail_after_mining_is_told_before_anything_runs(run, flags, reason):
+    (run.checkout.work / "a file").touch()
+    refused = run(*flags)
+    assert (refused.returncode, reason in refused.stderr) == (2, True), refused.stderr
+    assert run.calls() == []
+
+
+def test_a_variable_of_the_environment_that_a_script_uses_inside_changes_nothing(run):
+    refused = run("--learning_rat", "1", hands_on=1, next_heading="x", demo=1, told=1)
+    assert (refused.returncode, "unknown argument" in refused.stderr) == (2, True)

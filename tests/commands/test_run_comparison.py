@@ -57,7 +57,7 @@ def test_all_train_on_what_the_first_has_mined_and_are_compared(checkout):
     ("flags", "reason"),
     [
         (["--seed", 1], "--seed is not a setting here"),
-        (["--mining-seed=1"], "--mining-seed=1 is not a setting here"),
+        (["--mining-seed=1"], "--mining-seed is not a setting here"),
         (["--out_dir"], "--out_dir wants a value"),
         (["--step"], "--step wants a value"),
         (["--step", 1], "unknown argument '--step'"),

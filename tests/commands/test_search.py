@@ -7,7 +7,9 @@ from tests.commands.stub_environment import Checkout, settings_of
 
 @pytest.fixture
 def checkout(tmp_path) -> Checkout:
-    return Checkout(tmp_path)
+    checkout = Checkout(tmp_path)
+    (checkout.root / "runs" / "demo").mkdir(parents=True)
+    return checkout
 
 
 @pytest.mark.parametrize(
@@ -90,3 +92,9 @@ def test_flags_may_have_dashes_and_equals_signs(checkout):
     (call,) = checkout.calls()
     assert call.flags | {"depth": "2", "text_lines": "0", "data_dir": "a=b"} == call.flags
     assert "--query=why" in call.values
+
+
+def test_a_run_that_is_not_there_is_told_before_anything_is_installed(checkout):
+    finished = checkout.run("search.sh", "--out_dir", "no/where", "why")
+    assert (finished.returncode, "OUT_DIR is 'no/where', which is no folder" in finished.stderr) == (2, True)
+    assert not (checkout.root.parent / "an environment").exists()

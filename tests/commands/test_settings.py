@@ -62,6 +62,9 @@ def test_a_flag_comes_before_a_variable_and_both_before_the_default(checkout):
     for flags, variables in (((), {}), ((), {"SPLIT": "a"}), (("--split", "b"), {"SPLIT": "a"})):
         (checkout.work / "set").mkdir(exist_ok=True)
         (checkout.work / "set" / "corpus.jsonl").touch()
+        (checkout.work / "set" / "qrels").mkdir(exist_ok=True)
+        for split in ("test", "a", "b"):
+            (checkout.work / "set" / "qrels" / f"{split}.tsv").touch()
         (checkout.work / "model").mkdir(exist_ok=True)
         finished = checkout.run(
             "run_evaluate.sh", "--checkpoint", "model", "--out_dir", "o", *flags, "set", **variables
