@@ -12,11 +12,10 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from data.tokenizing import Text, each_once, write_token_store
-from utils.mining.rankings import say_missing
 from utils.runtime.errors import InputError
 from utils.runtime.logs import say
 from utils.stores.files import read_records
-from utils.stores.qrels import LARGEST_GRADE, Qrels, write_missing_ids, write_qrels
+from utils.stores.qrels import LARGEST_GRADE, Qrels, missing_file, say_missing, write_missing_ids, write_qrels
 from utils.stores.token_store import TokenStore
 
 Judgments = dict[str, dict[str, int]]  # query id → passage id → relevance

@@ -33,11 +33,12 @@ from data.msmarco_data import DOCUMENTS, FILES, PASSAGES, read_documents, read_t
 from data.tokenizing import Text, count_lines, each_once
 from evaluate.metrics_file import LEFT_OUT, RunMetrics, write_evaluation, write_left_out
 from utils.mining.metrics import evaluate_run
-from utils.mining.rankings import final_ranking, own_passages, say_missing
+from utils.mining.rankings import final_ranking, own_passages
 from utils.runtime.arguments import check_at_least_one, option, parse, required
 from utils.runtime.errors import run
 from utils.runtime.logs import progress, say
 from utils.stores.files import find_file
+from utils.stores.qrels import say_missing
 
 
 @dataclass

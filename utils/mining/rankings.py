@@ -96,16 +96,3 @@ def in_trec_order(ranking: Ranking, ids_of: Callable[[np.ndarray], Sequence[str]
     rows[lines] = np.take_along_axis(part, order, axis=1)
     scores[lines] = np.take_along_axis(part_scores, order, axis=1)
     return Ranking(rows, scores)
-
-
-def say_missing(qrels: Qrels, passage_count: int, name: str) -> None:
-    """Says of the judgments of `name` how many are of missing passages, if any, and which queries have no others."""
-    relevant = qrels.only(qrels.relevance > 0)
-    missing = len(relevant) - len(relevant.within(passage_count))
-    if not missing:
-        return
-    queries, left = (len(np.unique(of.query_rows)) for of in (relevant, relevant.within(passage_count)))
-    say(
-        f"{name}: the collection lacks the passages of {missing:,} of {len(relevant):,} relevant judgments; they "
-        f"count as never found, and {queries - left:,} of {queries:,} queries, which have no others, with 0"
-    )

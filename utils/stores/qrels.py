@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.runtime.errors import InputError
+from utils.runtime.logs import say
 from utils.stores.files import atomic_file, read_lines, split_fields
 from utils.stores.token_store import TokenStore
 
@@ -118,6 +119,19 @@ def read_qrels(path: str | Path, query_count: int, passage_count: int) -> Qrels:
     if ((np.diff(qrels.query_rows) == 0) & (np.diff(qrels.passage_rows) == 0)).any():
         raise InputError("judges a query and passage twice; tokenize again", path)
     return qrels
+
+
+def say_missing(qrels: Qrels, passage_count: int, name: str) -> None:
+    """Says of the judgments of `name` how many are of missing passages, if any, and which queries have no others."""
+    relevant = qrels.only(qrels.relevance > 0)
+    missing = len(relevant) - len(relevant.within(passage_count))
+    if not missing:
+        return
+    queries, left = (len(np.unique(of.query_rows)) for of in (relevant, relevant.within(passage_count)))
+    say(
+        f"{name}: the collection lacks the passages of {missing:,} of {len(relevant):,} relevant judgments; they "
+        f"count as never found, and {queries - left:,} of {queries:,} queries, which have no others, with 0"
+    )
 
 
 def check_positives(qrels: Qrels, query_count: int, path: str | Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.mining.rankings import Ranking, final_ranking, in_trec_order, own_passages, say_missing
+from utils.mining.rankings import Ranking, final_ranking, in_trec_order, own_passages
 from utils.stores.qrels import Qrels
 
 IDS = ["b", "a", "10", "9", "é", "z", "a b", "a%b", "a!b", "\u2003"]
@@ -86,12 +86,3 @@ def test_a_querys_own_passage_is_left_out_unless_it_is_judged_relevant_which_is_
     assert "1 of 4 queries are judged relevant to the passage of their own id" in capsys.readouterr().out
     final_ranking(rows, scores, 2, own, Qrels.of([(0, 1, 1), (1, 1, 0)]), ids_of)
     assert capsys.readouterr().out == ""
-
-
-def test_how_many_judgments_are_of_missing_passages_is_said(capsys):
-    say_missing(Qrels.of([(0, 1, 1), (0, 2, 0), (1, 0, 1)]), 2, "dev")
-    assert capsys.readouterr().out == ""
-    say_missing(Qrels.of([(0, 1, 1), (0, 2, 1), (1, 3, 2), (1, 0, 0)]), 2, "dev")
-    said = capsys.readouterr().out
-    assert "dev: the collection lacks the passages of 2 of 3 relevant judgments" in said
-    assert "and 1 of 2 queries, which have no others, with 0" in said

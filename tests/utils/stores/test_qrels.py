@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 
 from tests.tiny_models import random_store
 from utils.runtime.errors import InputError
-from utils.stores.qrels import Qrels, check_positives, read_qrels, read_train_and_dev_qrels, write_qrels
+from utils.stores.qrels import (
+    Qrels,
+    check_positives,
+    read_qrels,
+    read_train_and_dev_qrels,
+    say_missing,
+    write_qrels,
+)
 
 judgment_lists = st.dictionaries(
     st.tuples(st.integers(0, 9), st.integers(0, 19)), st.integers(-2, 4), min_size=1, max_size=40
@@ -97,3 +104,12 @@ def test_every_training_query_must_have_a_relevant_passage_and_a_dev_query_need_
     write_qrels(tmp_path / "train-qrel.tsv", [(0, 3, 1)])
     with pytest.raises(InputError, match=r"train-qrel\.tsv: 1 of 2"):
         read_train_and_dev_qrels(tmp_path)
+
+
+def test_how_many_judgments_are_of_missing_passages_is_said(capsys):
+    say_missing(Qrels.of([(0, 1, 1), (0, 2, 0), (1, 0, 1)]), 2, "dev")
+    assert capsys.readouterr().out == ""
+    say_missing(Qrels.of([(0, 1, 1), (0, 2, 1), (1, 3, 2), (1, 0, 0)]), 2, "dev")
+    said = capsys.readouterr().out
+    assert "dev: the collection lacks the passages of 2 of 3 relevant judgments" in said
+    assert "and 1 of 2 queries, which have no others, with 0" in said
