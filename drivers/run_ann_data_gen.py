@@ -147,7 +147,7 @@ def mine(args: Arguments, number: int, checkpoint: str, step: int, device: torch
     encoder, folder = load(args, checkpoint, device), embedding_dir(args, checkpoint)
     embeddings = encode_all(args, encoder, folder)
     exchange = Path(args.output_dir, "search-zero-shot")
-    zero_shot = evaluate_collections(encoder, args.zero_shot_dirs, "test", folder, exchange)
+    zero_shot, collapsed = evaluate_collections(encoder, args.zero_shot_dirs, "test", folder, exchange)
     del encoder  # searching wants the GPU's memory
     found, negatives = search(args, number, embeddings, train_qrels, device)
     say(f"episode {number}: {len(found[0]) + len(negatives):,} queries searched, and negatives drawn")
@@ -157,8 +157,8 @@ def mine(args: Arguments, number: int, checkpoint: str, step: int, device: torch
         (_, dev), clusters = measure(*found, *stores, dev_qrels, DEPTH), None
         result = {"checkpoint": checkpoint, "step": step, "episode": number}
         result |= {"ndcg": dev.means["ndcg@10"], **dev.means}
-        if collapsed := [name for name, matrix in embeddings.items() if matrix.collapsed]:
-            result["collapsed"] = collapsed
+        if names := [name for name, matrix in embeddings.items() if matrix.collapsed] + collapsed:
+            result["collapsed"] = names
         if zero_shot:
             result["zero_shot"] = zero_shot
         if args.cluster_query:

@@ -10,8 +10,8 @@ averaged over the collections, and the lowest and highest seed. Then the differe
 95% interval is a bootstrap of both: in each of 2,000 resamples seeds are drawn with replacement, in pairs of the same
 seed, and queries within each collection. The worst cluster is found anew in every resample, among those that are
 large enough by all queries. So an interval says what other queries and other seeds might give; not what another
-collection, start or hyperparameter would. Few seeds give intervals that are too narrow. OUT gets objectives.md and
-objectives.json.
+collection, start or hyperparameter would. Few seeds give intervals that are too narrow. Where the checkpoint of a run
+has collapsed, its objective's lines say so. OUT gets objectives.md and objectives.json.
 """
 
 import sys
@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from evaluate.dev_clusters import DevClusters
-from evaluate.metrics_file import read_per_query
+from evaluate.metrics_file import COLLAPSED, read_metrics, read_per_query
 from evaluate.reporting.tables import markdown, plain_text
 from utils.runtime.arguments import option, parse, required
 from utils.runtime.errors import InputError, run
@@ -66,23 +66,32 @@ class Queries:
 
 @dataclass(frozen=True)
 class Values:
-    """What an objective reached on each query, float64 (seeds, queries)."""
+    """What an objective reached on each query, float64 (seeds, queries).
+
+    `collapsed`: of some seed and collection they mean nothing, see `evaluate.metrics_file.RunMetrics`.
+    """
 
     dev: np.ndarray
     zero_shot: dict[str, np.ndarray]
+    collapsed: bool = False
 
     @classmethod
     def read(cls, folders: list[Path], step: int, queries: Queries) -> "Values":
         """Reads each run's values a query; `InputError` where a run was measured on other queries than these."""
 
+        collapsed = []
+
         def read(collection: str, ids: list[str], measure: str) -> np.ndarray:
             files = [per_query_file(folder / "results" / collection, step) for folder in folders]
-            return np.array([_read_values(path, ids, measure) for path in files])
+            values = np.array([_read_values(path, ids, measure) for path in files])
+            collapsed.extend(read_metrics(path.with_name("metrics.json")).collapsed for path in files)
+            return values
 
-        return cls(
-            read("dev", queries.dev.ids, DEV_MEASURE),
-            {name: read(f"zero_shot/{name}", ids, ZERO_SHOT_MEASURE) for name, ids in queries.zero_shot.items()},
-        )
+        dev = read("dev", queries.dev.ids, DEV_MEASURE)
+        zero_shot = {
+            name: read(f"zero_shot/{name}", ids, ZERO_SHOT_MEASURE) for name, ids in queries.zero_shot.items()
+        }
+        return cls(dev, zero_shot, any(collapsed))
 
 
 def per_query_file(results: Path, step: int) -> Path:
@@ -175,21 +184,22 @@ def main() -> None:
     initial = Values.read([start], 0, queries)
     everything = {"": np.arange(initial.dev.shape[1])}
     everything |= {name: np.arange(of_set.shape[1]) for name, of_set in initial.zero_shot.items()}
+    of_all = {"initial checkpoint": initial, **values}
     reached = {
-        name: measure(of_name, clusters, np.arange(len(of_name.dev)), everything)
-        for name, of_name in {"initial checkpoint": initial, **values}.items()
+        name: measure(of_name, clusters, np.arange(len(of_name.dev)), everything) for name, of_name in of_all.items()
     }
+    labels = {name: f"{name} {COLLAPSED}" if of_name.collapsed else name for name, of_name in of_all.items()}
     table = [["", "seeds", *COLUMNS]]
     for name, found in reached.items():
         cells = map(_cell, found.mean(0), found.min(0), found.max(0))
-        table.append([name, str(len(found)) if name in values else "", *cells])
+        table.append([labels[name], str(len(found)) if name in values else "", *cells])
     baseline = next(iter(values))
     ends = intervals(values, clusters, args.seed)
-    differences = [[f"difference from {baseline}", *COLUMNS]]
+    differences = [[f"difference from {labels[baseline]}", *COLUMNS]]
     for name, interval in ends.items():
         gains = reached[name].mean(0) - reached[baseline].mean(0)
         differences.append(
-            [name, *(_cell(gain, *of_gain, "+.3f") for gain, of_gain in zip(gains, interval, strict=True))]
+            [labels[name], *(_cell(gain, *of_gain, "+.3f") for gain, of_gain in zip(gains, interval, strict=True))]
         )
     tables = [table, differences] if ends else [table]
     with atomic_file(Path(args.out_dir) / "objectives.md") as handle:
@@ -197,6 +207,7 @@ def main() -> None:
     content = {
         "columns": COLUMNS,
         "reached": {name: _as_json(found) for name, found in reached.items()},
+        "collapsed": [name for name, of_name in of_all.items() if of_name.collapsed],
         "baseline": baseline,
         "intervals": {name: _as_json(interval) for name, interval in ends.items()},
     }

@@ -10,12 +10,14 @@ has none, as BM25 may; then there is no difference there, and no mean of that ru
 
 The first run is the baseline: every other one is compared with it on each collection and on the mean over all of
 them, with a 95% bootstrap interval of the difference and the p-value of a paired randomisation test, which is
-corrected (Holm) for all the tests of the table together (evaluate/significance.py). Prints the tables; RESULTS gets
-the same as comparison.md, and as comparison.json.
+corrected (Holm) for all the tests of the table together (evaluate/significance.py). A run whose checkpoint has
+collapsed on one of the collections says so. Prints the tables; RESULTS gets the same as comparison.md, and as
+comparison.json.
 """
 
 import math
 import sys
+from collections.abc import Container
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -23,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from evaluate.metrics_file import read_metrics, read_per_query
+from evaluate.metrics_file import COLLAPSED, read_metrics, read_per_query
 from evaluate.reporting.tables import markdown, plain_text
 from evaluate.significance import Difference, Parts, compare, holm, mean_of_means
 from utils.runtime.arguments import option, parse, required
@@ -45,18 +47,23 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Collection:
-    """A run's values on one collection: of each part by query id. Nearly all collections are one part."""
+    """A run's values on one collection: of each part by query id. Nearly all collections are one part.
+
+    `collapsed`: they mean nothing, see `evaluate.metrics_file.RunMetrics`.
+    """
 
     name: str
     path: Path
     parts: dict[str, dict[str, float]]
+    collapsed: bool
 
     @classmethod
     def read(cls, path: Path, measure: str) -> "Collection":
         """What lies beside this metrics.json."""
         metrics = read_metrics(path)
         files = [path.parent / part for part in metrics.parts] or [path]
-        return cls(metrics.collection, path, dict(_part(file, measure) for file in files))
+        parts = dict(_part(file, measure) for file in files)
+        return cls(metrics.collection, path, parts, metrics.collapsed)
 
     def in_order_of(self, other: "Collection") -> list[np.ndarray]:
         """The values of each part in the order of the other's queries; `InputError` where those differ."""
@@ -96,10 +103,13 @@ def read_run(text: str, measure: str) -> tuple[str, list[Collection | None]]:
     return label.strip(), [None if path == NONE else Collection.read(Path(path), measure) for path in paths]
 
 
-def read_runs(texts: list[str], measure: str) -> tuple[list[str], dict[str, list[Parts | None]]]:
-    """The collections' names, and each run's values on each of them, in one order of parts and queries.
+def read_runs(
+    texts: list[str], measure: str
+) -> tuple[list[str], dict[str, list[Parts | None]], dict[str, list[str]]]:
+    """The collections' names; each run's values on each of them, in one order of parts and queries; what collapsed.
 
-    None where a run has none on a collection.
+    The values are None where a run has none on a collection. The last are the collections, by run, on which its
+    checkpoint has collapsed; runs without any are not there.
     """
     runs = dict(read_run(text, measure) for text in texts)
     if len(runs) < len(texts):
@@ -117,10 +127,20 @@ def read_runs(texts: list[str], measure: str) -> tuple[list[str], dict[str, list
         while same in (*names, MEAN):  # a zero-shot collection may be called dev
             number, same = number + 1, f"{collection.name} ({number})"
         names.append(same)
-    return names, {
+    values = {
         label: [own and own.in_order_of(other) for own, other in zip(collections, first, strict=True)]
         for label, collections in runs.items()
     }
+    collapsed = {
+        label: [name for name, own in zip(names, collections, strict=True) if own and own.collapsed]
+        for label, collections in runs.items()
+    }
+    return names, values, {label: found for label, found in collapsed.items() if found}
+
+
+def marked(label: str, collapsed: Container[str]) -> str:
+    """A run's label as it stands in tables: with `COLLAPSED` where it is among the `collapsed` ones."""
+    return f"{label} {COLLAPSED}" if label in collapsed else label
 
 
 def compare_all(
@@ -148,7 +168,11 @@ def compare_all(
 
 
 def means_table(
-    measure: str, names: list[str], runs: dict[str, list[Parts | None]], apart: int = 0
+    measure: str,
+    names: list[str],
+    runs: dict[str, list[Parts | None]],
+    apart: int = 0,
+    collapsed: Container[str] = (),
 ) -> list[list[str]]:
     """A row a collection, and of several one of their mean; a column a run, "-" where it lacks values."""
 
@@ -162,13 +186,15 @@ def means_table(
     ]
     if len(names) - apart > 1:
         rows.append([MEAN, f"{sum(counts[apart:]):,}", *(cell(collections[apart:]) for collections in runs.values())])
-    return [[measure, "queries", *runs], *rows]
+    return [[measure, "queries", *(marked(label, collapsed) for label in runs)], *rows]
 
 
-def differences_table(baseline: str, differences: dict[str, dict[str, Difference]]) -> list[list[str]]:
+def differences_table(
+    baseline: str, differences: dict[str, dict[str, Difference]], collapsed: Container[str] = ()
+) -> list[list[str]]:
     """A row a run and collection."""
-    return [[f"difference from {baseline}", "on", "mean", "95% interval", "p (Holm)"]] + [
-        [label, name, f"{d.mean:+.3f}", f"{d.low:+.3f} to {d.high:+.3f}", f"{d.p:.4f}"]
+    return [[f"difference from {marked(baseline, collapsed)}", "on", "mean", "95% interval", "p (Holm)"]] + [
+        [marked(label, collapsed), name, f"{d.mean:+.3f}", f"{d.low:+.3f} to {d.high:+.3f}", f"{d.p:.4f}"]
         for label, of_run in differences.items()
         for name, d in of_run.items()
     ]
@@ -176,11 +202,19 @@ def differences_table(baseline: str, differences: dict[str, dict[str, Difference
 
 @dataclass(frozen=True)
 class Comparison:
-    """comparison.json: `differences` from the `baseline` in one measure, label → collection → `Difference`."""
+    """comparison.json: `differences` from the `baseline` in one measure, label → collection → `Difference`.
+
+    `collapsed`: label → the collections on which the run's checkpoint has collapsed.
+    """
 
     measure: str
     baseline: str
     differences: dict[str, dict[str, Difference]]
+    collapsed: dict[str, list[str]] = field(default_factory=dict)
+
+    def marked(self, label: str) -> str:
+        """The label as it stands in tables."""
+        return marked(label, self.collapsed)
 
 
 def read_comparison(path: Path) -> Comparison:
@@ -193,20 +227,21 @@ def read_comparison(path: Path) -> Comparison:
             }
             for label, found in content["differences"].items()
         }
-        return Comparison(str(content["measure"]), str(content["baseline"]), differences)
+        collapsed = {label: [*map(str, names)] for label, names in content.get("collapsed", {}).items()}
+        return Comparison(str(content["measure"]), str(content["baseline"]), differences, collapsed)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"is not what evaluate/compare_runs.py writes ({error}); make it again", path) from None
 
 
 def main() -> None:
     args = parse(Arguments, __doc__)
-    names, runs = read_runs(args.runs, args.measure)
+    names, runs, collapsed = read_runs(args.runs, args.measure)
     if not 0 <= args.apart <= len(names):
         raise InputError(f"--apart is {args.apart}, and the runs name {len(names)} collections")
     baseline, differences = next(iter(runs)), compare_all(names, runs, args.seed, args.apart)
-    tables = [means_table(args.measure, names, runs, args.apart)]
+    tables = [means_table(args.measure, names, runs, args.apart, collapsed)]
     if any(differences.values()):
-        tables.append(differences_table(baseline, differences))
+        tables.append(differences_table(baseline, differences, collapsed))
     with atomic_file(Path(args.out_dir) / "comparison.md") as handle:
         handle.write("\n".join(map(markdown, tables)))
     content = {
@@ -217,6 +252,7 @@ def main() -> None:
             for label, collections in runs.items()
         },
         "differences": {label: {name: asdict(d) for name, d in of.items()} for label, of in differences.items()},
+        "collapsed": collapsed,
     }
     write_json(Path(args.out_dir) / "comparison.json", content)
     print("\n\n".join(map(plain_text, tables)))

@@ -11,6 +11,7 @@ import pytest
 from evaluate import compare_objectives
 from evaluate.compare_objectives import Values, intervals, measure
 from evaluate.dev_clusters import DevClusters
+from evaluate.metrics_file import COLLAPSED, RunMetrics, write_metrics
 from tests.tiny_models import random_store
 from utils.runtime.errors import InputError
 from utils.stores.files import write_json
@@ -38,6 +39,8 @@ def write_run(folder: Path, seed: int, gain: float) -> None:
                 for query, v in zip(names, generator.random(len(names)) / 2 + more, strict=True)
             }
             write_json(folder / "results" / path / "per_query.json", {"queries": values})
+            metrics = RunMetrics("r", path, "c", len(values), {name: 0.5})
+            write_metrics(folder / "results" / path / "metrics.json", metrics)
 
 
 @pytest.fixture
@@ -94,6 +97,24 @@ def test_without_zero_shot_collections_their_column_is_empty(main, tmp_path, cap
     main("--out_dir", tmp_path, "--step", 9, "--objectives", f"erm={tmp_path}/erm", f"idro={tmp_path}/idro")
     assert all(line.split()[-1] == "-" for line in capsys.readouterr().out.splitlines() if line.startswith("idro"))
     assert json.loads((tmp_path / "objectives.json").read_text())["intervals"]["idro"][2] == [None, None]
+
+
+@pytest.mark.parametrize("path", ["dev/step-9", "zero_shot/a b/step-9", "dev/step-0"])
+def test_an_objective_of_which_a_checkpoint_has_collapsed_says_so(main, tmp_path, capsys, path):
+    for name, gain in (("erm", 0.1), ("idro", 0.4)):
+        for seed in (1, 2):
+            write_run(tmp_path / f"{name}-{seed}", seed, gain)
+    run = "erm-1" if path.endswith("-0") else "idro-2"
+    metrics = RunMetrics("r", path, "c", 3, {"mrr@10": 0.5}, collapsed=True)
+    write_metrics(tmp_path / run / "results" / path / "metrics.json", metrics)
+    objectives = [f"{name}={tmp_path}/{name}-1,{tmp_path}/{name}-2" for name in ("erm", "idro")]
+    main("--out_dir", tmp_path, "--step", 9, "--objectives", *objectives)
+    collapsed = "initial checkpoint" if path.endswith("-0") else "idro"
+    assert json.loads((tmp_path / "objectives.json").read_text())["collapsed"] == [collapsed]
+    for text in (capsys.readouterr().out, (tmp_path / "objectives.md").read_text()):
+        lines = [line.strip("| ") for line in text.splitlines()]
+        assert sum(line.startswith(f"{collapsed} {COLLAPSED}") for line in lines) == (2 if collapsed == "idro" else 1)
+        assert text.count(COLLAPSED) == (2 if collapsed == "idro" else 1)
 
 
 def test_seeds_are_resampled_in_pairs():

@@ -10,18 +10,18 @@ import pytest
 from data.beir_sets import CQADUPSTACK
 from evaluate import compare_runs, mean_of_parts
 from evaluate.compare_runs import Collection, read_comparison, read_runs
-from evaluate.metrics_file import RunMetrics, read_metrics, write_metrics
+from evaluate.metrics_file import COLLAPSED, RunMetrics, read_metrics, write_metrics
 from evaluate.significance import compare, holm, mean_of_means
 from utils.runtime.errors import InputError
 from utils.stores.files import write_json
 
 
-def write(folder: Path, collection: str, values: dict[str, float], run: str = "run") -> Path:
+def write(folder: Path, collection: str, values: dict[str, float], run: str = "run", collapsed: bool = False) -> Path:
     """What an evaluation leaves: metrics.json, whose path is returned, and per_query.json."""
     queries = {query: {"ndcg@10": value, "mrr@10": value / 2} for query, value in values.items()}
     write_json(folder / "per_query.json", {"run": run, "collection": collection, "queries": queries})
     means = {"ndcg@10": float(np.mean([*values.values()])), "mrr@10": float(np.mean([*values.values()]) / 2)}
-    write_metrics(folder / "metrics.json", RunMetrics(run, collection, None, len(values), means))
+    write_metrics(folder / "metrics.json", RunMetrics(run, collection, None, len(values), means, [], collapsed))
     return folder / "metrics.json"
 
 
@@ -149,6 +149,33 @@ def test_a_run_without_metrics_on_a_collection_has_no_difference_there_and_no_me
         read_runs(["BM25=-"], "ndcg@10")
 
 
+def test_a_run_whose_checkpoint_has_collapsed_on_a_collection_says_so_in_every_table(main, tmp_path, capsys):
+    for collapsed in (set(), {"mine"}, {"base", "mine"}):
+        runs = []
+        for seed, label in enumerate(("base", "mine", "other")):
+            values = random_values(seed, 5)
+            a = write(tmp_path / label / "a", "a", values)
+            b = write(tmp_path / label / "b", "b", values, collapsed=label in collapsed)
+            runs.append(f"{label}={a},{b}")
+        main(compare_runs, "--out_dir", tmp_path, "--runs", *runs)
+        labels = {
+            label: f"{label} {COLLAPSED}" if label in collapsed else label for label in ("base", "mine", "other")
+        }
+        for text in (capsys.readouterr().out, (tmp_path / "comparison.md").read_text().replace("| ", "  ")):
+            heads = text.splitlines()[0]
+            assert all(f"  {label}" in heads for label in labels.values())
+            assert f"difference from {labels['base']}" in text
+            rows = [line.strip() for line in text.splitlines() if line.strip().startswith(("mine", "other"))]
+            assert len(rows) == 6
+            assert all(row.startswith((labels["mine"], labels["other"])) for row in rows)
+            assert heads.count(COLLAPSED) == len(collapsed)
+        assert json.loads((tmp_path / "comparison.json").read_text())["collapsed"] == {
+            label: ["b"] for label in collapsed
+        }
+        comparison = read_comparison(tmp_path / "comparison.json")
+        assert {label: comparison.marked(label) for label in labels} == labels
+
+
 def test_files_of_two_evaluations_are_refused(tmp_path):
     path = write(tmp_path, "a", random_values(0, 5))
     write(tmp_path / "later", "a", random_values(1, 5))
@@ -179,6 +206,8 @@ def test_a_collection_apart_does_not_count_in_the_mean_and_one_name_twice_is_tol
         {"measure": "ndcg@10", "baseline": "a", "differences": {"b": {"dev": {"mean": "a lot"}}}},
         {"measure": "ndcg@10", "baseline": "a", "differences": {"b": {"dev": {"mean": 0.1}}}},
         {"measure": "ndcg@10", "baseline": "a", "differences": []},
+        {"measure": "ndcg@10", "baseline": "a", "differences": {}, "collapsed": ["a"]},
+        {"measure": "ndcg@10", "baseline": "a", "differences": {}, "collapsed": {"a": True}},
     ],
 )
 def test_a_comparison_of_another_form_is_refused(tmp_path, content):

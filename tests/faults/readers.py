@@ -175,7 +175,10 @@ def _results(folder: Path) -> dict[str, Reader]:
     write_json(folder / "per_query.json", {"run": "r", "collection": "c", "queries": {"1": values, "2": values}})
     write_json(folder / "results" / "results.json", results)
     differences = {"a": {"c": asdict(Difference(0.1, 0.0, 0.2, 0.05))}}
-    write_json(folder / "comparison.json", {"measure": "m", "baseline": "b", "differences": differences})
+    write_json(
+        folder / "comparison.json",
+        {"measure": "m", "baseline": "b", "differences": differences, "collapsed": {"a": ["c"]}},
+    )
     (folder / "settings.train").write_text("OBJECTIVE=idro\nEPS=0.01\n")
     readers = {
         "metrics.json": lambda: read_metrics(folder / "metrics.json"),

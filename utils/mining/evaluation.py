@@ -95,14 +95,17 @@ def check_names(folders: Sequence[str | Path]) -> None:
 
 def evaluate_collections(
     encoder: StoreEncoder, folders: Sequence[str | Path], split: str, embedding_dir: Path, exchange: Path
-) -> dict[str, dict[str, float]]:
-    """The means of every measure by each collection's name; on other processes than the main one none.
+) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """The means of every measure by each collection's name; the names of those on which the encoder has collapsed.
 
-    Embeddings are in a folder of `embedding_dir` with the collection's name.
+    On other processes than the main one both are empty. Embeddings are in a folder of `embedding_dir` with the
+    collection's name.
     """
-    means = {}
+    means, collapsed = {}, []
     for folder in folders:
         name = Path(folder).resolve().name
         if result := evaluate_collection(encoder, folder, split, embedding_dir / name, exchange):
             means[name] = result.evaluation.means
-    return means
+            if result.collapsed:
+                collapsed.append(name)
+    return means, collapsed

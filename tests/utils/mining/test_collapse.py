@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data import msmarco_data
+from data import beir_data, msmarco_data
 from drivers import run_ann_data_gen
 from evaluate import evaluate_beir
 from evaluate.mean_of_parts import mean_of_parts
@@ -17,7 +17,7 @@ from evaluate.model_card import metrics_table
 from evaluate.results_table import read_row, table_of
 from tests.tiny import tiny_bert_tokenizer
 from tests.tiny_models import random_store, tiny_bert, tiny_roberta, write_embeddings
-from tests.tiny_run import PASSAGE_LENGTH, QUERY_LENGTH, call, save_tiny_checkpoint, write_msmarco
+from tests.tiny_run import PASSAGE_LENGTH, QUERY_LENGTH, call, save_tiny_checkpoint, write_beir, write_msmarco
 from utils.batching import Sequences, pack
 from utils.mining.collapse import note_collapse, spread
 from utils.runtime.errors import InputError
@@ -115,6 +115,8 @@ def test_evaluation_and_mining_say_that_an_encoder_has_collapsed_and_keep_it_wit
     raw, stores = write_msmarco(tmp_path / "raw"), tmp_path / "stores"
     tokenizer = tiny_bert_tokenizer(tmp_path / "tokenizer")
     call(msmarco_data, "--data_dir", raw, "--out_data_dir", stores, "--model_name_or_path", tokenizer, *LENGTHS)
+    beir, zero_shot = write_beir(tmp_path / "beir"), tmp_path / "others"
+    call(beir_data, "--data_dir", beir, "--out_data_dir", zero_shot, "--model_name_or_path", tokenizer, *LENGTHS)
     model = ("--model_type", "rdot_nll_condenser", "--no_cuda")
     for checkpoint, collapsed in (
         (save_tiny_checkpoint(tmp_path / "good", "rdot_nll_condenser"), False),
@@ -134,9 +136,9 @@ def test_evaluation_and_mining_say_that_an_encoder_has_collapsed_and_keep_it_wit
         assert ("(collapsed: no ranking)" in metrics_table([("dev", metrics)], False)) is collapsed
 
         mining = ("--data_dir", stores, "--output_dir", out / "ann", "--training_dir", out / "none", *LENGTHS)
-        call(run_ann_data_gen, *mining, "--init_model_dir", checkpoint, *model)
+        call(run_ann_data_gen, *mining, "--zero_shot_dirs", zero_shot, "--init_model_dir", checkpoint, *model)
         assert ("THE ENCODER HAS COLLAPSED" in capsys.readouterr().out) is collapsed
-        names = ["train-query", "dev-query", "passages"]
+        names = ["train-query", "dev-query", "passages", "others"]
         assert read_result(out / "ann", 0).get("collapsed") == (names if collapsed else None)
 
 
