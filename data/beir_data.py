@@ -6,8 +6,8 @@
 Reads corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv, plain or gzipped, and writes OUT/passages/, OUT/SPLIT-query/
 and, last, OUT/SPLIT-qrel.tsv: what data/msmarco_data.py writes, so that what reads the one reads the other. Stores
 that are there already, made from the same files with the same settings, are left alone; from others, they are made
-anew. Title and text become one passage, as the published evaluation has it. What a collection of BEIR wants beside
-that, by its name, is in data/beir_sets.py.
+anew. Another split, or other queries or judgments, leave the passages alone. Title and text become one passage, as
+the published evaluation has it. What a collection of BEIR wants beside that, by its name, is in data/beir_sets.py.
 """
 
 import json
@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.beir_sets import compare_with_published, find_set
-from data.judgments import qrel_file, read_split, write_split
+from data.judgments import read_split, remove_judgments, write_split
 from data.sources import Sources, settings
 from data.tokenizing import (
     Text,
@@ -28,6 +28,7 @@ from data.tokenizing import (
     count_lines,
     load_tokenizer,
     positions_of,
+    rows_of,
     text_normalizer,
     write_token_store,
 )
@@ -74,8 +75,8 @@ def read_jsonl(path: Path, normalize: Callable[[str], str]) -> Iterator[Text]:
         if not isinstance(record, dict):
             raise InputError(f"expected a JSON object with _id and text, found {content[:80]!r}", path, line)
         text_id, title, text = record.get("_id"), record.get("title") or "", record.get("text")
-        if type(text_id) is int:
-            text_id = str(text_id)
+        if isinstance(text_id, str) or type(text_id) is int:
+            text_id = str(text_id).strip()  # as in judgments
         for key, value in (("_id", text_id), ("title", title), ("text", text)):
             if not isinstance(value, str):
                 found = f"found {value!r:.80}" if key in record else "found none"
@@ -116,25 +117,29 @@ def main() -> None:
     qrels = find_file(raw / "qrels", f"{args.split}.tsv")
     made_with = settings(tokenizer, args.model_type, args.max_seq_length, args.max_query_length)
     made_with |= {"one_line": find_set(args.dataset).one_line}
-    sources = Sources(out, raw, [corpus, queries, qrels], made_with)
-    if sources.are_tokenized([args.split], args.in_use):
+    sources = Sources(out, raw, corpus, {args.split: [queries, qrels]}, made_with)
+    make_passages, splits = sources.to_make(args.in_use)
+    if not splits:
         return
     split = read_split(args.split, read_jsonl(queries, normalize), queries, qrels)
 
     hold_lock(out)
-    qrel_file(out, split.name).unlink(missing_ok=True)  # it would name rows of the stores to come
-    total = count_lines(corpus)
-    say(f"tokenizing {corpus}, at most {args.max_seq_length} tokens a passage, {args.max_query_length} a query")
-    passage_rows = write_token_store(
-        out / "passages",
-        read_jsonl(corpus, normalize),
-        tokenizer,
-        args.max_seq_length,
-        corpus,
-        wanted=split.passage_ids,
-        label="passages",
-        total=total,
-    )
+    remove_judgments(out, None if make_passages else splits)  # they would name rows of the stores to come
+    if make_passages:
+        total = count_lines(corpus)
+        say(f"tokenizing {corpus}, at most {args.max_seq_length} tokens a passage, {args.max_query_length} a query")
+        passage_rows = write_token_store(
+            out / "passages",
+            read_jsonl(corpus, normalize),
+            tokenizer,
+            args.max_seq_length,
+            corpus,
+            wanted=split.passage_ids,
+            label="passages",
+            total=total,
+        )
+    else:
+        passage_rows = rows_of(out / "passages", split.passage_ids)
     sources.note()
     judged = write_split(split, passage_rows, tokenizer, args.max_query_length, out)
     if args.split == "test":

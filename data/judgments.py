@@ -202,3 +202,14 @@ def write_split(
 def qrel_file(out_folder: Path, name: str) -> Path:
     """The judgments of a split by row; written last, so that a split with this file is whole."""
     return out_folder / f"{name}-qrel.tsv"
+
+
+def remove_judgments(out_folder: Path, splits: Iterable[str] | None = None) -> None:
+    """Removes the judgments of these splits; without `splits`, of all, as new passages have other rows."""
+    if splits is None:
+        paths = [*out_folder.glob("*-qrel.tsv"), *out_folder.glob("*-missing.txt")]
+    else:
+        whole = [qrel_file(out_folder, split) for split in splits]
+        paths = [*whole, *map(missing_file, whole)]
+    for path in paths:
+        path.unlink(missing_ok=True)

@@ -5,26 +5,27 @@
 
 Reads the public files, plain or gzipped, and writes OUT/passages/, OUT/{train,dev}-query/ and, of each split last,
 OUT/{train,dev}-qrel.tsv. Stores that are there already, made from the same files with the same settings, are left
-alone; from others, they are made anew. Tokenizing once for all epochs and episodes is worth a file: every episode
-encodes the whole collection. One process reads and the tokenizer's threads work, which keeps the rows in the
-collection's order without a second pass; the 8.8 million passages go by in blocks, so memory does not grow with them.
+alone; from others, they are made anew: with other queries or judgments their split, else everything. Tokenizing once
+for all epochs and episodes is worth a file: every episode encodes the whole collection. One process reads and the
+tokenizer's threads work, which keeps the rows in the collection's order without a second pass; the 8.8 million
+passages go by in blocks, so memory does not grow with them.
 """
 
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.judgments import qrel_file, read_split, write_split
+from data.judgments import read_split, remove_judgments, write_split
 from data.sources import Sources, settings
 from data.tokenizing import (
     Text,
     check_lengths,
     count_lines,
     load_tokenizer,
+    rows_of,
     text_normalizer,
     write_token_store,
 )
@@ -125,11 +126,13 @@ def main() -> None:
     made_with |= {"data_type": args.data_type}
     if args.data_type == DOCUMENTS:
         made_with |= {"max_doc_character": args.max_doc_character}
-    sources = Sources(out, raw, [collection, *chain(*pairs.values())], made_with)
-    if sources.are_tokenized([*pairs], args.in_use):
+    sources = Sources(out, raw, collection, pairs, made_with)
+    make_passages, to_make = sources.to_make(args.in_use)
+    if not to_make:
         return
     splits = []
-    for name, (queries, qrels) in pairs.items():
+    for name in to_make:
+        queries, qrels = pairs[name]
         say(f"reading {queries.name} and {qrels.name}")
         splits.append(read_split(name, read_tsv(queries, normalize), queries, qrels))
 
@@ -138,20 +141,23 @@ def main() -> None:
     else:
         texts = read_documents(collection, normalize, DOCUMENT_SEPARATOR, args.max_doc_character)
     hold_lock(out)
-    for split in splits:  # judgments of earlier stores would name rows of the new ones
-        qrel_file(out, split.name).unlink(missing_ok=True)
-    total = count_lines(collection)
-    say(f"tokenizing {collection.name}" + (f", {total:,} texts" if total is not None else ""))
-    passage_rows = write_token_store(
-        out / "passages",
-        texts,
-        tokenizer,
-        args.max_seq_length,
-        collection,
-        wanted=set().union(*(split.passage_ids for split in splits)),
-        label="passages",
-        total=total,
-    )
+    remove_judgments(out, None if make_passages else to_make)  # they would name rows of the stores to come
+    wanted = set().union(*(split.passage_ids for split in splits))
+    if make_passages:
+        total = count_lines(collection)
+        say(f"tokenizing {collection.name}" + (f", {total:,} texts" if total is not None else ""))
+        passage_rows = write_token_store(
+            out / "passages",
+            texts,
+            tokenizer,
+            args.max_seq_length,
+            collection,
+            wanted=wanted,
+            label="passages",
+            total=total,
+        )
+    else:
+        passage_rows = rows_of(out / "passages", wanted)
     sources.note()
     for split in splits:
         write_split(split, passage_rows, tokenizer, args.max_query_length, out, trained_on=split.name == "train")

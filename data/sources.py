@@ -1,15 +1,17 @@
 """What token stores were made from and with, so that they are made again just where that has changed.
 
-    OUT/sources.json    the settings that tokens follow from; of each raw file its name, size and SHA-256, and the
-                        times of its last changes
+    OUT/sources.json    the settings that tokens follow from; of the collection's file, and apart from it of each
+                        split's, name, size, SHA-256 and the times of the last changes; the passages' meta.json
 
-Contents count, not places: the same files in another folder are the same sources. A file whose size and times are as
-noted is not read for its checksum again; else it is, about a GB a second. The file is written once the passages are
-tokenized, before the judgments that make a split whole.
+Another split, or another version of one, so leaves the passages alone. Contents count, not places: the same files in
+another folder are the same sources. A file whose size and times are as noted is not read for its checksum again; else
+it is, about a GB a second. The file is written once the passages are tokenized, before the judgments that make a
+split whole. Passages that are not those of the noted meta.json were left by a run that was stopped before that.
 """
 
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 from data.tokenizing import text_normalizer
@@ -22,6 +24,7 @@ from utils.stores.token_store import TokenizerInfo, TokenStore
 FORMAT_VERSION = 1
 
 Settings = dict[str, str | int | bool]
+Noted = dict[str, dict[str, str | int]]  # a file's name → what sources.json has of it
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,10 @@ class Changed:
         status = path.stat()
         return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
+    def same_content(self, other: "Changed") -> bool:
+        """Whether nothing was written in between; who may read the file, or links to it, may have changed."""
+        return (self.size, self.mtime_ns) == (other.size, other.mtime_ns)
+
 
 def settings(tokenizer, model_type: str, max_seq_length: int, max_query_length: int) -> Settings:
     """What tokens follow from in every layout: the tokenizer (of transformers), the case of the text, the lengths."""
@@ -51,34 +58,55 @@ def settings(tokenizer, model_type: str, max_seq_length: int, max_query_length: 
 class Sources:
     """The files in `raw` that stores in `out` are made from, and the settings that tokens follow from.
 
-    To be made before the files are read: `note` refuses files that were changed after that.
+    `splits` has the files of each split that is wanted. To be made before the files are read: `note` refuses files
+    that were written to after that.
     """
 
-    def __init__(self, out: Path, raw: Path, files: list[Path], made_with: Settings) -> None:
+    def __init__(
+        self, out: Path, raw: Path, collection: Path, splits: dict[str, list[Path]], made_with: Settings
+    ) -> None:
         self._out, self._settings = out, made_with
-        self._path = out / "sources.json"
-        self._files = {path.relative_to(raw).as_posix(): path for path in files}
+        self._path, self._meta_path = out / "sources.json", out / "passages" / "meta.json"
+        self._files = {path.relative_to(raw).as_posix(): path for path in (collection, *chain(*splits.values()))}
+        self._collection = [collection.relative_to(raw).as_posix()]
+        self._splits = {
+            split: [path.relative_to(raw).as_posix() for path in paths] for split, paths in splits.items()
+        }
         self._changed = {name: Changed.of(path) for name, path in self._files.items()}
         self._digests: dict[str, str] = {}
+        self._other_splits: dict[str, Noted] = {}  # what stays noted
 
-    def are_tokenized(self, splits: list[str], in_use: bool) -> bool:
-        """Whether whole stores of these splits, made from these files with these settings, are there already.
+    def to_make(self, in_use: bool) -> tuple[bool, list[str]]:
+        """Whether the passages are to be made (anew), and which splits, all of them where the passages are.
 
-        `in_use`: something was mined or measured with the stores, so that others must not take their place;
-        `InputError` with the differences where they would. Stores of a version that noted no sources are then known
-        by what meta.json says; without `in_use` they are not known to be of these files.
+        The rest is there, made from these files with these settings. `in_use`: something was mined or measured with
+        the stores, so that others must not take their place; `InputError` with the differences where they would.
+        Stores of a version that noted no sources are then known by what meta.json says; without `in_use` they are not
+        known to be of these files.
         """
-        whole = all(
-            (self._out / name).exists()
-            for split in splits
-            for name in ("passages/meta.json", f"{split}-query/meta.json", f"{split}-qrel.tsv")
-        )
-        if self._path.exists():
-            differences = self._differences_from_noted()
-        elif whole and in_use:
-            differences = self._differences_from_meta(splits)
+        whole = [
+            split
+            for split in self._splits
+            if self._meta_path.exists()
+            and all((self._out / name).exists() for name in (f"{split}-query/meta.json", f"{split}-qrel.tsv"))
+        ]
+        noted = self._read() if self._path.exists() else None
+        if noted is None and not (whole and in_use):
+            return True, [*self._splits]
+        if noted is None:
+            of_all, of_splits = self._differences_from_meta("passages", "max_seq_length"), {}
         else:
-            return False
+            of_all = self._differing_settings(noted["settings"])
+            of_all += self._differing_files(noted["collection"], self._collection)
+            of_splits = {
+                split: self._differing_files(noted["splits"][split], names)
+                for split, names in self._splits.items()
+                if split in noted["splits"]
+            }
+        if in_use:
+            for split in (split for split in whole if split not in of_splits):
+                of_splits[split] = self._differences_from_meta(f"{split}-query", "max_query_length")
+        differences = [*dict.fromkeys(chain(of_all, *of_splits.values()))]
         if differences and in_use:
             raise InputError(
                 f"the token stores there are in use, and were made from other data or with other settings: "
@@ -87,64 +115,92 @@ class Sources:
             )
         if differences:
             say(f"{self._out}: made from other data or with other settings, and made anew: {'; '.join(differences)}")
-        if differences or not whole:
-            return False
+        if of_all or (noted is not None and noted["passages"] != self._meta()):
+            return True, [*self._splits]
+        if noted is not None:
+            self._other_splits = {split: of for split, of in noted["splits"].items() if split not in self._splits}
+        splits = [split for split in self._splits if split not in whole or of_splits.get(split) != []]
+        if splits:
+            say(f"{self._out}: the passages are tokenized already, from the same file")
+            return False, splits
         with suppress(InputError):  # where nothing can be written, the files are read for their sums again next time
             self.note()
         say(f"{self._out}: tokenized already, from the same files")
-        return True
+        return False, []
 
     def note(self) -> None:
-        """Writes sources.json; `InputError` where a file was changed since this object was made."""
-        files = {}
-        for name, path in self._files.items():
-            files[name] = asdict(self._changed[name]) | {"sha256": self._digest(name)}
-            if Changed.of(path) != self._changed[name]:
-                raise InputError("was changed while it was read; run this again", path)
-        content = {"format_version": FORMAT_VERSION, "settings": self._settings, "files": files}
+        """Writes sources.json; `InputError` where a file was written to since this object was made."""
+        entries = {name: self._entry(name) for name in self._files}
+        splits = {split: {name: entries[name] for name in names} for split, names in self._splits.items()}
+        content = {
+            "format_version": FORMAT_VERSION,
+            "settings": self._settings,
+            "collection": {name: entries[name] for name in self._collection},
+            "splits": self._other_splits | splits,
+            "passages": self._meta(),
+        }
         if not self._path.exists() or read_json(self._path) != content:
             hold_lock(self._out)
             write_json(self._path, content)
+
+    def _entry(self, name: str) -> dict[str, str | int]:
+        """What is noted of a file."""
+        path = self._files[name]
+        before = Changed.of(path)
+        entry = asdict(before) | {"sha256": self._digest(name)}
+        if not (before.same_content(self._changed[name]) and before.same_content(Changed.of(path))):
+            raise InputError("was changed while it was read; run this again", path)
+        return entry
 
     def _digest(self, name: str) -> str:
         if name not in self._digests:
             self._digests[name] = sha256_of_file(self._files[name])
         return self._digests[name]
 
-    def _differences_from_noted(self) -> list[str]:
-        """What is other than in sources.json, in words."""
+    def _meta(self) -> dict | None:
+        """What tells the passages from others: their meta.json, with the sums of their tokens and ids."""
+        cure = "remove the folder and tokenize again"
+        return read_json(self._meta_path, cure) if self._meta_path.exists() else None
+
+    def _read(self) -> dict:
+        """What sources.json holds."""
         cure = "remove it, with the token stores and *-qrel.tsv beside it, and tokenize again"
         noted = read_json(self._path, cure)
-        settings, files = noted.get("settings"), noted.get("files")
-        if noted.get("format_version") != FORMAT_VERSION or not isinstance(settings, dict) or not _are_files(files):
+        splits = noted.get("splits")
+        if (
+            noted.get("format_version") != FORMAT_VERSION
+            or not isinstance(noted.get("settings"), dict)
+            or not isinstance(splits, dict)
+            or not all(map(_are_files, (noted.get("collection"), *splits.values())))
+            or not isinstance(noted.get("passages"), dict)
+        ):
             raise InputError(f"is not as it was written; {cure}", self._path)
-        differences = self._differing_settings(settings)
-        for name in files.keys() - self._files.keys():
-            differences.append(f"{name} is no more among the files")
-        for name, changed in self._changed.items():
-            if name not in files:
+        return noted
+
+    def _differing_files(self, noted: Noted, names: list[str]) -> list[str]:
+        """How these files differ from the noted ones, in words."""
+        differences = [f"{name} is no more among the files" for name in noted if name not in names]
+        for name in names:
+            changed = self._changed[name]
+            if name not in noted:
                 differences.append(f"{name} was not among the files")
-                continue
-            if files[name] == asdict(changed) | {"sha256": files[name]["sha256"]}:
-                self._digests[name] = files[name]["sha256"]
-            elif files[name]["size"] != changed.size:
-                differences.append(f"{name} had {files[name]['size']:,} bytes and has {changed.size:,}")
-            elif files[name]["sha256"] != self._digest(name):
+            elif noted[name] == asdict(changed) | {"sha256": noted[name]["sha256"]}:
+                self._digests[name] = noted[name]["sha256"]
+            elif noted[name]["size"] != changed.size:
+                differences.append(f"{name} had {noted[name]['size']:,} bytes and has {changed.size:,}")
+            elif noted[name]["sha256"] != self._digest(name):
                 differences.append(f"{name} has another content")
         return differences
 
-    def _differences_from_meta(self, splits: list[str]) -> list[str]:
-        """The same by the meta.json of stores without sources.json, which know their texts' file by name and size."""
-        differences = []
-        for name, setting in [("passages", "max_seq_length"), *((f"{s}-query", "max_query_length") for s in splits)]:
-            meta = TokenStore(self._out / name).meta
-            found = {setting: meta.max_length, "tokenizer": meta.tokenizer_fingerprint}
-            differences += [text for text in self._differing_settings(found) if text not in differences]
-            if meta.source_file not in self._changed:
-                differences.append(f"{meta.source_file} is no more among the files")
-            elif meta.source_size != self._changed[meta.source_file].size:
-                size = self._changed[meta.source_file].size
-                differences.append(f"{meta.source_file} had {meta.source_size:,} bytes and has {size:,}")
+    def _differences_from_meta(self, store: str, setting: str) -> list[str]:
+        """The same of a store without a note, by its meta.json, which knows the texts' file by name and size."""
+        meta = TokenStore(self._out / store).meta
+        differences = self._differing_settings({setting: meta.max_length, "tokenizer": meta.tokenizer_fingerprint})
+        if meta.source_file not in self._changed:
+            differences.append(f"{meta.source_file} is no more among the files")
+        elif meta.source_size != self._changed[meta.source_file].size:
+            size = self._changed[meta.source_file].size
+            differences.append(f"{meta.source_file} had {meta.source_size:,} bytes and has {size:,}")
         return differences
 
     def _differing_settings(self, noted: Settings) -> list[str]:

@@ -25,7 +25,7 @@ from utils.runtime.errors import InputError
 from utils.runtime.logs import progress, say
 from utils.stores.files import open_binary
 from utils.stores.pretrained import adds_first_token, longest_sequence, pretrained_config, pretrained_tokenizer
-from utils.stores.token_store import TokenizerInfo, create_token_store
+from utils.stores.token_store import TokenizerInfo, TokenStore, create_token_store
 
 Text = tuple[int, str, str]  # line of the source file, the collection's own id, text
 Block = tuple[list[int], list[str], list[str]]  # lines, ids, texts
@@ -120,6 +120,11 @@ def write_token_store(
         if left_out:
             writer.note_lines(np.delete(np.arange(writer.rows + len(left_out)), np.array(left_out) - 1))
     return rows
+
+
+def rows_of(folder: Path, wanted: Collection[str]) -> dict[str, int]:
+    """The rows of the `wanted` ids that the token store at `folder` holds."""
+    return {text_id: row for row, text_id in enumerate(TokenStore(folder).iter_ids()) if text_id in wanted}
 
 
 def each_once(texts: Iterable[Text], source: Path) -> Iterator[Text]:

@@ -223,7 +223,7 @@ def split_line(line: str, file_name: str) -> tuple[str | None, str]:
     if file_name.removesuffix(".gz").endswith(".jsonl"):
         try:
             record = json.loads(line)
-            return str(record["_id"]), f"{record.get('title') or ''} {record['text']}"
+            return str(record["_id"]).strip(), f"{record.get('title') or ''} {record['text']}"
         except (ValueError, TypeError, KeyError, RecursionError):
             return None, ""
     text_id, *texts = line.split("\t")

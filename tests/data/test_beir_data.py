@@ -6,6 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from data import beir_data
+from evaluate.search_collection import split_line
 from tests.data.conftest import BEIR_FILES, nothing_looks_complete
 from utils.runtime.errors import InputError
 from utils.stores.qrels import read_qrels
@@ -32,6 +33,21 @@ def test_a_missing_title_and_an_empty_one_add_no_blank(tmp_path):
         '{"_id": "a", "title": "", "text": "x"}\n{"_id": 5, "text": "y"}\n{"_id": "c", "title": "t", "text": "z"}'
     )
     assert list(beir_data.read_jsonl(path, str)) == [(1, "a", "x"), (2, "5", "y"), (3, "c", "t z")]
+
+
+def test_blanks_around_ids_say_nothing_wherever_they_stand(preprocess_beir, tmp_path):
+    plain = preprocess_beir(out=tmp_path / "plain")
+    around = {
+        "corpus.jsonl": BEIR_FILES["corpus.jsonl"].replace('"a/1"', '" a/1\\u00a0"').replace('"b"', '"b "'),
+        "queries.jsonl": BEIR_FILES["queries.jsonl"].replace('"q1"', '"q1 "'),
+        "qrels/test.tsv": BEIR_FILES["qrels/test.tsv"].replace("a/1", "a/1 ").replace("q1", " q1"),
+    }
+    for changes in (around, {name: around[name] for name in ("corpus.jsonl", "queries.jsonl")}):
+        out = preprocess_beir(changes, out=tmp_path / str(len(changes)))
+        for name in ("passages/ids.txt", "test-query/ids.txt", "test-qrel.tsv"):
+            assert (out / name).read_bytes() == (plain / name).read_bytes()
+        first = (tmp_path / "beir" / "corpus.jsonl").read_text().splitlines()[0]
+        assert split_line(first, "corpus.jsonl") == ("a/1", "The Cat is blue")
 
 
 def test_condenser_models_get_lowercased_title_and_text(tmp_path):
@@ -77,6 +93,8 @@ def test_lengths_go_by_the_data_set_unless_given(folder, flags, query_length, pa
         ("corpus.jsonl", '{"_id": "a", "text": "x", "title": 3}\n', "corpus.jsonl:1", "title, found 3"),
         ("corpus.jsonl", '{"_id": "a\\nb", "text": "x"}\n', "corpus.jsonl:1", "line break"),
         ("corpus.jsonl", '{"_id": "", "text": "x"}\n', "corpus.jsonl:1", "empty"),
+        ("corpus.jsonl", '{"_id": " ", "text": "x"}\n', "corpus.jsonl:1", "empty"),
+        ("corpus.jsonl", '{"_id": "a", "text": "x"}\n{"_id": "a ", "text": "y"}', "corpus.jsonl:2", "'a' was given"),
         ("corpus.jsonl", '{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}', "corpus.jsonl:2", "'a' was given"),
         ("queries.jsonl", '{"_id": "q1", "text": "x"}\n{"_id": "q1", "text": ""}', "queries.jsonl:2", "'q1' was"),
         ("corpus.jsonl", '{"_id": "a", "text": "x"}\n\n{"_id": "b", "text": "y"}', "corpus.jsonl:2", "is blank"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -177,6 +178,99 @@ def test_a_file_that_is_changed_while_it_is_read_leaves_nothing_that_looks_whole
     assert not list((tmp_path / "out").glob("*-qrel.tsv"))
 
 
+def write_to_passages_is_a_failure(*_, **__):
+    pytest.fail("the passages are tokenized again")
+
+
+def keep_passages(monkeypatch) -> None:
+    """From now on, a script that tokenizes the passages fails."""
+    for module in ("msmarco_data", "beir_data"):
+        monkeypatch.setattr(f"data.{module}.write_token_store", write_to_passages_is_a_failure)
+
+
+DEV = {"qrels/dev.tsv": "query-id\tcorpus-id\tscore\nq2\tgrün\t1\nq2\tlost\t1\n"}
+
+
+@pytest.mark.parametrize("in_use", [False, True])
+def test_another_split_adds_its_queries_and_judgments_and_back_again_nothing(
+    preprocess_beir, tmp_path, monkeypatch, capsys, in_use
+):
+    alone = {split: content_of(preprocess_beir(DEV, out=tmp_path / split, split=split)) for split in ("test", "dev")}
+    out = preprocess_beir(DEV)
+    keep_passages(monkeypatch)
+    capsys.readouterr()
+    preprocess_beir(DEV, split="dev", in_use=in_use)
+    assert content_of(out) == alone["test"] | alone["dev"]
+    assert (out / "dev-missing.txt").read_text() == "lost\n"
+    before = last_changes(out)
+    for split in ("test", "dev"):
+        preprocess_beir(DEV, split=split, in_use=in_use)
+    assert {path for path, time in last_changes(out).items() if time != before[path]} <= {out / "sources.json"}
+    assert "made from other data" not in capsys.readouterr().out
+
+
+def test_other_judgments_or_queries_make_their_split_anew_alone(preprocess_passages, tmp_path, monkeypatch):
+    changes = [{name: changed} for name, both in CHANGES.items() for changed in both if name != "collection.tsv"]
+    fresh = [content_of(preprocess_passages(change, out=tmp_path / str(i))) for i, change in enumerate(changes)]
+    out = preprocess_passages()
+    keep_passages(monkeypatch)
+    for change, expected in zip(changes, fresh, strict=True):
+        preprocess_passages(change)
+        assert content_of(out) == expected
+
+
+def test_queries_that_were_changed_are_told_for_each_split_that_was_made_of_them(preprocess_beir, tmp_path):
+    changed = DEV | {"queries.jsonl": BEIR_FILES["queries.jsonl"].replace("blue", "gray")}
+    fresh = content_of(preprocess_beir(changed, out=tmp_path / "fresh"))
+    out = preprocess_beir(DEV)
+    preprocess_beir(changed, split="dev")
+    with pytest.raises(InputError, match=r"queries\.jsonl has another content"):
+        preprocess_beir(changed, in_use=True)
+    preprocess_beir(changed)
+    assert content_of(out).items() >= fresh.items()
+
+
+def test_new_passages_leave_no_judgments_of_the_rows_before(preprocess_beir):
+    out = preprocess_beir(DEV)
+    preprocess_beir(DEV, split="dev")
+    first, *others = BEIR_FILES["corpus.jsonl"].splitlines(keepends=True)
+    preprocess_beir(DEV | {"corpus.jsonl": "".join([*others, first])})
+    assert [path.name for path in (*out.glob("*-qrel.tsv"), *out.glob("*-missing.txt"))] == ["test-qrel.tsv"]
+    preprocess_beir(DEV | {"corpus.jsonl": "".join([*others, first])}, split="dev")
+    assert (out / "dev-qrel.tsv").read_text() == "0\t1\t1\n0\t3\t1\n"
+
+
+def test_passages_of_other_sources_than_the_noted_ones_are_made_anew(preprocess_passages, tmp_path, monkeypatch):
+    """A run that was stopped between new passages and their note, and then the first files again."""
+    out = preprocess_passages()
+    before = content_of(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(sources.Sources, "note", lambda self: pytest.fail("stopped"))
+        with pytest.raises(pytest.fail.Exception, match="stopped"):
+            preprocess_passages({"collection.tsv": CHANGES["collection.tsv"][0]})
+    preprocess_passages()
+    assert content_of(out) == before
+
+
+def test_new_permissions_and_links_are_no_change_while_a_file_is_read(preprocess_passages, tmp_path, monkeypatch):
+    collection = tmp_path / "raw" / "collection.tsv"
+
+    def write(folder: Path, *rest, **named):
+        collection.chmod(0o400)
+        os.link(collection, tmp_path / "link")
+        return tokenizing.write_token_store(folder, *rest, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("data.msmarco_data.write_token_store", write)
+        out = preprocess_passages()
+    assert (tmp_path / "link").exists()
+    before = content_of(out)
+    monkeypatch.setattr("tests.data.conftest.write_files", lambda folder, files, zipped: folder)
+    keep_passages(monkeypatch)
+    preprocess_passages(in_use=True)
+    assert content_of(out) == before
+
+
 @pytest.mark.parametrize("content", ["{}", '{"format_version": 1, "settings": {}, "files": {"a": {}}}', "[", "[]"])
 def test_altered_notes_are_told_with_the_cure(preprocess_passages, content):
     out = preprocess_passages()
@@ -187,13 +281,20 @@ def test_altered_notes_are_told_with_the_cure(preprocess_passages, content):
 
 def test_what_is_noted(preprocess_passages):
     noted = json.loads((preprocess_passages() / "sources.json").read_text())
-    assert set(noted["files"]) == set(PASSAGE_FILES)
-    assert noted["files"]["collection.tsv"]["size"] == len(COLLECTION)
+    assert noted["collection"].keys() == {"collection.tsv"}
+    assert noted["collection"]["collection.tsv"]["size"] == len(COLLECTION)
+    assert {split: [*files] for split, files in noted["splits"].items()} == {
+        "train": ["queries.train.tsv", "qrels.train.tsv"],
+        "dev": ["queries.dev.small.tsv", "qrels.dev.small.tsv"],
+    }
 
 
-def test_the_model_types_cut_passages_as_the_models_do():
+def test_the_model_types_are_the_same_three_wherever_they_are_listed_and_cut_passages_as_the_models_do():
     models = {name: model_type.chunk_length for name, model_type in MODEL_TYPES.items()}
     assert models == tokenizing.MODEL_TYPES
+    script = Path(__file__).resolve().parents[2] / "commands" / "common.sh"
+    (listed,) = re.findall(r'^MODEL_TYPES="(.*)"$', script.read_text(), re.MULTILINE)
+    assert sorted(listed.split("|")) == sorted(models)
 
 
 @pytest.mark.parametrize("layout", ["passages", "beir"])
