@@ -23,14 +23,14 @@ from pickle import UnpicklingError
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import BertModel, PreTrainedConfig, PreTrainedTokenizerFast, RobertaModel
-from transformers.models.bert.modeling_bert import BertLayer, BertPreTrainedModel
-from transformers.models.roberta.modeling_roberta import RobertaLayer, RobertaPreTrainedModel
+from transformers.models.bert.modeling_bert import BertPreTrainedModel
+from transformers.models.roberta.modeling_roberta import RobertaPreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from model.attention import packed_attention
 from model.dropout import replace_dropout
+from model.families import find_family
+from model.forward import pooled_vectors
 from utils.batching import PackedTokens
 from utils.mining.encoding import StoreEncoder
 from utils.runtime.errors import InputError, first_line
@@ -68,49 +68,6 @@ class Reading:
         return nn.functional.normalize(vectors, dim=-1) if self.normalized else vectors
 
 
-def pooled_vectors(
-    model: BertModel | RobertaModel, tokens: PackedTokens, pooling: str, first_position: int = 0
-) -> Tensor:
-    """One vector a sequence off the last layer, (n, H), by `Reading.pooling`; as `model` gives for padded sequences.
-
-    For cls the last layer reads every token and is asked for the first ones only: their vectors are all that follows,
-    so 10 of its 12 H² products a token fall away. Positions count from `first_position`.
-    """
-    hidden = model.embeddings(input_ids=tokens.input_ids[None], position_ids=tokens.positions[None] + first_position)[
-        0
-    ]
-    *layers, last = model.encoder.layer
-    for layer in layers:
-        if model.gradient_checkpointing and model.training:
-            hidden = checkpoint(_layer, layer, hidden, hidden, tokens, use_reentrant=False)
-        else:
-            hidden = _layer(layer, hidden, hidden, tokens)
-    if pooling == "cls":
-        return _layer(last, hidden[tokens.first], hidden, tokens)
-    return _means(_layer(last, hidden, hidden, tokens), tokens.lengths)
-
-
-def _means(hidden: Tensor, lengths: list[int]) -> Tensor:
-    """The mean of each sequence's rows of `hidden` (T, H), in float32: (n, H)."""
-    counts = torch.tensor(lengths, device=hidden.device)
-    sequence = torch.arange(len(lengths), device=hidden.device).repeat_interleave(counts, output_size=len(hidden))
-    sums = hidden.new_zeros(len(lengths), hidden.shape[1], dtype=torch.float32).index_add_(
-        0, sequence, hidden.float()
-    )
-    return sums / counts[:, None]
-
-
-def _layer(layer: BertLayer | RobertaLayer, rows: Tensor, hidden: Tensor, tokens: PackedTokens) -> Tensor:
-    """A layer's output for `rows` of its input, (T, H) or (n, H), which attend to `hidden` (T, H)."""
-    own = layer.attention.self
-    query, key, value = (
-        project(source).unflatten(-1, (own.num_attention_heads, own.attention_head_size))
-        for project, source in ((own.query, rows), (own.key, hidden), (own.value, hidden))
-    )
-    context = packed_attention(query, key, value, tokens, own.dropout.p if own.training else 0.0)
-    return layer.feed_forward_chunk(layer.attention.output(context.flatten(1), rows))
-
-
 class RobertaDot(RobertaPreTrainedModel):
     """RoBERTa's first token, a linear head to 768 dimensions and LayerNorm. `PackedTokens` → (n, 768).
 
@@ -120,6 +77,7 @@ class RobertaDot(RobertaPreTrainedModel):
     def __init__(self, config) -> None:
         super().__init__(config)
         self.reading = Reading()
+        self.family = find_family(config)
         self.roberta = RobertaModel(config, add_pooling_layer=False)
         self.embeddingHead = nn.Linear(config.hidden_size, EMBEDDING_DIM)
         self.norm = nn.LayerNorm(EMBEDDING_DIM)
@@ -139,7 +97,7 @@ class RobertaDot(RobertaPreTrainedModel):
         return None if self.embeddingHead is None else (self.embeddingHead, self.norm)
 
     def forward(self, tokens: PackedTokens) -> Tensor:
-        pooled = pooled_vectors(self.roberta, tokens, self.reading.pooling, self.config.pad_token_id + 1)  # n, H
+        pooled = pooled_vectors(self.roberta, self.family, tokens, self.reading.pooling)  # n, H
         if self.head is None:
             return self.reading.finish(pooled)
         with torch.autocast(pooled.device.type, enabled=False):  # one row a text: nothing to gain, digits to lose
@@ -152,6 +110,7 @@ class BertDot(BertPreTrainedModel):
     def __init__(self, config) -> None:
         super().__init__(config)
         self.reading = Reading()
+        self.family = find_family(config)
         self.bert = BertModel(config, add_pooling_layer=False)
         replace_dropout(self)
         self.post_init()
@@ -165,7 +124,7 @@ class BertDot(BertPreTrainedModel):
         return None
 
     def forward(self, tokens: PackedTokens) -> Tensor:
-        return self.reading.finish(pooled_vectors(self.bert, tokens, self.reading.pooling))
+        return self.reading.finish(pooled_vectors(self.bert, self.family, tokens, self.reading.pooling))
 
 
 Encoder = RobertaDot | BertDot

@@ -3,6 +3,7 @@
 from torch import nn
 from transformers import PreTrainedModel
 
+from model.families import find_family
 from utils.runtime.errors import InputError
 
 
@@ -13,7 +14,7 @@ def watched_layers(encoder: PreTrainedModel, model_size: str, count: int = 0) ->
     """
     if model_size not in ("base", "large"):
         raise InputError(f"--model_size {model_size!r}: there are base and large")
-    layers = encoder.base_model.encoder.layer
+    layers = find_family(encoder.config).layers(encoder.base_model)
     if not 0 <= count <= len(layers):
         raise InputError(f"--idro_layers is {count}, and the encoder has {len(layers)} layers")
     if not count:

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import BertConfig, RobertaConfig
+from transformers import AutoConfig, BertConfig, PreTrainedConfig, PreTrainedModel, RobertaConfig
 
 from model.encoders import BertDot, RobertaDot
+from model.families import FAMILIES
 from utils.stores.embedding_store import EmbeddingMatrix, EmbeddingSource, ShardWriter, record_embeddings
 from utils.stores.episode import Episode
 from utils.stores.token_store import TokenizerInfo, TokenStore, create_token_store
@@ -44,16 +45,50 @@ def tiny_roberta(
     return RobertaDot(RobertaConfig(**settings, pad_token_id=1, type_vocab_size=1))
 
 
+def tiny_config(
+    family: str, layers: int = 3, vocabulary=VOCABULARY, positions=160, window=8, dropout: float = 0.0
+) -> PreTrainedConfig:
+    """A configuration of any family, with transformers' defaults for all but sizes. `window` is ModernBERT's."""
+    sizes = {"vocab_size": vocabulary, "num_hidden_layers": layers, "max_position_embeddings": positions}
+    if family == "distilbert":
+        widths = {"dim": 16, "hidden_dim": 32, "n_heads": 2, "dropout": dropout, "attention_dropout": dropout}
+    elif family == "modernbert":
+        dropouts = {f"{place}_dropout": dropout for place in ("embedding", "mlp", "attention")}
+        specials = {f"{name}_token_id": number for number, name in enumerate(("pad", "bos", "eos", "cls", "sep"))}
+        widths = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "local_attention": window}
+        widths |= {**dropouts, **specials}
+    else:
+        widths = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+        widths |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    return AutoConfig.for_model(family, **sizes, **widths, initializer_range=0.5)
+
+
+def tiny_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
+    """transformers' bare encoder, for training, with random numbers in its biases and norms too.
+
+    Padded texts go the way of `attn_implementation="sdpa"`, where the architecture has it.
+    """
+    torch.manual_seed(seed)
+    family = FAMILIES[config.model_type]
+    config._attn_implementation = "sdpa" if family.model_class._supports_sdpa else "eager"
+    model = family.model_class(config, **family.options)
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.2)
+    return model
+
+
 def padded_vectors(encoder: BertDot | RobertaDot, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The vectors of padded texts by transformers' own forward pass: what packed encoding is held to."""
     hidden = encoder.base_model(input_ids, attention_mask=mask).last_hidden_state[:, 0]
     return hidden if encoder.head is None else encoder.norm(encoder.embeddingHead(hidden))
 
 
-def random_store(folder: Path, rows: int, longest: int = 24, seed: int = 0, pad_token_id: int = 0) -> TokenStore:
-    """A store of random rows of 2 … `longest` tokens (5 … VOCABULARY - 1)."""
+def random_store(
+    folder: Path, rows: int, longest: int = 24, seed: int = 0, pad_token_id: int = 0, vocabulary: int = VOCABULARY
+) -> TokenStore:
+    """A store of random rows of 2 … `longest` tokens (5 … vocabulary - 1)."""
     generator = np.random.default_rng(seed)
-    tokenizer = TokenizerInfo("random", "0" * 64, VOCABULARY, pad_token_id)
+    tokenizer = TokenizerInfo("random", "0" * 64, vocabulary, pad_token_id)
     source = folder.parent / f"{folder.name}.txt"
     folder.parent.mkdir(parents=True, exist_ok=True)
     source.write_text("random\n")
@@ -61,7 +96,7 @@ def random_store(folder: Path, rows: int, longest: int = 24, seed: int = 0, pad_
         lengths = generator.integers(2, longest + 1, size=rows)
         writer.append(
             [str(row) for row in range(rows)],
-            [generator.integers(5, VOCABULARY, size=length).tolist() for length in lengths],
+            [generator.integers(5, vocabulary, size=length).tolist() for length in lengths],
         )
     return TokenStore(folder)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from model import attention
-from model.attention import packed_attention
+from model.attention import biased_scores, packed_attention, windowed_scores
 from tests.tiny_models import padded_vectors, random_store, tiny_bert, tiny_roberta
 from utils.batching import AttentionBlocks, PackedTokens, Sequences, pack
 
@@ -90,3 +90,59 @@ def test_attention_with_dropout_that_drops_nothing_is_plain_attention(monkeypatc
     plain = packed_attention(query, key, value, tokens)
     monkeypatch.setattr(attention, "dropout", lambda weights, p: weights)
     torch.testing.assert_close(packed_attention(query, key, value, tokens, p=0.3), plain)
+
+
+def one_text_at_a_time(query, key, value, lengths, added):
+    """Attention of each text by its definition, with `added` (…, longest, longest) to the scores."""
+    outputs = []
+    for q, k, v in zip(*(part.split(lengths) for part in (query, key, value)), strict=True):
+        scores = torch.einsum("ihd,jhd->hij", q, k) / q.shape[-1] ** 0.5 + added[..., : len(q), : len(q)]
+        outputs.append(torch.einsum("hij,jhd->ihd", scores.softmax(-1), v))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("one_query", [False, True])
+@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("kind", ["biased", "windowed"])
+def test_masks_give_what_attention_by_its_definition_gives(kind, blocks, one_query, monkeypatch):
+    torch.manual_seed(0)
+    lengths = [1, 3, 3, 4, 5, 9, 9, 17]
+    tokens = PackedTokens(*[torch.zeros(0)] * 3, lengths, AttentionBlocks.of(lengths, CPU) if blocks else None)
+    query, key, value = torch.randn(3, sum(lengths), 2, 4, dtype=torch.float64).requires_grad_()
+    added = torch.randn(2, 24, 24, dtype=torch.float64, requires_grad=True)
+    if kind == "windowed":
+        place = torch.arange(24)
+        added = torch.zeros(24, 24).masked_fill((place[:, None] - place).abs() > 3, -torch.inf).requires_grad_()
+    expected = one_text_at_a_time(query, key, value, lengths, added)
+    first = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
+    given, expected = (query[first], expected[first]) if one_query else (query, expected)
+
+    size = 24 if blocks else 17
+    masks = windowed_scores(tokens, 3) if kind == "windowed" else biased_scores(tokens, added[:, :size, :size])
+    wanted = [query, key, value] + [added] * (kind == "biased")
+    weights = torch.randn_like(expected)
+    monkeypatch.setattr(attention, "dropout", lambda weights, p: weights)
+    for p in (0.0,) if blocks else (0.0, 0.3):
+        got = packed_attention(given, key, value, tokens, p, masks)
+        torch.testing.assert_close(got, expected)
+        ours, theirs = (
+            torch.autograd.grad((output * weights).sum(), wanted, retain_graph=True) for output in (got, expected)
+        )
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_texts_within_the_window_have_no_mask_and_the_others_share_one():
+    lengths = [3, 4, 5, 7]
+    tokens = PackedTokens(*[torch.zeros(0)] * 3, lengths)
+    *none, five, seven = windowed_scores(tokens, 3)
+    assert none == [None, None]
+    assert five.untyped_storage().data_ptr() == seven.untyped_storage().data_ptr()
+    corners = biased_scores(tokens, bias := torch.randn(2, 7, 7))
+    assert all(own.untyped_storage().data_ptr() == bias.untyped_storage().data_ptr() for own in corners)
+    tokens.blocks = AttentionBlocks.of([3, 4, 5, 20], CPU)
+    masks = windowed_scores(tokens, 8)
+    assert [mask is present for mask, present in zip(masks, tokens.blocks.present, strict=True)] == [True] * 3 + [
+        False
+    ]
+    assert all(mask.any(-1).all() for mask in windowed_scores(tokens, 2)), "padding sees something"

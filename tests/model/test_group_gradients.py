@@ -132,6 +132,29 @@ def test_a_row_may_be_a_single_token():
     torch.testing.assert_close(watch.collect(), expected, rtol=1e-10, atol=1e-10)
 
 
+def test_modules_without_biases_may_be_called_twice_with_other_rows():
+    torch.manual_seed(0)
+    norm, linear = nn.LayerNorm(6, bias=False), nn.Linear(6, 4, bias=False)
+    model = nn.Sequential(norm, linear).double()
+    torch.nn.init.normal_(norm.weight)
+    rows, firsts, groups = torch.randn(9, 6).double(), torch.tensor([0, 3, 4]), torch.tensor([2, 0, 2])
+
+    def losses():
+        sums = model(rows).sin().split([3, 1, 5])
+        return torch.stack([part.sum() for part in sums]) * model(rows[firsts]).exp().sum(1)
+
+    expected = one_backward_pass_a_group(losses(), groups, 4, list(model.parameters()))
+    losses().sum().backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    watch = GroupGradients(model, 4)
+    with watch.rows(groups.repeat_interleave(torch.tensor([3, 1, 5])), groups):
+        losses().sum().backward()
+    torch.testing.assert_close(watch.collect(), expected, rtol=1e-10, atol=1e-10)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
 @pytest.mark.parametrize("one_token", [False, True])
 def test_packed_triplets_equal_one_backward_pass_a_cluster_in_float64(tmp_path, one_token):
     longest = 2 if one_token else 12  # random rows have at least 2 tokens

@@ -86,9 +86,14 @@ def pretrained_config(checkpoint: str, cache_dir: str | None = None) -> PreTrain
 
 
 def longest_sequence(config: PreTrainedConfig) -> int:
-    """The tokens, special ones included, that the encoder of this configuration has positions for."""
-    if config.model_type == "roberta":
+    """The tokens, special ones included, that the encoder of this configuration has positions for.
+
+    It stands here and not with the families of `model/`, because texts are cut to it before any model is loaded.
+    """
+    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
         return config.max_position_embeddings - config.pad_token_id - 1  # they are counted from there on
+    if config.model_type == "mpnet":
+        return config.max_position_embeddings - 2  # the same, with 1 whatever pad_token_id is
     return config.max_position_embeddings
 
 
