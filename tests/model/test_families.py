@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from transformers import GPT2Config, PreTrainedModel
 
 from model import attention
-from model.dro import watched_layers
 from model.dropout import Dropout, replace_dropout
 from model.families import FAMILIES, find_family
 from model.forward import last_hidden, pooled_vectors
 from model.group_gradients import GroupGradients
 from model.optimizers import OPTIMIZERS, make_optimizer
+from model.watched_layers import watched_layers
 from tests.model.test_group_gradients import one_backward_pass_a_group
 from tests.tiny_models import VOCABULARY, random_store, tiny_config, tiny_model
 from utils.batching import AttentionBlocks, PackedTokens, Sequences, pack
