@@ -22,7 +22,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluate.metrics_file import RunMetrics, write_evaluation
-from model.encoders import Reading, load_store_encoder
+from model.encoders import load_store_encoder
+from model.reading import Reading
 from utils.mining.evaluation import DEPTH, evaluate_collection
 from utils.runtime import distributed
 from utils.runtime.arguments import ModelArguments, option, parse, required

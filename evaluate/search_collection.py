@@ -35,7 +35,8 @@ import torch
 from data.msmarco_data import DOCUMENTS, FILES
 from data.tokenizing import text_normalizer
 from evaluate.reporting.run_folder import RunFolder
-from model.encoders import Reading, load_store_encoder
+from model.encoders import load_store_encoder
+from model.reading import Reading
 from utils.batching import PackedTokens
 from utils.mining.evaluation import DEPTH
 from utils.mining.rankings import Ranking, in_trec_order

@@ -31,41 +31,23 @@ from transformers.utils import logging as transformers_logging
 from model.dropout import replace_dropout
 from model.families import find_family
 from model.forward import pooled_vectors
+from model.reading import Reading, declared_reading
 from utils.batching import PackedTokens
 from utils.mining.encoding import StoreEncoder
 from utils.runtime.errors import InputError, first_line
-from utils.runtime.logs import say
+from utils.runtime.logs import say, say_once
 from utils.runtime.precision import Precision
 from utils.stores.checkpoint import check_weights, fingerprint_of_weights
 from utils.stores.pretrained import check_first_token, loading, pretrained_config, pretrained_tokenizer
 from utils.stores.sentence_modules import SentenceModule, read_modules
 
 EMBEDDING_DIM = 768
-POOLINGS = ("cls", "mean")
 NEW_WEIGHTS_SEED = 0
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How a text's vector is read off the last layer.
-
-    `pooling` is cls, the first token's vector, or mean, the mean of all tokens' (special ones too); a head, where the
-    checkpoint has one, follows. `normalized` vectors are scaled to length 1, so that dot products are cosines.
-    """
-
-    pooling: str = "cls"
-    normalized: bool = False
-
-    def __post_init__(self) -> None:
-        if self.pooling not in POOLINGS:
-            raise InputError(f"--pooling {self.pooling!r} is unknown; there are {', '.join(POOLINGS)}")
-
-    def __str__(self) -> str:
-        return f"{self.pooling}, normalized" if self.normalized else self.pooling
-
-    def finish(self, vectors: Tensor) -> Tensor:
-        """The vectors (n, dimensions) that scores are products of, from those that the encoder ends with."""
-        return nn.functional.normalize(vectors, dim=-1) if self.normalized else vectors
+def finish(reading: Reading, vectors: Tensor) -> Tensor:
+    """The vectors (n, dimensions) that scores are products of, from those that the encoder ends with."""
+    return nn.functional.normalize(vectors, dim=-1) if reading.normalized else vectors
 
 
 class RobertaDot(RobertaPreTrainedModel):
@@ -99,9 +81,9 @@ class RobertaDot(RobertaPreTrainedModel):
     def forward(self, tokens: PackedTokens) -> Tensor:
         pooled = pooled_vectors(self.roberta, self.family, tokens, self.reading.pooling)  # n, H
         if self.head is None:
-            return self.reading.finish(pooled)
+            return finish(self.reading, pooled)
         with torch.autocast(pooled.device.type, enabled=False):  # one row a text: nothing to gain, digits to lose
-            return self.reading.finish(self.norm(self.embeddingHead(pooled.to(self.norm.weight.dtype))))
+            return finish(self.reading, self.norm(self.embeddingHead(pooled.to(self.norm.weight.dtype))))
 
 
 class BertDot(BertPreTrainedModel):
@@ -124,7 +106,7 @@ class BertDot(BertPreTrainedModel):
         return None
 
     def forward(self, tokens: PackedTokens) -> Tensor:
-        return self.reading.finish(pooled_vectors(self.bert, self.family, tokens, self.reading.pooling))
+        return finish(self.reading, pooled_vectors(self.bert, self.family, tokens, self.reading.pooling))
 
 
 Encoder = RobertaDot | BertDot
@@ -187,6 +169,7 @@ def load_encoder(
     finally:
         transformers_logging.set_verbosity(verbosity)
     encoder.reading = reading or encoder.reading
+    compare_with_meant(encoder.reading, checkpoint, cache_dir)
     if encoder.reading.pooling == "cls":
         check_first_token(tokenizer, checkpoint)
     if encoder.head is None:
@@ -200,6 +183,21 @@ def load_encoder(
     elif missing:
         say(f"warning: {checkpoint} has no {', '.join(missing)}: they start at random")
     return encoder, tokenizer
+
+
+def compare_with_meant(reading: Reading, checkpoint: str, cache_dir: str | None = None) -> None:
+    """Says where a checkpoint's own files ask for another reading than this: it is then another, worse model."""
+    try:
+        meant = declared_reading(checkpoint, cache_dir)
+    except InputError as error:
+        say_once(f"warning: this model was made for something else than is done with it here: {error}")
+        return
+    if meant and (meant.vectors != reading.vectors or meant.query_prompt or meant.passage_prompt):
+        say_once(
+            f"warning: {checkpoint} was made to be read by: {meant} (modules.json). Here it is read by: {reading}. "
+            "Read otherwise than its makers meant, it is a worse model; evaluation and search take --pooling and "
+            "--normalize"
+        )
 
 
 def _load_weights(

@@ -14,7 +14,8 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from model.encoders import EMBEDDING_DIM, Reading, load_encoder
+from model.encoders import EMBEDDING_DIM, load_encoder
+from model.reading import Reading
 from tests.tiny import tiny_bert_tokenizer
 from tests.tiny_models import padded_vectors, tiny_bert, tiny_roberta
 from utils.batching import PackedTokens

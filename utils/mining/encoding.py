@@ -47,12 +47,18 @@ WINDOW = 32_768  # sequences sorted together; their vectors' place in the shard 
 BATCH_TOKENS = {"cpu": 2_048, "cuda": 65_536}
 
 
+class VectorReading(Protocol):
+    """How vectors are read off the last layer: `vectors` says it, as the manifest of embeddings has it."""
+
+    vectors: str
+
+
 class SequenceEncoder(Protocol):
     """What encoding asks of an encoder: `PackedTokens` of n sequences → float (n, embedding_dim)."""
 
     embedding_dim: int
     config: PreTrainedConfig
-    reading: object  # str() of it tells how vectors are read off the last layer
+    reading: VectorReading
 
     def __call__(self, tokens: PackedTokens) -> Tensor: ...
 
@@ -257,7 +263,7 @@ def _source(
         dtype=dtype,
         rows=len(sequences),
         dimensions=encoder.embedding_dim,
-        reading=str(encoder.reading),
+        reading=encoder.reading.vectors,
     )
 
 

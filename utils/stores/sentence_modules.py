@@ -46,7 +46,7 @@ class SentenceModule:
 
     def weights(self) -> dict[str, Tensor]:
         """Its parameters, on the CPU; `InputError` where they are missing or damaged."""
-        found = (_find(self.checkpoint, f"{self.folder}/{name}", self.cache_dir) for name in WEIGHTS_FILES)
+        found = (checkpoint_file(self.checkpoint, f"{self.folder}/{name}", self.cache_dir) for name in WEIGHTS_FILES)
         path = next(filter(None, found), None)
         if path is None:
             raise InputError(f"holds no weights ({' or '.join(WEIGHTS_FILES)}); {CURE}", self.place)
@@ -64,7 +64,7 @@ class SentenceModule:
 
 def read_modules(checkpoint: str, cache_dir: str | None = None) -> list[SentenceModule]:
     """The modules of a checkpoint, a folder or a hub name; none where it is not of sentence-transformers."""
-    path = _find(checkpoint, "modules.json", cache_dir)
+    path = checkpoint_file(checkpoint, "modules.json", cache_dir)
     if path is None:
         return []
     try:
@@ -77,14 +77,14 @@ def read_modules(checkpoint: str, cache_dir: str | None = None) -> list[Sentence
         # A folder's name, so that nothing outside the checkpoint is read.
         if not isinstance(kind, str) or not isinstance(folder, str) or not re.fullmatch(r"(\w[\w.-]*)?", folder):
             raise InputError(f"has {entry!r:.200}, where a module has type and path (a folder's name); {CURE}", path)
-        config = _find(checkpoint, f"{folder}/config.json", cache_dir) if folder else None
+        config = checkpoint_file(checkpoint, f"{folder}/config.json", cache_dir) if folder else None
         settings = read_json(config, CURE) if config else {}
         modules.append(SentenceModule(kind.rpartition(".")[2], folder, settings, checkpoint, cache_dir))
     return modules
 
 
 @quiet_retries()
-def _find(checkpoint: str, name: str, cache_dir: str | None) -> Path | None:
+def checkpoint_file(checkpoint: str, name: str, cache_dir: str | None) -> Path | None:
     """A file of a checkpoint, downloaded where that is on the hub; None where it has no such file."""
     found = cached_file(
         checkpoint,

@@ -15,7 +15,8 @@ from data import beir_data, msmarco_data
 from data.tokenizing import load_tokenizer
 from drivers import run_ann_data_gen
 from evaluate import evaluate_beir, search_collection
-from model.encoders import Reading, load_encoder
+from model.encoders import load_encoder
+from model.reading import Reading
 from tests.tiny import WORDS, tiny_bert_tokenizer
 from tests.tiny_run import PASSAGE_LENGTH, QUERY_LENGTH, call, save_tiny_checkpoint, write_beir, write_msmarco
 from utils.runtime.errors import InputError
