@@ -173,7 +173,7 @@ def _settings(checkpoint: str, cache_dir: str | None) -> tuple[str, str, bool]:
     place = f"{checkpoint}/{SETTINGS}"
     if settings.get("truncate_dim"):
         raise InputError(f"cuts vectors to {settings['truncate_dim']} dimensions: this cannot be done here", place)
-    similarity = settings.get("similarity_fn_name") or "cosine"
+    similarity = str(settings.get("similarity_fn_name") or "cosine")
     if similarity not in SIMILARITIES:
         raise InputError(f"compares vectors by {similarity}: this cannot be done here", place)
     prompts = settings.get("prompts") or {}

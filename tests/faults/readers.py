@@ -27,6 +27,7 @@ from evaluate.reporting.run_folder import RunFolder, read_settings
 from evaluate.significance import Difference
 from model.dro import make_objective
 from model.encoders import load_encoder
+from model.reading import declared_reading
 from model.training_state import resume, save
 from model.training_step import TrainingStep
 from model.triplets import TripletModel
@@ -41,9 +42,10 @@ from utils.stores.checkpoint import TrainerState, check_files, read_trainer_stat
 from utils.stores.embedding_store import EmbeddingSource, ShardWriter, open_embeddings
 from utils.stores.episode import MinedLines, read_episode, read_result, write_mined_file, write_result
 from utils.stores.files import write_json
-from utils.stores.qrels import read_qrels, write_qrels
+from utils.stores.qrels import read_missing_ids, read_qrels, write_missing_ids, write_qrels
 from utils.stores.token_store import TokenStore
 from utils.stores.training_log import TrainingLog
+from utils.stores.trec import read_trec_run, write_trec_run
 
 QUERIES, PASSAGES, CLUSTERS = 8, 30, 3
 
@@ -134,6 +136,7 @@ def _stores(folder: Path) -> dict[str, Reader]:
         assert np.isfinite(embeddings.all()).shape == embeddings.shape
 
     random_store(folder / "store", PASSAGES)
+    write_missing_ids(folder / "train-qrel.tsv", ["gone 1", "gone 2"])
     write_qrels(folder / "train-qrel.tsv", [(0, 3, 1), (1, 29, 0), (7, 2, 3)])
     write_embeddings(folder / "embeddings", "passages", "t", np.ones((PASSAGES, 4), np.float32))
     order, source = np.arange(PASSAGES), EmbeddingSource("w", "t", 8, 0, "float32", "float32", PASSAGES, 4)
@@ -157,6 +160,7 @@ def _stores(folder: Path) -> dict[str, Reader]:
     }
     readers |= {
         "train-qrel.tsv": lambda: read_qrels(folder / "train-qrel.tsv", QUERIES, PASSAGES),
+        "train-missing.txt": lambda: read_missing_ids(folder / "train-qrel.tsv"),
         "mined": lambda: read_episode(folder / "mined", QUERIES, PASSAGES, CLUSTERS),
         "marked/passages.0-of-1.progress.json": marked,
         "marked/passages.0-of-1.unfinished.npy": marked,
@@ -179,8 +183,10 @@ def _results(folder: Path) -> dict[str, Reader]:
         folder / "comparison.json",
         {"measure": "m", "baseline": "b", "differences": differences, "collapsed": {"a": ["c"]}},
     )
+    write_trec_run(folder / "run.trec", ["a b"], ["p", "q%"], np.array([[1, 0]]), np.array([[2.0, 1.0]]), "run")
     (folder / "settings.train").write_text("OBJECTIVE=idro\nEPS=0.01\n")
     readers = {
+        "run.trec": lambda: read_trec_run(folder / "run.trec"),
         "metrics.json": lambda: read_metrics(folder / "metrics.json"),
         "per_query.json": lambda: read_per_query(folder / "per_query.json"),
         "results/results.json": lambda: read_results(RunFolder(folder)),
@@ -210,6 +216,8 @@ def _checkpoint(folder: Path) -> dict[str, Reader]:
         "optimizer.pt": training_state,
         "random_states.pt": training_state,
     }
+    declarations = ("modules.json", "1_Pooling/config.json", "config_sentence_transformers.json")
+    readers |= {name: lambda: declared_reading(str(checkpoint)) for name in declarations}
     return {name: Reader(checkpoint / name, read) for name, read in readers.items()}
 
 
@@ -227,8 +235,9 @@ NAMES = (
     *("collection.tsv", "documents.tsv", "corpus.jsonl", "queries.tsv.gz", "qrels.tsv", "qrels.beir.tsv"),
     *("store/tokens.npy", "store/offsets.npy", "store/ids.txt", "store/meta.json"),
     *("embeddings/passages.0-of-1.npy", "embeddings/manifest.json", "clusters/dev_assignment.npy"),
-    *("clusters/sizes.npy", "train-qrel.tsv", "mined", "marked/passages.0-of-1.progress.json"),
+    *("clusters/sizes.npy", "train-qrel.tsv", "train-missing.txt", "mined", "marked/passages.0-of-1.progress.json"),
     *("marked/passages.0-of-1.unfinished.npy", "ann_ndcg_0"),
-    *("metrics.json", "per_query.json", "results/results.json", "comparison.json", "settings.train"),
+    *("run.trec", "metrics.json", "per_query.json", "results/results.json", "comparison.json", "settings.train"),
     *("trainer_state.json", "checksums.json", "model.safetensors", "optimizer.pt", "random_states.pt"),
+    *("modules.json", "1_Pooling/config.json", "config_sentence_transformers.json"),
 )
