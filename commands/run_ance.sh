@@ -24,6 +24,7 @@ find_gpus
 [[ -n "${DATA_DIR:-}" ]] || demo=1
 settle
 check_settings
+((demo)) || name_zero_shot_collections # the demo makes its own first
 
 make_folder "$OUT_DIR" && make_folder "${PUBLIC_ANN_DATA_DIR:-$OUT_DIR}"
 
@@ -55,8 +56,8 @@ if ((demo)); then
     [[ -f "$DATA_DIR/qrels.dev.small.tsv" && -f "$OUT_DIR/collection/python-docs/qrels/test.tsv" ]] ||
         run "$python" "$root/data/demo_data.py" --msmarco_dir "$DATA_DIR" --beir_dir "$OUT_DIR/collection/python-docs"
 fi
+((demo == 0)) || name_zero_shot_collections
 DATA_DIR="$(absolute "$DATA_DIR")"
-name_zero_shot_collections
 hold_to_settings
 compare_with_published_steps
 

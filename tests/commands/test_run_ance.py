@@ -896,6 +896,7 @@ def test_data_that_are_refused_do_not_move_where_search_and_report_look(run):
         (["--alpha=1,5"], "ALPHA is '1,5'; a number"),
         (["--index_parameters", "nprobe=3"], "INDEX_PARAMETERS are of an approximate index"),
         (["--out_dir", "a file/out"], "cannot make the folder a file/out"),
+        (["--zero_shot_dirs", "beir/sci fact:beir/none"], "ZERO_SHOT_DIRS names 'beir/none', which is no folder"),
     ],
 )
 def test_what_would_fail_after_mining_is_told_before_anything_runs(run, flags, reason):
