@@ -10,7 +10,7 @@ check_settings() {
     [[ -n "$OUT_DIR" ]] || fail "OUT_DIR is not set: the folder for what the run makes"
     [[ -n "$CHECKPOINT" ]] || ((demo)) || fail "CHECKPOINT is not set: the model to begin with"
     ((demo)) || [[ -d "$DATA_DIR" ]] || fail "DATA_DIR is '$DATA_DIR', which is no folder"
-    [[ -z "$CHECKPOINT" || -f "$OUT_DIR/preprocessed/dev-qrel.tsv" ]] || check_checkpoint
+    [[ -z "$CHECKPOINT" ]] || check_checkpoint
     ((STEPS <= NUM_TRAINING_STEPS || ASYNC)) ||
         fail "STEPS is $STEPS, and beyond NUM_TRAINING_STEPS, $NUM_TRAINING_STEPS, the learning rate is 0; raise that"
     [[ -z "$INDEX_PARAMETERS" || "$INDEX_FACTORY" != Flat ]] ||
@@ -38,11 +38,15 @@ check_gpus() { # NAME: refuses GPUs that are not there, or that CUDA_VISIBLE_DEV
     done
 }
 
-# What a learning rate suits follows from the triplets a step takes; iDRO compares the clusters that are among them.
-compare_with_published_steps() {
+# Before the first step: says where the learning rate will never get to its peak, and where steps are smaller than the
+# published ones, for which the default learning rate is meant. (iDRO compares the clusters that are among a step's.)
+warn_of_steps() {
     local published on each=$((BATCH_SIZE * ACCUMULATION)) processes="$PROCESSES" enough
     published="$(by_size 512 256)"
     ((demo == 0)) && [[ -z "$trained" ]] || return 0
+    ((STEPS > WARMUP_STEPS || ASYNC)) ||
+        printf 'warning: an episode has %s steps, and WARMUP_STEPS is %s: %s\n' "$STEPS" "$WARMUP_STEPS" \
+            "the learning rate never gets to its peak, so that little is learnt; give fewer --warmup_steps" >&2
     if [[ -n "$LAUNCHER" ]]; then
         printf 'a step takes %s triplets of each process that LAUNCHER starts; published are %s in all\n' "$each" "$published"
         return
@@ -50,7 +54,7 @@ compare_with_published_steps() {
     IFS=, read -ra on <<< "$TRAINING_GPUS"
     ((ASYNC == 0)) || processes="$(processes_on "${on[@]-}")"
     enough=$(((published + BATCH_SIZE * processes - 1) / (BATCH_SIZE * processes)))
-    ((each * processes >= published)) ||
+    ((each * processes >= published)) || is_given LEARNING_RATE ||
         printf 'warning: a step takes %s triplets (BATCH_SIZE %s x ACCUMULATION %s x processes %s), published are %s, %s\n' \
             "$((each * processes))" "$BATCH_SIZE" "$ACCUMULATION" "$processes" "$published" \
             "at this learning rate; --accumulation $enough gives $((BATCH_SIZE * enough * processes))" >&2

@@ -3,8 +3,8 @@
 # training rather than before it: commands/run_ance_async.sh.)
 #
 #     bash commands/run_ance.sh                        the demo: Python documentation, minutes on 2 cores
-#     DATA_DIR=msmarco OUT_DIR=runs/base CHECKPOINT=bert-base-uncased bash commands/run_ance.sh
-#     bash commands/run_ance.sh --data_dir msmarco --out_dir runs/base --checkpoint bert-base-uncased
+#     DATA_DIR=msmarco OUT_DIR=runs/base CHECKPOINT=google-bert/bert-base-uncased bash commands/run_ance.sh
+#     bash commands/run_ance.sh --data_dir msmarco --out_dir runs/base --checkpoint google-bert/bert-base-uncased
 #
 # Every setting below is an environment variable, or a flag of the same name in lower case; its default stands in
 # brackets. Without DATA_DIR the demo collection is built and trained on, with small settings of its own. Run again, the
@@ -59,7 +59,7 @@ fi
 ((demo == 0)) || name_zero_shot_collections
 DATA_DIR="$(absolute "$DATA_DIR")"
 hold_to_settings
-compare_with_published_steps
+warn_of_steps
 
 # 2. Token stores of the training collection and of the zero-shot ones: seconds (demo), half an hour (MS MARCO).
 stage "tokenize $DATA_DIR"

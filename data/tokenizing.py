@@ -109,6 +109,7 @@ def write_token_store(
     encode = partial(encode_beginnings, backend, max_length) if reads_words(backend) else backend.encode_batch_fast
     rows: dict[str, int] = {}
     left_out: list[int] = []
+    empty = 0
     with (
         create_token_store(folder, TokenizerInfo.of(tokenizer), max_length, source) as writer,
         progress(total=total, unit="texts", label=label) as bar,
@@ -116,9 +117,12 @@ def write_token_store(
         for _, ids, encodings in _encode_ahead(_once(_blocks(texts), source, left_out), encode):
             rows.update((text_id, writer.rows + i) for i, text_id in enumerate(ids) if text_id in wanted)
             writer.append(ids, (encoding.ids for encoding in encodings))
+            empty += sum(len(encoding) <= specials for encoding in encodings)
             bar.update(len(ids))
         if left_out:
             writer.note_lines(np.delete(np.arange(writer.rows + len(left_out)), np.array(left_out) - 1))
+    if empty:
+        say(f"warning: {source.name}: {empty:,} of the {label} hold no text; they are kept, and all have one vector")
     return rows
 
 

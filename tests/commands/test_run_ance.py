@@ -909,3 +909,14 @@ def test_what_would_fail_after_mining_is_told_before_anything_runs(run, flags, r
 def test_a_variable_of_the_environment_that_a_script_uses_inside_changes_nothing(run):
     refused = run("--learning_rat", "1", hands_on=1, next_heading="x", demo=1, told=1)
     assert (refused.returncode, "unknown argument" in refused.stderr) == (2, True)
+
+
+def test_an_episode_that_ends_within_its_warm_up_is_said_and_one_that_does_not_is_not(run):
+    warned = run(STEPS=9).stderr
+    assert "an episode has 9 steps, and WARMUP_STEPS is 3000" in warned
+    assert "WARMUP_STEPS" not in run(STEPS=9, OUT_DIR="another", WARMUP_STEPS=3).stderr
+
+
+def test_a_learning_rate_of_ones_own_is_not_compared_with_the_published_steps(run):
+    assert "published are 512" in run().stderr
+    assert "published are" not in run(OUT_DIR="another", LEARNING_RATE="1e-4").stderr

@@ -25,6 +25,7 @@ from data.tokenizing import (
     write_token_store,
 )
 from model.encoders import MODEL_TYPES
+from tests.tiny import tiny_bert_tokenizer
 from utils.runtime.errors import InputError
 from utils.stores.token_store import TokenStore
 
@@ -196,3 +197,13 @@ def test_judgments_are_read_with_tabs_blanks_grades_and_repeats(tmp_path):
 
 def test_ids_may_hold_blanks_where_columns_are_parted_by_tabs(tmp_path):
     assert judgments_of(tmp_path, "query-id\tcorpus-id\tscore\nq 1\ta b\t1\n") == {"q 1": {"a b": 1}}
+
+
+def test_texts_without_a_token_are_kept_and_counted(tmp_path, capsys):
+    tokenizer = load_tokenizer(tiny_bert_tokenizer(tmp_path / "tokenizer"))
+    source = tmp_path / "texts.tsv"
+    source.write_text("")
+    texts = [(1, "a", "the cat"), (2, "b", ""), (3, "c", "  ")]
+    rows = write_token_store(tmp_path / "store", texts, tokenizer, 12, source, wanted="abc", label="passages")
+    assert rows == {"a": 0, "b": 1, "c": 2}
+    assert "texts.tsv: 2 of the passages hold no text" in capsys.readouterr().out
