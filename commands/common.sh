@@ -116,7 +116,7 @@ check_checkpoint() { # refuses a CHECKPOINT that is neither a folder nor like a 
         fail "CHECKPOINT is '$CHECKPOINT', which is no folder, and no name of a model on the hub"
 }
 # shellcheck disable=SC2034 # of the scripts that source this
-MODEL_TYPES="rdot_nll|rdot_nll_multi_chunk|rdot_nll_condenser"
+MODEL_TYPES="auto|rdot_nll|rdot_nll_multi_chunk|rdot_nll_condenser"
 
 # --- Stages and their end ---------------------------------------------------------------------------------------------
 

@@ -29,10 +29,10 @@ from data.tokenizing import (
     load_tokenizer,
     positions_of,
     rows_of,
-    text_normalizer,
     write_token_store,
 )
-from utils.runtime.arguments import option, parse, required
+from model.reading import find_reading
+from utils.runtime.arguments import ReadingArguments, option, parse, required
 from utils.runtime.errors import InputError, run
 from utils.runtime.logs import say
 from utils.stores.files import find_file, read_records
@@ -43,11 +43,10 @@ SURROGATE = re.compile("[\ud800-\udfff]")  # what Python's JSON makes of half of
 
 
 @dataclass
-class Arguments:
+class Arguments(ReadingArguments):
     data_dir: str = required("folder with corpus.jsonl, queries.jsonl and qrels/, plain or .gz")
     out_data_dir: str = required("where token stores and judgments are written")
     model_name_or_path: str = required("checkpoint (folder or hub name) whose tokenizer is used")
-    model_type: str = option("rdot_nll", "rdot_nll, rdot_nll_multi_chunk or rdot_nll_condenser (lowercased text)")
     max_seq_length: int = option(
         0, "tokens of a passage at most, special ones included; 0: the data set's own, if the model takes it"
     )
@@ -65,8 +64,11 @@ class Arguments:
         self.max_seq_length = self.max_seq_length or find_set(self.dataset).passage_length
 
 
-def read_jsonl(path: Path, normalize: Callable[[str], str]) -> Iterator[Text]:
-    """Passages or queries: a JSON object a line with _id, text and, where a passage has one, title."""
+def read_jsonl(path: Path, prepare: Callable[[str], str] = str) -> Iterator[Text]:
+    """Passages or queries: a JSON object a line with _id, text and, where a passage has one, title.
+
+    Of text, after the title, `prepare` makes what is tokenized.
+    """
     for line, content in read_records(path):
         try:
             record = json.loads(content)
@@ -89,39 +91,42 @@ def read_jsonl(path: Path, normalize: Callable[[str], str]) -> Iterator[Text]:
             )
         if not text_id or "\n" in text_id or "\r" in text_id or "\t" in text_id:
             raise InputError(f"the id {text_id!r} is empty or holds a tab or line break", path, line)
-        yield line, text_id, normalize(f"{title} {text}" if title else text)
+        yield line, text_id, prepare(f"{title} {text}" if title else text)
 
 
-def in_one_line(normalize: Callable[[str], str]) -> Callable[[str], str]:
-    """The same, with every run of white space replaced by one blank."""
-    return lambda text: " ".join(normalize(text).split())
+def in_one_line(prepare: Callable[[str], str]) -> Callable[[str], str]:
+    """The same of a text in which every run of white space is replaced by one blank."""
+    return lambda text: prepare(" ".join(text.split()))
 
 
 def main() -> None:
     args = parse(Arguments, __doc__)
     raw, out = Path(args.data_dir), Path(args.out_data_dir)
-    tokenizer = load_tokenizer(args.model_name_or_path)
-    normalize = text_normalizer(args.model_type)
-    positions = positions_of(args.model_name_or_path)
+    checkpoint = args.model_name_or_path
+    reading = find_reading(checkpoint, **args.reading)
+    tokenizer = load_tokenizer(checkpoint, reading.pooling, args.cache_dir or None)
+    positions = positions_of(checkpoint, args.cache_dir or None)
     for name in args.by_set:
         if positions is not None and getattr(args, name) > positions:
             say(
                 f"{args.dataset}: {getattr(args, name)} tokens are published as --{name}, the model takes {positions}"
             )
             setattr(args, name, positions)
-    check_lengths(args.model_name_or_path, args.model_type, args.max_seq_length, args.max_query_length)
+    lengths = args.max_seq_length, args.max_query_length
+    check_lengths(checkpoint, positions, reading, lengths)
+    query_text, passage_text = reading.query_text, reading.passage_text
     if find_set(args.dataset).one_line:
-        normalize = in_one_line(normalize)
+        query_text, passage_text = in_one_line(query_text), in_one_line(passage_text)
 
     corpus, queries = find_file(raw, "corpus.jsonl"), find_file(raw, "queries.jsonl")
     qrels = find_file(raw / "qrels", f"{args.split}.tsv")
-    made_with = settings(tokenizer, args.model_type, args.max_seq_length, args.max_query_length)
+    made_with = settings(tokenizer, reading, *lengths)
     made_with |= {"one_line": find_set(args.dataset).one_line}
     sources = Sources(out, raw, corpus, {args.split: [queries, qrels]}, made_with)
     make_passages, splits = sources.to_make(args.in_use)
     if not splits:
         return
-    split = read_split(args.split, read_jsonl(queries, normalize), queries, qrels)
+    split = read_split(args.split, read_jsonl(queries, query_text), queries, qrels)
 
     hold_lock(out)
     remove_judgments(out, None if make_passages else splits)  # they would name rows of the stores to come
@@ -130,10 +135,11 @@ def main() -> None:
         say(f"tokenizing {corpus}, at most {args.max_seq_length} tokens a passage, {args.max_query_length} a query")
         passage_rows = write_token_store(
             out / "passages",
-            read_jsonl(corpus, normalize),
+            read_jsonl(corpus, passage_text),
             tokenizer,
             args.max_seq_length,
             corpus,
+            prompt=reading.passage_prompt,
             wanted=split.passage_ids,
             label="passages",
             total=total,
@@ -141,7 +147,7 @@ def main() -> None:
     else:
         passage_rows = rows_of(out / "passages", split.passage_ids)
     sources.note()
-    judged = write_split(split, passage_rows, tokenizer, args.max_query_length, out)
+    judged = write_split(split, passage_rows, tokenizer, args.max_query_length, out, prompt=reading.query_prompt)
     if args.split == "test":
         highest = max(grade for query in split.queries for grade in split.judgments[query].values())
         compare_with_published(args.dataset, len(TokenStore(out / "passages")), judged, highest)

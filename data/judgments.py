@@ -157,11 +157,13 @@ def write_split(
     max_length: int,
     out_folder: Path,
     *,
+    prompt: str = "",
     trained_on: bool = False,
 ) -> int:
     """Writes `out_folder`/NAME-query/ and, last, NAME-qrel.tsv; returns the number of queries.
 
-    `passage_rows` has the row of each judged passage that the collection, in `out_folder`/passages/, holds. Judgments
+    The queries' texts begin with `prompt`. `passage_rows` has the row of each judged passage that the collection, in
+    `out_folder`/passages/, holds. Judgments
     of others are kept (`utils.stores.qrels`), and counted. A query that is judged relevant to none but such passages
     is kept to be measured, and left out of a split that is `trained_on`. `InputError` where all queries are such.
     """
@@ -185,6 +187,7 @@ def write_split(
         tokenizer,
         max_length,
         split.queries_path,
+        prompt=prompt,
         wanted=(),
         label=f"{split.name} queries",
         total=len(queries),

@@ -25,11 +25,12 @@ from data.tokenizing import (
     check_lengths,
     count_lines,
     load_tokenizer,
+    positions_of,
     rows_of,
-    text_normalizer,
     write_token_store,
 )
-from utils.runtime.arguments import check_at_least_one, option, parse, required
+from model.reading import find_reading
+from utils.runtime.arguments import ReadingArguments, check_at_least_one, option, parse, required
 from utils.runtime.errors import InputError, run
 from utils.runtime.logs import say
 from utils.stores.files import find_file, read_records, split_fields
@@ -55,11 +56,10 @@ COLUMN_NAMES = {"id", "_id", "pid", "qid", "docid", "doc_id", "passage_id", "que
 
 
 @dataclass
-class Arguments:
+class Arguments(ReadingArguments):
     data_dir: str = required("folder with MS MARCO's files, plain or .gz")
     out_data_dir: str = required("where token stores and judgments are written")
     model_name_or_path: str = required("checkpoint (folder or hub name) whose tokenizer is used")
-    model_type: str = option("rdot_nll", "rdot_nll, rdot_nll_multi_chunk or rdot_nll_condenser (lowercased text)")
     max_seq_length: int = option(128, "tokens of a passage or document at most, special ones included")
     max_query_length: int = option(64, "tokens of a query at most, special ones included")
     max_doc_character: int = option(10_000, "characters of a document (url, title, body) that are tokenized")
@@ -72,8 +72,8 @@ class Arguments:
         check_at_least_one(self, "max_doc_character")
 
 
-def read_tsv(path: Path, normalize: Callable[[str], str]) -> Iterator[Text]:
-    """Passages or queries: an id, a tab, the text, stripped on the right.
+def read_tsv(path: Path, prepare: Callable[[str], str] = str) -> Iterator[Text]:
+    """Passages or queries: an id, a tab, the text, stripped on the right, of which `prepare` makes what is tokenized.
 
     As in the published code, further columns are not read; that is said once.
     """
@@ -84,20 +84,20 @@ def read_tsv(path: Path, normalize: Callable[[str], str]) -> Iterator[Text]:
         if tab and not said:
             said = True
             say(f"{path.name}: columns after the second are left out, in line {line} for one: {more[:40]!r}")
-        yield line, _checked_id(text_id, path, line), normalize(text.rstrip())
+        yield line, _checked_id(text_id, path, line), prepare(text.rstrip())
 
 
 def read_documents(
-    path: Path, normalize: Callable[[str], str], separator: str, max_characters: int
+    path: Path, separator: str, max_characters: int, prepare: Callable[[str], str] = str
 ) -> Iterator[Text]:
-    """Documents: an id, url, title, body, with tabs between; the last three become one text.
+    """Documents: an id, url, title, body, with tabs between; the last three become one text, cut, then prepared.
 
     With `separator` DOCUMENT_SEPARATOR that is the text that the public document checkpoints were trained on.
     """
     for line, content in read_records(path):
         text_id, *parts = split_fields(content, 4, path, line)
-        text = separator.join(normalize(part.rstrip()) for part in parts)
-        yield line, _checked_id(text_id, path, line), text[:max_characters]
+        text = separator.join(part.rstrip() for part in parts)
+        yield line, _checked_id(text_id, path, line), prepare(text[:max_characters])
 
 
 def _checked_id(text_id: str, path: Path, line: int) -> str:
@@ -116,13 +116,14 @@ def main() -> None:
     args = parse(Arguments, __doc__)
     raw, out = Path(args.data_dir), Path(args.out_data_dir)
     files = FILES[args.data_type]
-    tokenizer = load_tokenizer(args.model_name_or_path)
-    normalize = text_normalizer(args.model_type)
-    check_lengths(args.model_name_or_path, args.model_type, args.max_seq_length, args.max_query_length)
+    checkpoint, lengths = args.model_name_or_path, (args.max_seq_length, args.max_query_length)
+    reading = find_reading(checkpoint, **args.reading)
+    tokenizer = load_tokenizer(checkpoint, reading.pooling, args.cache_dir or None)
+    check_lengths(checkpoint, positions_of(checkpoint, args.cache_dir or None), reading, lengths)
 
     collection = find_file(raw, *files["collection"])
     pairs = {split: [find_file(raw, *names) for names in files[split]] for split in ("train", "dev")}
-    made_with = settings(tokenizer, args.model_type, args.max_seq_length, args.max_query_length)
+    made_with = settings(tokenizer, reading, *lengths)
     made_with |= {"data_type": args.data_type}
     if args.data_type == DOCUMENTS:
         made_with |= {"max_doc_character": args.max_doc_character}
@@ -134,12 +135,12 @@ def main() -> None:
     for name in to_make:
         queries, qrels = pairs[name]
         say(f"reading {queries.name} and {qrels.name}")
-        splits.append(read_split(name, read_tsv(queries, normalize), queries, qrels))
+        splits.append(read_split(name, read_tsv(queries, reading.query_text), queries, qrels))
 
     if args.data_type == PASSAGES:
-        texts = read_tsv(collection, normalize)
+        texts = read_tsv(collection, reading.passage_text)
     else:
-        texts = read_documents(collection, normalize, DOCUMENT_SEPARATOR, args.max_doc_character)
+        texts = read_documents(collection, DOCUMENT_SEPARATOR, args.max_doc_character, reading.passage_text)
     hold_lock(out)
     remove_judgments(out, None if make_passages else to_make)  # they would name rows of the stores to come
     wanted = set().union(*(split.passage_ids for split in splits))
@@ -152,6 +153,7 @@ def main() -> None:
             tokenizer,
             args.max_seq_length,
             collection,
+            prompt=reading.passage_prompt,
             wanted=wanted,
             label="passages",
             total=total,
@@ -160,7 +162,8 @@ def main() -> None:
         passage_rows = rows_of(out / "passages", wanted)
     sources.note()
     for split in splits:
-        write_split(split, passage_rows, tokenizer, args.max_query_length, out, trained_on=split.name == "train")
+        prompt, trained_on = reading.query_prompt, split.name == "train"
+        write_split(split, passage_rows, tokenizer, args.max_query_length, out, prompt=prompt, trained_on=trained_on)
     say(f"token stores and judgments are in {out}")
 
 

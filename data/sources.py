@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 
-from data.tokenizing import text_normalizer
+from model.reading import Reading
 from utils.runtime.errors import InputError
 from utils.runtime.logs import say
 from utils.stores.files import read_json, sha256_of_file, write_json
@@ -45,11 +45,13 @@ class Changed:
         return (self.size, self.mtime_ns) == (other.size, other.mtime_ns)
 
 
-def settings(tokenizer, model_type: str, max_seq_length: int, max_query_length: int) -> Settings:
-    """What tokens follow from in every layout: the tokenizer (of transformers), the case of the text, the lengths."""
+def settings(tokenizer, reading: Reading, max_seq_length: int, max_query_length: int) -> Settings:
+    """What tokens follow from in every layout: the tokenizer (of transformers), case, prompts, and the lengths."""
     return {
         "tokenizer": TokenizerInfo.of(tokenizer).fingerprint,
-        "lowercased": text_normalizer(model_type) is str.lower,
+        "lowercased": reading.lowercase,
+        "query_prompt": reading.query_prompt,
+        "passage_prompt": reading.passage_prompt,
         "max_seq_length": max_seq_length,
         "max_query_length": max_query_length,
     }

@@ -21,49 +21,45 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from model.reading import Reading
 from utils.runtime.errors import InputError
 from utils.runtime.logs import progress, say
 from utils.stores.files import open_binary
-from utils.stores.pretrained import adds_first_token, longest_sequence, pretrained_config, pretrained_tokenizer
+from utils.stores.pretrained import check_first_token, longest_sequence, pretrained_config, pretrained_tokenizer
 from utils.stores.token_store import TokenizerInfo, TokenStore, create_token_store
 
 Text = tuple[int, str, str]  # line of the source file, the collection's own id, text
 Block = tuple[list[int], list[str], list[str]]  # lines, ids, texts
 
-# Of each, the tokens of a passage that are encoded at once, where longer ones are cut; None where none is.
-MODEL_TYPES = {"rdot_nll": None, "rdot_nll_multi_chunk": 512, "rdot_nll_condenser": None}
 BLOCK_TEXTS = 4_000
 BLOCK_CHARACTERS = 2_000_000
 CHARACTERS_A_TOKEN = 6  # of a text's beginning; English has 4 to 5, and a text with more is read again to its end
 
 
-def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
-    """A checkpoint's fast tokenizer; `InputError` where there is none, or it does not do for its model."""
-    tokenizer = pretrained_tokenizer(name_or_path)
-    if not adds_first_token(tokenizer):
-        say(
-            f"warning: the tokenizer of {name_or_path} adds no first token ([CLS] or <s>): its model can be "
-            "evaluated by the mean of all tokens (--pooling mean), and neither trained nor mined with"
-        )
+def load_tokenizer(name_or_path: str, pooling: str = "cls", cache_dir: str | None = None) -> PreTrainedTokenizerFast:
+    """A checkpoint's fast tokenizer; `InputError` where there is none, or it does not do for its model or pooling."""
+    tokenizer = pretrained_tokenizer(name_or_path, cache_dir)
+    if pooling == "cls":
+        check_first_token(tokenizer, name_or_path)
     return tokenizer
 
 
-def positions_of(name_or_path: str) -> int | None:
+def positions_of(name_or_path: str, cache_dir: str | None = None) -> int | None:
     """The tokens, special ones included, that a checkpoint's encoder has positions for; None: without limit.
 
     A folder with a tokenizer and no config.json is of no encoder, and has no limit.
     """
     if Path(name_or_path).is_dir() and not Path(name_or_path, "config.json").is_file():
         return None
-    config = pretrained_config(name_or_path)
+    config = pretrained_config(name_or_path, cache_dir)
     return longest_sequence(config) if hasattr(config, "max_position_embeddings") else None
 
 
-def check_lengths(name_or_path: str, model_type: str, max_seq_length: int, max_query_length: int) -> None:
+def check_lengths(name_or_path: str, positions: int | None, reading: Reading, lengths: tuple[int, int]) -> None:
     """`InputError` where passages or queries of so many tokens are longer than the checkpoint has positions for."""
-    positions = positions_of(name_or_path)
+    max_seq_length, max_query_length = lengths
     for flag, length, at_once in (
-        ("max_seq_length", max_seq_length, MODEL_TYPES[model_type]),
+        ("max_seq_length", max_seq_length, reading.chunk_length),
         ("max_query_length", max_query_length, None),
     ):
         if positions is not None and min(length, at_once or length) > positions:
@@ -73,13 +69,6 @@ def check_lengths(name_or_path: str, model_type: str, max_seq_length: int, max_q
             )
 
 
-def text_normalizer(model_type: str) -> Callable[[str], str]:
-    """What is done to each field of text before it is tokenized: condenser models read lowercased text."""
-    if model_type not in MODEL_TYPES:
-        raise InputError(f"--model_type {model_type!r} is unknown; there are {', '.join(MODEL_TYPES)}")
-    return str.lower if model_type == "rdot_nll_condenser" else str
-
-
 def write_token_store(
     folder: Path,
     texts: Iterable[Text],
@@ -87,6 +76,7 @@ def write_token_store(
     max_length: int,
     source: Path,
     *,
+    prompt: str = "",
     wanted: Collection[str],
     label: str,
     total: int | None = None,
@@ -94,30 +84,34 @@ def write_token_store(
     """Tokenizes `texts` into a token store at `folder` and returns the rows of the `wanted` ids that it holds.
 
     A row has at most `max_length` tokens, special ones included, and equals what `tokenizer(text)` gives, truncated.
-    `source` is the file that the texts come from; `total`, if known, is how many there are. A text that comes again
-    with its id is left out, see `each_once`. Raises `InputError` where an id comes with two texts; then no store
-    appears.
+    `source` is the file that the texts come from, `prompt` what they all begin with, and `total`, if known, how many
+    there are. A text that comes again with its id is left out, see `each_once`. Raises `InputError` where an id comes
+    with two texts; then no store appears.
     """
     specials = tokenizer.num_special_tokens_to_add()
-    if max_length <= specials:
-        raise InputError(
-            f"a maximum length of {max_length} tokens leaves no room for text beside {specials} special tokens"
-        )
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
+    backend.no_truncation()
+    no_text = len(backend.encode(prompt))  # the tokens of an empty text
+    if max_length <= no_text:
+        prompts = f" and {no_text - specials} of the prompt {prompt!r}" if prompt else ""
+        raise InputError(
+            f"a maximum length of {max_length} tokens leaves no room for text beside {specials} special tokens"
+            f"{prompts}"
+        )
     backend.enable_truncation(max_length)
     encode = partial(encode_beginnings, backend, max_length) if reads_words(backend) else backend.encode_batch_fast
     rows: dict[str, int] = {}
     left_out: list[int] = []
     empty = 0
     with (
-        create_token_store(folder, TokenizerInfo.of(tokenizer), max_length, source) as writer,
+        create_token_store(folder, TokenizerInfo.of(tokenizer), max_length, source, prompt) as writer,
         progress(total=total, unit="texts", label=label) as bar,
     ):
         for _, ids, encodings in _encode_ahead(_once(_blocks(texts), source, left_out), encode):
             rows.update((text_id, writer.rows + i) for i, text_id in enumerate(ids) if text_id in wanted)
             writer.append(ids, (encoding.ids for encoding in encodings))
-            empty += sum(len(encoding) <= specials for encoding in encodings)
+            empty += sum(len(encoding) <= no_text for encoding in encodings)
             bar.update(len(ids))
         if left_out:
             writer.note_lines(np.delete(np.arange(writer.rows + len(left_out)), np.array(left_out) - 1))

@@ -23,9 +23,10 @@ import torch
 
 from drivers.training_arguments import Arguments
 from model.dro import ERM, make_objective
-from model.encoders import Encoder, find_model_type, load_encoder
+from model.encoders import Encoder, load_encoder
 from model.group_gradients import GroupGradients
 from model.optimizers import LearningRate, make_optimizer
+from model.reading import find_reading
 from model.training_state import resume, save
 from model.training_step import TrainingStep
 from model.triplets import TripletModel
@@ -62,7 +63,7 @@ def make_step(args: Arguments, encoder: Encoder, device: torch.device) -> Traini
     """The training step of this objective on this encoder, which is moved to the device and put in training mode."""
     objective = new_objective(args)
     encoder = encoder.to(device).train()
-    encoder.base_model.gradient_checkpointing = args.gradient_checkpointing
+    encoder.model.gradient_checkpointing = args.gradient_checkpointing
     watch = None
     if objective.needs_gradient_products:
         layers = watched_layers(encoder, args.model_size, args.idro_layers)
@@ -111,11 +112,12 @@ def main() -> None:
         distributed.leave()
         return
 
-    encoder, tokenizer = load_encoder(args.model_type, checkpoint, args.cache_dir or None)
-    chunk_length = find_model_type(args.model_type).chunk_length
-    stores = Path(args.data_dir, "train-query"), Path(args.data_dir, "passages")
-    queries = open_sequences(stores[0], tokenizer, encoder.config, args.max_query_length)
-    passages = open_sequences(stores[1], tokenizer, encoder.config, args.max_seq_length, chunk_length)
+    reading = find_reading(checkpoint, **args.reading)
+    encoder, tokenizer = load_encoder(checkpoint, reading, args.cache_dir or None)
+    stores, reads = [Path(args.data_dir, name) for name in ("train-query", "passages")], (tokenizer, encoder.config)
+    queries = open_sequences(stores[0], *reads, args.max_query_length, prompt=reading.query_prompt)
+    passages = open_sequences(stores[1], *reads, args.max_seq_length, reading.chunk_length, reading.passage_prompt)
+    lengths = args.max_seq_length, args.max_query_length
     step = make_step(args, encoder, device)
     number = args.round
     if args.follow:
@@ -149,7 +151,7 @@ def main() -> None:
         say(f"warning: beyond step {args.num_training_steps} (--num_training_steps) the learning rate is 0")
     if state.global_step == last:  # a checkpoint inside the episode, which is now asked to be no longer
         state.ended = True
-        folder = save(Path(checkpoint).parent, encoder, tokenizer, args.max_seq_length, step, state)
+        folder = save(Path(checkpoint).parent, encoder, tokenizer, *lengths, step, state)
         say(f"step {last}: the episode ends here, noted in {folder}")
     asked, stopped = StopRequest(), False
     with progress(total=last - first, initial=state.global_step - first, unit="steps", label="train") as bar:
@@ -168,7 +170,7 @@ def main() -> None:
             if at_end or (args.save_steps and done % args.save_steps == 0):
                 state.unlogged = log.losses.state()
                 log.flush()
-                folder = save(args.output_dir, encoder, tokenizer, args.max_seq_length, step, state)
+                folder = save(args.output_dir, encoder, tokenizer, *lengths, step, state)
                 say(f"step {state.global_step}: loss {log.loss:.4f}, saved {folder}")
                 if args.save_total_limit and not state.skipped_in_a_row and distributed.is_main():
                     remove_old_checkpoints(args.output_dir, args.save_total_limit, state.episode_start)

@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from model.encoders import find_model_type, load_store_encoder
+from model.encoders import load_store_encoder
+from model.reading import find_reading
 from utils.batching import Sequences
 from utils.mining.clustering import Clusters, cluster_queries, evaluate_clusters, nearest_centroid
 from utils.mining.encoding import StoreEncoder
@@ -90,8 +91,8 @@ class Arguments(ModelArguments, LengthArguments):
 def load(args: Arguments, checkpoint: str, device: torch.device) -> StoreEncoder:
     """The checkpoint, ready to encode token stores."""
     how = {"batch_size": args.per_gpu_eval_batch_size, "precision": choose_precision(args.fp16, device)}
-    where = args.model_type, checkpoint, args.cache_dir or None
-    return load_store_encoder(*where, **how, device=device, dtype=args.embedding_dtype)
+    what = checkpoint, find_reading(checkpoint, **args.reading), args.cache_dir or None
+    return load_store_encoder(*what, **how, device=device, dtype=args.embedding_dtype)
 
 
 def embedding_dir(args: Arguments, checkpoint: str) -> Path:
@@ -110,11 +111,16 @@ def encode_all(args: Arguments, encoder: StoreEncoder, folder: Path) -> dict[str
 
 
 def search(
-    args: Arguments, number: int, embeddings: dict[str, EmbeddingMatrix], train_qrels: Qrels, device: torch.device
+    args: Arguments,
+    number: int,
+    embeddings: dict[str, EmbeddingMatrix],
+    chunk_length: int | None,
+    train_qrels: Qrels,
+    device: torch.device,
 ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
     """What dev queries find (rows, scores), training queries' negatives: all on the main process, else its share."""
     passages = TokenStore(Path(args.data_dir, "passages"))
-    sequences = Sequences(passages, find_model_type(args.model_type).chunk_length)
+    sequences = Sequences(passages, chunk_length)
 
     def rankings(name: str, depth: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         exchange, index = Path(args.output_dir, f"search-{name}"), (args.index_factory, args.index_parameters)
@@ -148,8 +154,9 @@ def mine(args: Arguments, number: int, checkpoint: str, step: int, device: torch
     embeddings = encode_all(args, encoder, folder)
     exchange = Path(args.output_dir, "search-zero-shot")
     zero_shot, collapsed = evaluate_collections(encoder, args.zero_shot_dirs, "test", folder, exchange)
+    chunk_length = encoder.encoder.reading.chunk_length
     del encoder  # searching wants the GPU's memory
-    found, negatives = search(args, number, embeddings, train_qrels, device)
+    found, negatives = search(args, number, embeddings, chunk_length, train_qrels, device)
     say(f"episode {number}: {len(found[0]) + len(negatives):,} queries searched, and negatives drawn")
 
     def write() -> None:

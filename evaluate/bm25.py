@@ -101,12 +101,12 @@ def read_folder(folder: Path, split: str) -> tuple[Path, Iterator[Text], Split]:
     if any((folder / name).is_file() for name in ("corpus.jsonl", "corpus.jsonl.gz")):
         collection, queries = find_file(folder, "corpus.jsonl"), find_file(folder, "queries.jsonl")
         qrels = find_file(folder / "qrels", f"{split}.tsv")
-        return collection, read_jsonl(collection, str), read_split(split, read_jsonl(queries, str), queries, qrels)
+        return collection, read_jsonl(collection), read_split(split, read_jsonl(queries), queries, qrels)
     collection = find_file(folder, *(name for kind in (PASSAGES, DOCUMENTS) for name in FILES[kind]["collection"]))
     documents = collection.name.removesuffix(".gz") in FILES[DOCUMENTS]["collection"]
     queries, qrels = (find_file(folder, *names) for names in FILES[DOCUMENTS if documents else PASSAGES]["dev"])
-    texts = read_documents(collection, str, " ", sys.maxsize) if documents else read_tsv(collection, str)
-    return collection, texts, read_split("dev", read_tsv(queries, str), queries, qrels)
+    texts = read_documents(collection, " ", sys.maxsize) if documents else read_tsv(collection)
+    return collection, texts, read_split("dev", read_tsv(queries), queries, qrels)
 
 
 def collect_ids(texts: Iterable[Text], path: Path, rows: dict[str, int]) -> Iterator[str]:

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluate.metrics_file import RunMetrics, write_evaluation
 from model.encoders import load_store_encoder
-from model.reading import Reading
+from model.reading import find_reading
 from utils.mining.evaluation import DEPTH, evaluate_collection
 from utils.runtime import distributed
 from utils.runtime.arguments import ModelArguments, option, parse, required
@@ -37,8 +37,6 @@ class Arguments(ModelArguments):
     data_dir: str = required("token stores, as data/beir_data.py or data/msmarco_data.py writes them")
     out_dir: str = required("where metrics.json, per_query.json, run.trec and qrels.trec go")
     model_name_or_path: str = required("the checkpoint: a folder or a hub name")
-    pooling: str = option("cls", "cls: a text's vector is its first token's; mean: the mean of all its tokens'")
-    normalize: bool = option(False, "scale vectors to length 1, so that scores are cosines")
     split: str = option("test", "which queries: those of SPLIT-query and SPLIT-qrel.tsv")
     collection: str = option("", "name of the collection in the result (default: the data folder's name)")
     run_name: str = option("", "name of the run in the result (default: the checkpoint's folder)")
@@ -58,10 +56,9 @@ def main() -> None:
     args = parse(Arguments, __doc__)
     device = distributed.set_up(args.no_cuda, args.local_rank)
     encoder = load_store_encoder(
-        args.model_type,
         args.model_name_or_path,
+        find_reading(args.model_name_or_path, **args.reading),
         args.cache_dir or None,
-        Reading(args.pooling, args.normalize),
         batch_size=args.per_gpu_eval_batch_size,
         device=device,
         precision=choose_precision(args.fp16, device),

@@ -2,8 +2,7 @@
 
     python evaluate/search_collection.py --run_dir runs/demo --query "how do I sort a list"
     python evaluate/search_collection.py --run_dir runs/demo --collection python-docs
-    python evaluate/search_collection.py --model_name_or_path CHECKPOINT --model_type rdot_nll \\
-        --collection PREPROCESSED --data_dir RAW
+    python evaluate/search_collection.py --model_name_or_path CHECKPOINT --collection PREPROCESSED --data_dir RAW
 
 A run gives its newest checkpoint, its collections and the embeddings that mining or evaluation made of them, in
 whichever precision. Passages that nobody has encoded yet are encoded once, into a folder of their own: the run's are
@@ -33,16 +32,15 @@ import numpy as np
 import torch
 
 from data.msmarco_data import DOCUMENTS, FILES
-from data.tokenizing import text_normalizer
 from evaluate.reporting.run_folder import RunFolder
 from model.encoders import load_store_encoder
-from model.reading import Reading
+from model.reading import AUTO, find_reading
 from utils.batching import PackedTokens
 from utils.mining.evaluation import DEPTH
 from utils.mining.rankings import Ranking, in_trec_order
 from utils.mining.search import best_chunks, search
 from utils.runtime import distributed
-from utils.runtime.arguments import check_at_least_one, option, parse
+from utils.runtime.arguments import ReadingArguments, check_at_least_one, option, parse
 from utils.runtime.errors import InputError, run
 from utils.runtime.plain_text import printable
 from utils.runtime.precision import choose_precision
@@ -57,16 +55,14 @@ TRAINING = "training"  # what the training collection is called where its embedd
 
 
 @dataclass
-class Arguments:
+class Arguments(ReadingArguments):
     run_dir: str = option("", "a run of commands/run_ance.sh, which knows what is not given below")
     collection: str = option(
         "", "a zero-shot collection of the run, by name, or any folder of token stores (default: the training one)"
     )
     data_dir: str = option("", "folder with the collection's own files (default: the run's)")
     model_name_or_path: str = option("", "the checkpoint: a folder or a hub name (default: the run's newest)")
-    model_type: str = option("", "rdot_nll, rdot_nll_multi_chunk or rdot_nll_condenser (default: the run's)")
-    pooling: str = option("cls", "cls: a text's vector is its first token's; mean: the mean of all its tokens'")
-    normalize: bool = option(False, "scale vectors to length 1, so that scores are cosines")
+    model_type: str = option("", "auto: as the checkpoint's own files say; or a published type (default: the run's)")
     embedding_dir: str = option("", "where the passages' embeddings are found or kept (default: see above)")
     query: str = option("", "the question (default: questions are read from stdin)")
     depth: int = option(10, "passages shown a question")
@@ -75,7 +71,6 @@ class Arguments:
     per_gpu_eval_batch_size: int = option(128, "passages encoded at once, at most")
     embedding_dtype: str = option("float32", "float32 or float16: the type that new embeddings are stored in")
     fp16: bool = option(False, "mixed precision for passages that are encoded here")
-    cache_dir: str = option("", "where models from the hub are kept")
     no_cuda: bool = option(False, "stay on the CPU")
 
     def __post_init__(self) -> None:
@@ -247,10 +242,10 @@ class Searcher:
 
     def __init__(self, args: Arguments) -> None:
         run = RunFolder(Path(args.run_dir)) if args.run_dir else None
-        if not run and not (args.model_name_or_path and args.model_type and args.collection):
-            raise InputError("give --run_dir, or all of --model_name_or_path, --model_type and --collection")
+        if not run and not (args.model_name_or_path and args.collection):
+            raise InputError("give --run_dir, or both of --model_name_or_path and --collection")
         checkpoint = args.model_name_or_path or str(run.newest_checkpoint())
-        model_type = args.model_type or run.setting("MODEL_TYPE")
+        model_type = args.model_type or (run.setting("MODEL_TYPE") if run else AUTO)
         collection = find_collection(run, args.collection, checkpoint_step(checkpoint, run.models) if run else 0)
         store = TokenStore(collection.tokens / "passages")
         source = printable(store.meta.source_file)
@@ -261,12 +256,11 @@ class Searcher:
         self._device = distributed.set_up(args.no_cuda)
         self._texts = Texts(store, Path(args.data_dir) if args.data_dir else collection.data_dir)
         self._depth = min(args.depth, len(store))
-        self._normalize = text_normalizer(model_type)
+        self._reading = find_reading(checkpoint, **args.reading | {"model_type": model_type})
         loaded = load_store_encoder(
-            model_type,
             checkpoint,
+            self._reading,
             args.cache_dir or None,
-            Reading(args.pooling, args.normalize),
             batch_size=args.per_gpu_eval_batch_size,
             device=self._device,
             precision=choose_precision(False, self._device),
@@ -275,11 +269,12 @@ class Searcher:
         self._encoder, self._tokenizer = loaded.encoder, loaded.tokenizer.backend_tokenizer
         self._sequences = loaded.open_passages(store.folder)
         self._tokenizer.no_padding()
-        length, specials = question_length(collection.tokens, args.max_query_length), 2
+        length = question_length(collection.tokens, args.max_query_length)
+        specials = len(self._tokenizer.encode(self._reading.query_text("")))
         if not specials < length <= longest_sequence(loaded.encoder.config):
             raise InputError(
-                f"--max_query_length {length}: a question has {specials} special tokens and some of its own, and the "
-                f"encoder has positions for {longest_sequence(loaded.encoder.config)}"
+                f"--max_query_length {length}: a question has {specials} tokens beside its own (special ones and "
+                f"the prompt's), and the encoder has positions for {longest_sequence(loaded.encoder.config)}"
             )
         self._tokenizer.enable_truncation(length)
 
@@ -293,7 +288,7 @@ class Searcher:
     @torch.inference_mode()
     def __call__(self, question: str) -> list[Hit]:
         """The best passages, best first."""
-        ids = torch.tensor(self._tokenizer.encode(self._normalize(question)).ids)
+        ids = torch.tensor(self._tokenizer.encode(self._reading.query_text(question)).ids)
         tokens = PackedTokens(ids, torch.arange(len(ids)), torch.tensor([0]), [len(ids)])
         vector = self._encoder(tokens.to(self._device)).float().cpu().numpy()
         counts = np.diff(self._sequences.row_starts)

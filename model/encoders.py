@@ -1,37 +1,32 @@
-"""The encoders: a text's vector is read off its first token, and a score is a dot product of two vectors.
+"""The encoder: transformers' model of one of the families, and how vectors are read off it.
 
-    rdot_nll               RoBERTa, then a linear head to 768 and LayerNorm       (ANCE FirstP, arXiv:2007.00808)
-    rdot_nll_multi_chunk   the same; a document is cut into chunks of 512 tokens,
-                           and its best chunk scores                              (ANCE MaxP)
-    rdot_nll_condenser     BERT, the last layer's [CLS] vector as it is           (COCO-DR, arXiv:2210.15212)
+    tokens ──family──▶ last hidden states ──pooling──▶ one vector a text ──head──▶ ──length 1──▶ the vector
 
-Models of others that are evaluated here may be meant otherwise (sentence-transformers' all-MiniLM-L6-v2: the mean of
-all tokens' vectors, of length 1). `Reading` says so; training always reads the first token.
+The family is told by the checkpoint's configuration (model/families/), everything after it by the `Reading`
+(model/reading.py). One sequence gives one vector everywhere. That a document may be several sequences is a matter of
+how rows are cut into sequences and scores are joined, not of the encoder.
 
-One sequence gives one vector everywhere. That a document may be several sequences is a matter of how rows are cut
-into sequences and scores are joined, not of the encoder.
-
-The classes are transformers' own kind, with the names of the public ANCE checkpoints (`roberta.*`,
-`embeddingHead.*`, `norm.*`), so that `from_pretrained` reads those and any plain BERT or RoBERTa checkpoint, and
-what `save_pretrained` writes loads with `AutoModel`.
+A checkpoint is any that transformers loads. The public ANCE checkpoints keep the head among the weights, under names
+of their own (`roberta.*`, `embeddingHead.*`, `norm.*`); others have a folder for each layer that follows the pooling,
+as sentence-transformers saves them.
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import BertModel, PreTrainedConfig, PreTrainedTokenizerFast, RobertaModel
-from transformers.models.bert.modeling_bert import BertPreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast, RobertaModel
 from transformers.models.roberta.modeling_roberta import RobertaPreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from model.dropout import replace_dropout
 from model.families import find_family
 from model.forward import pooled_vectors
-from model.reading import Reading, declared_reading
+from model.reading import AUTO, MODEL_TYPES, HeadLayer, Reading, declared_reading
+from model.saving import WEIGHT_PREFIXES, write_sentence_files
 from utils.batching import PackedTokens
 from utils.mining.encoding import StoreEncoder
 from utils.runtime.errors import InputError, first_line
@@ -44,145 +39,181 @@ from utils.stores.sentence_modules import SentenceModule, read_modules
 EMBEDDING_DIM = 768
 NEW_WEIGHTS_SEED = 0
 
-
-def finish(reading: Reading, vectors: Tensor) -> Tensor:
-    """The vectors (n, dimensions) that scores are products of, from those that the encoder ends with."""
-    return nn.functional.normalize(vectors, dim=-1) if reading.normalized else vectors
-
-
-class RobertaDot(RobertaPreTrainedModel):
-    """RoBERTa's first token, a linear head to 768 dimensions and LayerNorm. `PackedTokens` → (n, 768).
-
-    `leave_out_head` is for evaluating models of others, which have none: then (n, hidden size).
-    """
-
-    def __init__(self, config) -> None:
-        super().__init__(config)
-        self.reading = Reading()
-        self.family = find_family(config)
-        self.roberta = RobertaModel(config, add_pooling_layer=False)
-        self.embeddingHead = nn.Linear(config.hidden_size, EMBEDDING_DIM)
-        self.norm = nn.LayerNorm(EMBEDDING_DIM)
-        replace_dropout(self)
-        self.post_init()
-
-    def leave_out_head(self) -> None:
-        self.embeddingHead = self.norm = None
-
-    @property
-    def embedding_dim(self) -> int:
-        return EMBEDDING_DIM if self.head else self.config.hidden_size
-
-    @property
-    def head(self) -> tuple[nn.Linear, nn.LayerNorm] | None:
-        """What follows the pooled vector."""
-        return None if self.embeddingHead is None else (self.embeddingHead, self.norm)
-
-    def forward(self, tokens: PackedTokens) -> Tensor:
-        pooled = pooled_vectors(self.roberta, self.family, tokens, self.reading.pooling)  # n, H
-        if self.head is None:
-            return finish(self.reading, pooled)
-        with torch.autocast(pooled.device.type, enabled=False):  # one row a text: nothing to gain, digits to lose
-            return finish(self.reading, self.norm(self.embeddingHead(pooled.to(self.norm.weight.dtype))))
-
-
-class BertDot(BertPreTrainedModel):
-    """BERT's [CLS] vector of the last layer. `PackedTokens` → (n, hidden size)."""
-
-    def __init__(self, config) -> None:
-        super().__init__(config)
-        self.reading = Reading()
-        self.family = find_family(config)
-        self.bert = BertModel(config, add_pooling_layer=False)
-        replace_dropout(self)
-        self.post_init()
-
-    @property
-    def embedding_dim(self) -> int:
-        return self.config.hidden_size
-
-    @property
-    def head(self) -> None:
-        return None
-
-    def forward(self, tokens: PackedTokens) -> Tensor:
-        return finish(self.reading, pooled_vectors(self.bert, self.family, tokens, self.reading.pooling))
-
-
-Encoder = RobertaDot | BertDot
-
 transformers_logging.disable_progress_bar()  # for files of one shard they tell nothing
 
 
-@dataclass(frozen=True)
-class ModelType:
-    """An encoder class and, where a document is cut, the chunk length in tokens."""
-
-    encoder: type[Encoder]
-    chunk_length: int | None = None
+def ance_head(hidden_size: int) -> tuple[HeadLayer, HeadLayer]:
+    """ANCE's: a linear layer to 768 and LayerNorm."""
+    return HeadLayer("Dense", hidden_size, EMBEDDING_DIM), HeadLayer("LayerNorm", EMBEDDING_DIM, EMBEDDING_DIM)
 
 
-MODEL_TYPES = {
-    "rdot_nll": ModelType(RobertaDot),
-    "rdot_nll_multi_chunk": ModelType(RobertaDot, chunk_length=512),
-    "rdot_nll_condenser": ModelType(BertDot),
-}
+def make_head(layers: tuple[HeadLayer, ...]) -> nn.Sequential:
+    """Modules of these layers, with new weights, one each; of an activation, one more."""
+    modules = []
+    for layer in layers:
+        if layer.kind == "LayerNorm":
+            modules.append(nn.LayerNorm(layer.out_features))
+        else:
+            modules.append(nn.Linear(layer.in_features, layer.out_features, layer.bias))
+            modules += [nn.Tanh()] if layer.activation == "Tanh" else []
+    return nn.Sequential(*modules)
 
 
-def find_model_type(name: str) -> ModelType:
-    """The entry of `MODEL_TYPES`; `InputError` with the names that there are."""
-    if name not in MODEL_TYPES:
-        raise InputError(f"--model_type {name!r} is unknown; there are {', '.join(MODEL_TYPES)}")
-    return MODEL_TYPES[name]
+class Encoder(nn.Module):
+    """Texts to vectors, `PackedTokens` of n texts → (n, `embedding_dim`), in float32 or, of float64 weights, float64.
+
+    `model` is transformers' bare encoder, `head` has a module with weights for each layer of the reading's head.
+    Without `head`, its weights are new.
+    """
+
+    def __init__(self, model: PreTrainedModel, reading: Reading, head: nn.Sequential | None = None) -> None:
+        super().__init__()
+        self.family = find_family(model.config)
+        self.reading = reading
+        self.model = model
+        self.head = make_head(reading.head) if head is None else head
+        replace_dropout(self)
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        return self.model.config
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.reading.head[-1].out_features if self.reading.head else self.config.hidden_size
+
+    def forward(self, tokens: PackedTokens) -> Tensor:
+        pooled = pooled_vectors(self.model, self.family, tokens, self.reading.pooling)  # n, H
+        with torch.autocast(pooled.device.type, enabled=False):  # one row a text: nothing to gain, digits to lose
+            pooled = pooled.to(torch.promote_types(pooled.dtype, torch.float32))
+            return self.finish(pooled)
+
+    def finish(self, pooled: Tensor) -> Tensor:
+        """What follows the pooling: vectors (n, hidden size) → (n, `embedding_dim`)."""
+        vectors = self.head(pooled)
+        return nn.functional.normalize(vectors, dim=-1) if self.reading.normalized else vectors
+
+    @property
+    def head_layers(self) -> list[tuple[HeadLayer, nn.Module]]:
+        """The layers of the head with the modules that have their weights."""
+        with_weights = [module for module in self.head if not isinstance(module, nn.Tanh)]
+        return list(zip(self.reading.head, with_weights, strict=True))
+
+    @property
+    def keeps_head_with_weights(self) -> bool:
+        """Whether the head is saved among the weights, under the names of the public ANCE checkpoints."""
+        return self.reading.model_type != AUTO and MODEL_TYPES[self.reading.model_type].ance_head
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes configuration and weights, as transformers loads them; the head's, where they are among those."""
+        saved = RobertaDot(self.config, self.model, self.head) if self.keeps_head_with_weights else self.model
+        saved.save_pretrained(folder)
+
+    def save_reading(self, folder: Path, max_seq_length: int, max_query_length: int) -> None:
+        """Writes beside them what sentence-transformers reads, the weights of the head among it.
+
+        Passages and queries are cut to these lengths (tokens, special ones included).
+        """
+        layers = [(layer, module.state_dict()) for layer, module in self.head_layers]
+        write_sentence_files(folder, self.reading, self.config, layers, max_seq_length, max_query_length)
+
+
+class RobertaDot(RobertaPreTrainedModel):
+    """The names that the public ANCE checkpoints have, to load and save them; as a model it does nothing."""
+
+    def __init__(self, config, roberta: RobertaModel | None = None, head: nn.Sequential | None = None) -> None:
+        super().__init__(config)
+        self.roberta = roberta or RobertaModel(config, add_pooling_layer=False)
+        self.embeddingHead, self.norm = head or make_head(ance_head(config.hidden_size))
+        if roberta is None:
+            self.post_init()
 
 
 def load_encoder(
-    model_type: str, checkpoint: str, cache_dir: str | None = None, reading: Reading | None = None
+    checkpoint: str, reading: Reading, cache_dir: str | None = None
 ) -> tuple[Encoder, PreTrainedTokenizerFast]:
     """Loads a checkpoint (a folder or a hub name): the encoder, in float32, and its tokenizer.
 
-    `reading` is for evaluating models that are meant to be read otherwise than by their first token.
-    The head of a checkpoint that sentence-transformers has saved again is read from the folders of its modules. A
-    plain RoBERTa has no `embeddingHead` and `norm`: these are the only weights that may be missing, and are named in
-    a warning. They start at random but the same in every process and every script, which all load for themselves;
-    with the mean of all tokens, by which nothing is trained here, the head is left out instead.
+    `reading` is how it is read (`find_reading`). A plain RoBERTa that is to be read as ANCE is has no `embeddingHead`
+    and `norm`: these are the only weights that may be missing, and are named in a warning. They start at random but
+    the same in every process and every script, which all load for themselves.
     Code that a checkpoint brings along is never run. Raises `InputError` for a checkpoint of another architecture, a
     damaged one, one that lacks other weights or has them in another shape, and one whose tokenizer does not do for
     it (`utils.stores.pretrained`).
     """
-    encoder_class = find_model_type(model_type).encoder
     check_weights(checkpoint)
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
         config = pretrained_config(checkpoint, cache_dir)
-        if not isinstance(config, encoder_class.config_class):
-            raise InputError(
-                f"is a {config.model_type} checkpoint, and --model_type {model_type} wants "
-                f"{encoder_class.config_class.model_type}",
-                checkpoint,
-            )
-        if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
-            raise InputError("is a decoder, whose tokens see those before them only; give an encoder", checkpoint)
+        _check_architecture(config, reading, checkpoint)
         tokenizer = pretrained_tokenizer(checkpoint, cache_dir)
-        encoder, missing = _load_weights(encoder_class, config, checkpoint, cache_dir)
+        load = _load_published if reading.model_type != AUTO else _load_declared
+        encoder = load(config, reading, checkpoint, cache_dir)
     finally:
         transformers_logging.set_verbosity(verbosity)
-    encoder.reading = reading or encoder.reading
     compare_with_meant(encoder.reading, checkpoint, cache_dir)
-    if encoder.reading.pooling == "cls":
+    if reading.pooling == "cls":
         check_first_token(tokenizer, checkpoint)
-    if encoder.head is None:
-        for module in layers_after_pooling(checkpoint, cache_dir):
-            say(f"warning: {module.place} ({module.kind}) is left out: --model_type {model_type} has no such layer")
-    elif missing and (layers := layers_after_pooling(checkpoint, cache_dir)):
-        read_head(encoder, layers, checkpoint)
-    elif missing and encoder.reading.pooling == "mean":
-        encoder.leave_out_head()
-        say(f"{checkpoint} has no {', '.join(missing)}: its vectors are the mean of the last layer's")
+    return encoder, tokenizer
+
+
+def _check_architecture(config: PreTrainedConfig, reading: Reading, checkpoint: str) -> None:
+    wanted = config.model_type if reading.model_type == AUTO else MODEL_TYPES[reading.model_type].architecture
+    if config.model_type != wanted:
+        raise InputError(
+            f"is a {config.model_type} checkpoint, and --model_type {reading.model_type} wants {wanted}; give "
+            f"--model_type {AUTO} to read it as its own files say",
+            checkpoint,
+        )
+    find_family(config)
+    if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
+        raise InputError("is a decoder, whose tokens see those before them only; give an encoder", checkpoint)
+
+
+def _load_declared(config: PreTrainedConfig, reading: Reading, checkpoint: str, cache_dir: str | None) -> Encoder:
+    family = find_family(config)
+    model, missing = _load_weights(family.model_class, config, checkpoint, cache_dir, **family.options)
+    _refuse_missing(missing, checkpoint)
+    encoder, width = Encoder(model, reading), config.hidden_size
+    for layer, module in encoder.head_layers:
+        own = SentenceModule(layer.kind, layer.folder, {}, checkpoint, cache_dir)
+        if layer.in_features != width:
+            raise InputError(f"takes vectors of {layer.in_features} numbers, and gets {width}", own.place)
+        width = layer.out_features
+        load_layer(module, layer, own)
+    return encoder
+
+
+def _load_published(config: PreTrainedConfig, reading: Reading, checkpoint: str, cache_dir: str | None) -> Encoder:
+    """With ANCE's head where the type has one: of the weights, of sentence-transformers' folders, or a new one."""
+    layers = [  # Normalize is none of them: see `Reading`
+        module
+        for module in read_modules(checkpoint, cache_dir)
+        if module.kind not in ("Transformer", "Pooling", "Normalize", "Dropout")
+    ]
+    if not MODEL_TYPES[reading.model_type].ance_head:
+        encoder = _load_declared(config, reading, checkpoint, cache_dir)
+        for module in layers:
+            say(
+                f"warning: {module.place} ({module.kind}) is left out: --model_type {reading.model_type} has no such "
+                "layer"
+            )
+        return encoder
+    weights, missing = _load_weights(RobertaDot, config, checkpoint, cache_dir)
+    _refuse_missing([name for name in missing if not name.startswith(("embeddingHead.", "norm."))], checkpoint)
+    head = nn.Sequential(weights.embeddingHead, weights.norm)
+    encoder = Encoder(weights.roberta, replace(reading, head=ance_head(config.hidden_size)), head)
+    if missing and layers:
+        _read_ance_head(encoder, layers, checkpoint)
     elif missing:
         say(f"warning: {checkpoint} has no {', '.join(missing)}: they start at random")
-    return encoder, tokenizer
+    return encoder
+
+
+def _refuse_missing(names: list[str], checkpoint: str) -> None:
+    if names:
+        raise InputError(f"lacks weights of the encoder: {', '.join(names[:5])} …; it is another model", checkpoint)
 
 
 def compare_with_meant(reading: Reading, checkpoint: str, cache_dir: str | None = None) -> None:
@@ -192,28 +223,33 @@ def compare_with_meant(reading: Reading, checkpoint: str, cache_dir: str | None 
     except InputError as error:
         say_once(f"warning: this model was made for something else than is done with it here: {error}")
         return
-    if meant and (meant.vectors != reading.vectors or meant.query_prompt or meant.passage_prompt):
+    if meant and (
+        (meant.pooling, meant.normalized) != (reading.pooling, reading.normalized)
+        or (meant.query_prompt and meant.query_prompt != reading.query_prompt)
+        or (meant.passage_prompt and meant.passage_prompt != reading.passage_prompt)
+    ):
         say_once(
             f"warning: {checkpoint} was made to be read by: {meant} (modules.json). Here it is read by: {reading}. "
-            "Read otherwise than its makers meant, it is a worse model; evaluation and search take --pooling and "
-            "--normalize"
+            f"Read otherwise than its makers meant, it is a worse model; --model_type {AUTO}, without other flags, "
+            "reads it as they did"
         )
 
 
 def _load_weights(
-    encoder_class: type[Encoder], config: PreTrainedConfig, checkpoint: str, cache_dir: str | None
-) -> tuple[Encoder, list[str]]:
-    """The encoder, in float32, and the names of the head's weights that the checkpoint lacks, which are random."""
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, checkpoint: str, cache_dir: str | None, **options
+) -> tuple[PreTrainedModel, list[str]]:
+    """The model, in float32, and the names of the weights that the checkpoint lacks, which are random."""
     with loading(checkpoint), torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(NEW_WEIGHTS_SEED)
         try:
-            encoder, found = encoder_class.from_pretrained(
+            model, found = model_class.from_pretrained(
                 checkpoint,
                 config=config,
                 cache_dir=cache_dir,
                 dtype=torch.float32,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are refused below, by name
+                **options,
             )
         except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
             raise InputError(
@@ -228,22 +264,10 @@ def _load_weights(
             "configuration are of different models",
             _weights_file(checkpoint),
         )
-    missing = sorted(found["missing_keys"])
-    if any(not name.startswith(("embeddingHead.", "norm.")) for name in missing):
-        raise InputError(f"lacks weights of the encoder: {', '.join(missing[:5])} …; it is another model", checkpoint)
-    return encoder, missing
+    return model, sorted(found["missing_keys"])
 
 
-def layers_after_pooling(checkpoint: str, cache_dir: str | None = None) -> list[SentenceModule]:
-    """The layers that sentence-transformers puts a checkpoint's pooled vector through; none in a model of others."""
-    return [
-        module
-        for module in read_modules(checkpoint, cache_dir)
-        if module.kind not in ("Transformer", "Pooling", "Normalize", "Dropout")  # Normalize: see `Reading`
-    ]
-
-
-def read_head(encoder: RobertaDot, layers: list[SentenceModule], checkpoint: str) -> None:
+def _read_ance_head(encoder: Encoder, layers: list[SentenceModule], checkpoint: str) -> None:
     """Gives the encoder the head that sentence-transformers has saved as these layers.
 
     `InputError` where they are not a linear layer to 768 and LayerNorm, or have other weights than those.
@@ -260,21 +284,24 @@ def read_head(encoder: RobertaDot, layers: list[SentenceModule], checkpoint: str
             "a random head instead, remove modules.json from a copy of it",
             checkpoint,
         )
-    for module, name, part in zip(layers, ("linear", "norm"), encoder.head, strict=True):
-        weights = {key.removeprefix(f"{name}."): value for key, value in module.weights().items()}
-        found, expected = ({k: tuple(v.shape) for k, v in one.items()} for one in (weights, part.state_dict()))
-        if found != expected:
-            raise InputError(
-                f"holds weights {found}, and the model's are {expected}: it is another model", module.place
-            )
-        part.load_state_dict(weights)
+    for own, (layer, module) in zip(layers, encoder.head_layers, strict=True):
+        load_layer(module, layer, own)
+
+
+def load_layer(module: nn.Module, layer: HeadLayer, own: SentenceModule) -> None:
+    """Gives a module of the head the weights that lie in its folder; `InputError` where they are of another layer."""
+    prefix = f"{WEIGHT_PREFIXES[layer.kind]}."
+    weights = {key.removeprefix(prefix): value for key, value in own.weights().items()}
+    found, expected = ({k: tuple(v.shape) for k, v in one.items()} for one in (weights, module.state_dict()))
+    if found != expected:
+        raise InputError(f"holds weights {found}, and the model's are {expected}: it is another model", own.place)
+    module.load_state_dict(weights)
 
 
 def load_store_encoder(
-    model_type: str,
     checkpoint: str,
+    reading: Reading,
     cache_dir: str | None = None,
-    reading: Reading | None = None,
     *,
     batch_size: int,
     device: torch.device,
@@ -282,10 +309,10 @@ def load_store_encoder(
     dtype: str,
 ) -> StoreEncoder:
     """A checkpoint that is ready to encode token stores; see `load_encoder` and `StoreEncoder`."""
-    encoder, tokenizer = load_encoder(model_type, checkpoint, cache_dir, reading)
-    weights, chunk_length = fingerprint_of_weights(checkpoint, encoder), find_model_type(model_type).chunk_length
+    encoder, tokenizer = load_encoder(checkpoint, reading, cache_dir)
+    weights = fingerprint_of_weights(checkpoint, encoder)
     encoder = encoder.to(device).eval()
-    return StoreEncoder(encoder, tokenizer, weights, chunk_length, batch_size, device, precision, dtype)
+    return StoreEncoder(encoder, tokenizer, weights, batch_size, device, precision, dtype)
 
 
 def _weights_file(checkpoint: str) -> Path:

@@ -1,21 +1,31 @@
-"""How vectors are read off an encoder, and how a model's makers meant it.
+"""How a text becomes a vector and two vectors a score, and where that is said.
 
-A model that is read otherwise is another, worse model: all-MiniLM-L6-v2 has nDCG@10 0.647 on SciFact by the mean of
-all its tokens, of length 1, as it was trained, and 0.518 by its first token. What was meant, sentence-transformers'
-files beside the weights say: modules.json (Transformer, Pooling, Dense, LayerNorm, Normalize, in this order),
-sentence_bert_config.json and config_sentence_transformers.json. Both generations of these files are read, those of
-version 2 and of version 6. What they declare and this project cannot do is told by name, never passed over.
+A model that is read otherwise than its makers meant is another, worse model: all-MiniLM-L6-v2 has nDCG@10 0.647 on
+SciFact by the mean of all its tokens, of length 1, as it was trained, and 0.518 by its first token. So all scripts
+read a checkpoint by what is said, in this order (`find_reading`), by flags; with --model_type auto by the
+checkpoint's own files, as sentence-transformers has them (modules.json, sentence_bert_config.json,
+config_sentence_transformers.json, of version 2 to version 6); else by the model type. Published types fix all of it:
 
-Not here: weights and forward passes (model/encoders.py).
+    rdot_nll               RoBERTa's first token, a linear layer to 768, LayerNorm    (ANCE FirstP, arXiv:2007.00808)
+    rdot_nll_multi_chunk   the same; a document is cut into chunks of 512 tokens,     (ANCE MaxP)
+                           and its best chunk scores
+    rdot_nll_condenser     BERT's first token as it is, of lowercased text            (COCO-DR, arXiv:2210.15212)
+
+What a checkpoint declares and this project cannot do is told by name, never passed over.
+
+Not here: weights and forward passes (model/encoders.py), and how a reading is saved (model/saving.py).
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from utils.runtime.errors import InputError
 from utils.stores.files import read_json
-from utils.stores.sentence_modules import CURE, SentenceModule, checkpoint_file, read_modules
+from utils.stores.pretrained import pretrained_config
+from utils.stores.sentence_modules import CURE, SentenceModule, checkpoint_file, read_modules, weight_names
 
+AUTO = "auto"
 POOLINGS = ("cls", "mean")
 ACTIVATIONS = ("Identity", "Tanh")
 SIMILARITIES = {"cosine": True, "dot": False, "dot_product": False}  # whether only directions count
@@ -28,6 +38,28 @@ LEGACY_POOLINGS = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 SETTINGS, TEXTS = "config_sentence_transformers.json", "sentence_bert_config.json"
+OWN_KEY = "ance"  # in SETTINGS: what only this project reads, {"scale": 20.0, "model_type": "auto"}
+COSINE_SCALE = 20.0  # a temperature of 0.05, sentence-transformers' default too
+
+
+@dataclass(frozen=True)
+class ModelType:
+    """A published way to read an architecture: by its first token, compared by dot product.
+
+    `chunk_length` (tokens) is where documents are cut, None: never.
+    """
+
+    architecture: str  # `model_type` of transformers' configuration
+    ance_head: bool = False
+    lowercase: bool = False
+    chunk_length: int | None = None
+
+
+MODEL_TYPES = {
+    "rdot_nll": ModelType("roberta", ance_head=True),
+    "rdot_nll_multi_chunk": ModelType("roberta", ance_head=True, chunk_length=512),
+    "rdot_nll_condenser": ModelType("bert", lowercase=True),
+}
 
 
 @dataclass(frozen=True)
@@ -52,11 +84,13 @@ class HeadLayer:
 
 @dataclass(frozen=True)
 class Reading:
-    """How vectors are read off the last layer.
+    """How vectors are read off the last layer, and how they are compared.
 
     `pooling` is cls, the first token's vector, or mean, the mean of all tokens' (special ones too); `head` follows,
-    where the checkpoint declares one. `normalized` vectors are then scaled to length 1, so that dot products are
-    cosines. The prompts stand right before a text; `lowercase` is of both.
+    where the checkpoint declares one (that of a published `model_type` is known by the type). `normalized` vectors
+    are then scaled to length 1, so that dot products are cosines. The loss multiplies scores with `scale` (1 over the
+    temperature), search does not: by default 1, or 20 for normalised vectors. The prompts stand right before a text;
+    `lowercase` is of both.
     """
 
     pooling: str = "cls"
@@ -65,22 +99,105 @@ class Reading:
     passage_prompt: str = ""
     lowercase: bool = False
     head: tuple[HeadLayer, ...] = ()
+    scale: float | None = None
+    model_type: str = AUTO
 
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
             raise InputError(f"--pooling {self.pooling!r} is unknown; there are {', '.join(POOLINGS)}")
+        if self.scale is None:
+            object.__setattr__(self, "scale", COSINE_SCALE if self.normalized else 1.0)
+        if not 0 < self.scale < math.inf:
+            raise InputError(f"--scale is {self.scale:g}; a number above 0 is needed")
+
+    @property
+    def chunk_length(self) -> int | None:
+        """The tokens of a passage that are encoded at once, where longer ones are cut; None where none is."""
+        return MODEL_TYPES[self.model_type].chunk_length if self.model_type != AUTO else None
 
     @property
     def vectors(self) -> str:
         """What embeddings follow from beside weights and tokens, as their manifest has it."""
-        return f"{self.pooling}, normalized" if self.normalized else self.pooling
+        head = map(str, self.head if self.model_type == AUTO else ())
+        return ", ".join([self.pooling, *head, *(["normalized"] if self.normalized else [])])
+
+    def query_text(self, text: str) -> str:
+        """What is tokenized of a query."""
+        return self._text(self.query_prompt + text)
+
+    def passage_text(self, text: str) -> str:
+        """What is tokenized of a passage."""
+        return self._text(self.passage_prompt + text)
+
+    def _text(self, text: str) -> str:
+        return text.lower() if self.lowercase else text
 
     def __str__(self) -> str:
         parts = [{"cls": "first token", "mean": "mean of all tokens"}[self.pooling], *map(str, self.head)]
         parts += ["length 1"] if self.normalized else []
+        parts += [f"scale {self.scale:g}"] if self.scale != 1 else []
         for name, prompt in (("queries", self.query_prompt), ("passages", self.passage_prompt)):
             parts += [f"{name} after {prompt!r}"] if prompt else []
-        return ", ".join([*parts, "lowercased"] if self.lowercase else parts)
+        parts += ["lowercased"] if self.lowercase else []
+        parts += [f"documents in chunks of {self.chunk_length} tokens"] if self.chunk_length else []
+        return ", ".join(parts)
+
+
+def find_reading(
+    checkpoint: str,
+    model_type: str,
+    *,
+    pooling: str | None = None,
+    normalize: bool | None = None,
+    scale: float | None = None,
+    query_prompt: str | None = None,
+    passage_prompt: str | None = None,
+    lowercase: bool | None = None,
+    cache_dir: str | None = None,
+) -> Reading:
+    """How a checkpoint (a folder or a hub name) is read: by flags, where they are given, by its files, by its type.
+
+    The reading's `model_type` is auto or a published type: where auto was asked for and the checkpoint declares
+    nothing, that is rdot_nll_condenser for a BERT and rdot_nll for a RoBERTa with ANCE's head. `InputError` where the
+    checkpoint declares what cannot be done, and where nothing says how it is read.
+    """
+    if model_type == AUTO:
+        reading = declared_reading(checkpoint, cache_dir) or _undeclared(checkpoint, cache_dir, pooling)
+    else:
+        reading = published_reading(model_type)
+    if scale is None and normalize in (None, reading.normalized):
+        scale = reading.scale  # else it is by default that of the other comparison
+    given = {
+        "pooling": pooling,
+        "normalized": normalize,
+        "query_prompt": query_prompt,
+        "passage_prompt": passage_prompt,
+        "lowercase": lowercase,
+    }
+    return replace(reading, scale=scale, **{name: value for name, value in given.items() if value is not None})
+
+
+def published_reading(model_type: str) -> Reading:
+    """What a published model type says; `InputError` with the names that there are."""
+    if model_type not in MODEL_TYPES:
+        raise InputError(f"--model_type {model_type!r} is unknown; there are {', '.join([AUTO, *MODEL_TYPES])}")
+    return Reading(lowercase=MODEL_TYPES[model_type].lowercase, model_type=model_type)
+
+
+def _undeclared(checkpoint: str, cache_dir: str | None, pooling: str | None) -> Reading:
+    """Of a checkpoint without modules.json: the published type that it is of, or what the flags say."""
+    if pooling is not None:
+        return Reading(pooling)
+    architecture = pretrained_config(checkpoint, cache_dir).model_type
+    if architecture == "bert":
+        return published_reading("rdot_nll_condenser")
+    if architecture == "roberta" and {"embeddingHead.weight", "norm.weight"} <= weight_names(checkpoint, cache_dir):
+        return published_reading("rdot_nll")
+    raise InputError(
+        "does not say how it is meant to be read (it has no modules.json). Its makers do: give --pooling cls or "
+        "--pooling mean, and --normalize 1 where they compare by cosine",
+        checkpoint,
+    )
 
 
 def declared_reading(checkpoint: str, cache_dir: str | None = None) -> Reading | None:
@@ -91,6 +208,8 @@ def declared_reading(checkpoint: str, cache_dir: str | None = None) -> Reading |
     modules = read_modules(checkpoint, cache_dir)
     if not modules:
         return None
+    settings = _read(checkpoint, SETTINGS, cache_dir)
+    own_type, scale = _own_settings(settings, f"{checkpoint}/{SETTINGS}")
     kinds = [module.kind for module in modules]
     if kinds[:2] != ["Transformer", "Pooling"]:
         _refuse(modules[0], f"modules.json begins with {' and '.join(kinds[:2])}, not with Transformer and Pooling")
@@ -100,9 +219,9 @@ def declared_reading(checkpoint: str, cache_dir: str | None = None) -> Reading |
             normalized = True
         elif module.kind in HEAD_LAYERS and not normalized:
             head.append(HEAD_LAYERS[module.kind](module))
-        else:
+        elif module.kind != "Dropout":  # which does something in training only
             _refuse(module, f"the module {module.kind}{' after Normalize' if normalized else ''}")
-    query_prompt, passage_prompt, has_cosine = _settings(checkpoint, cache_dir)
+    query_prompt, passage_prompt, has_cosine = _settings(settings, f"{checkpoint}/{SETTINGS}")
     texts = _read(checkpoint, TEXTS, cache_dir)
     return Reading(
         _pooling(modules[1]),
@@ -110,7 +229,9 @@ def declared_reading(checkpoint: str, cache_dir: str | None = None) -> Reading |
         query_prompt,
         passage_prompt,
         bool(texts.get("do_lower_case", False)),  # else the tokenizer does it, where it is done
-        tuple(head),
+        tuple(head) if own_type == AUTO else (),
+        scale,
+        own_type,
     )
 
 
@@ -163,14 +284,12 @@ def _sizes(module: SentenceModule, *names: str) -> list[int]:
     return sizes
 
 
-def _settings(checkpoint: str, cache_dir: str | None) -> tuple[str, str, bool]:
+def _settings(settings: dict, place: str) -> tuple[str, str, bool]:
     """The prompts before queries and before passages, and whether vectors are compared by cosine.
 
     Cosine is the library's own way where nothing is declared. A prompt for passages may have the name document or
     passage.
     """
-    settings = _read(checkpoint, SETTINGS, cache_dir)
-    place = f"{checkpoint}/{SETTINGS}"
     if settings.get("truncate_dim"):
         raise InputError(f"cuts vectors to {settings['truncate_dim']} dimensions: this cannot be done here", place)
     similarity = str(settings.get("similarity_fn_name") or "cosine")
@@ -181,3 +300,14 @@ def _settings(checkpoint: str, cache_dir: str | None) -> tuple[str, str, bool]:
         raise InputError(f"prompts are no texts by their names; {CURE}", place)
     passage = prompts.get("document") or prompts.get("passage") or ""
     return prompts.get("query") or "", passage, SIMILARITIES[similarity]
+
+
+def _own_settings(settings: dict, place: str) -> tuple[str, float | None]:
+    """The model type and the scale that a checkpoint of this project notes; auto and None in others."""
+    own = settings.get(OWN_KEY, {})
+    model_type, scale = (own.get("model_type", AUTO), own.get("scale")) if isinstance(own, dict) else (None, None)
+    if model_type not in (AUTO, *MODEL_TYPES) or not (
+        scale is None or (isinstance(scale, int | float) and 0 < scale < math.inf)
+    ):
+        raise InputError(f"{OWN_KEY} is {own!r:.80}, which is not as it was saved; {CURE}", place)
+    return model_type, scale

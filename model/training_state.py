@@ -16,17 +16,19 @@ def save(
     training_dir: str | Path,
     encoder: Encoder,
     tokenizer: Any,
-    max_length: int,
+    max_seq_length: int,
+    max_query_length: int,
     step: TrainingStep,
     state: TrainerState,
 ) -> Path:
     """Saves a checkpoint of the encoder and of all that training needs to go on; every process must call it.
 
-    `max_length` (tokens) is what SentenceTransformer cuts texts to. Returns the folder, checkpoint-STEP.
+    SentenceTransformer cuts passages and queries to these lengths (tokens). Returns the folder, checkpoint-STEP.
     """
     state.processes = distributed.world_size()
     state.dro = {name: value.tolist() for name, value in step.objective.state_dict().items()}
-    return save_checkpoint(training_dir, encoder, tokenizer, max_length, step.optimizer, step.scaler, state)
+    lengths = max_seq_length, max_query_length
+    return save_checkpoint(training_dir, encoder, tokenizer, *lengths, step.optimizer, step.scaler, state)
 
 
 def resume(

@@ -20,6 +20,8 @@ def pairwise_nll(positive_scores: Tensor, negative_scores: Tensor) -> Tensor:
 class TripletModel(nn.Module):
     """An encoder and the loss on its vectors: a `TripletBatch` of B triplets → losses (B,), float32 or wider.
 
+    Scores are dot products times the reading's scale, 1 over the temperature.
+
     Queries and passages go through one encoder in one call of this module, as DistributedDataParallel needs it.
     Each distinct text is encoded once; its vector serves every triplet that holds it. `watch`, if given, is told the
     cluster of every token, and of every text.
@@ -35,7 +37,7 @@ class TripletModel(nn.Module):
             vectors = self.encoder(batch.tokens)  # n, D
         # Scores run to hundreds, where the step of bfloat16 is 2: they are formed in float32.
         vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
-        query = vectors[batch.query].unsqueeze(1)  # B, 1, D
+        query = self.encoder.reading.scale * vectors[batch.query].unsqueeze(1)  # B, 1, D
         positive = (query * vectors[batch.positive]).sum(-1).amax(1)  # B, C, D → B
         negative = (query * vectors[batch.negative]).sum(-1).amax(1)
         return pairwise_nll(positive, negative) * batch.weights

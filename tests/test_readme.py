@@ -208,7 +208,7 @@ def test_idro_in_your_own_loop_runs_in_at_most_25_lines_and_moves_the_weights(tm
     (example,) = snippets_of(ROOT / "docs" / "idro_in_your_loop.md")
     assert len(example.strip().splitlines()) <= 25
     tiny_bert_tokenizer(tmp_path / "encoder")
-    tiny_bert(layers=4, vocabulary=200).bert.save_pretrained(tmp_path / "encoder")
+    tiny_bert(layers=4, vocabulary=200).model.save_pretrained(tmp_path / "encoder")
     name = re.search(r'"([\w-]+/[\w.-]+)"', example)[1]
     finished = subprocess.run(
         [sys.executable, "-c", example.replace(name, str(tmp_path / "encoder"))],

@@ -4,10 +4,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoConfig, BertConfig, PreTrainedConfig, PreTrainedModel, RobertaConfig
+from torch import nn
+from transformers import (
+    AutoConfig,
+    BertConfig,
+    BertModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+)
 
-from model.encoders import BertDot, RobertaDot
+from model import encoders
+from model.encoders import Encoder, RobertaDot, ance_head
 from model.families import FAMILIES
+from model.reading import Reading, find_reading, published_reading
 from utils.stores.embedding_store import EmbeddingMatrix, EmbeddingSource, ShardWriter, record_embeddings
 from utils.stores.episode import Episode
 from utils.stores.token_store import TokenizerInfo, TokenStore, create_token_store
@@ -32,17 +43,18 @@ def tiny_settings(layers: int, hidden: int, vocabulary: int, positions: int, dro
 
 def tiny_bert(
     layers: int = 2, hidden: int = 16, dropout: float = 0.0, seed: int = 0, vocabulary=VOCABULARY, positions=128
-) -> BertDot:
+) -> Encoder:
     torch.manual_seed(seed)
-    return BertDot(BertConfig(**tiny_settings(layers, hidden, vocabulary, positions, dropout)))
+    config = BertConfig(**tiny_settings(layers, hidden, vocabulary, positions, dropout))
+    return Encoder(BertModel(config, add_pooling_layer=False), published_reading("rdot_nll_condenser"))
 
 
-def tiny_roberta(
-    layers: int = 2, hidden: int = 16, seed: int = 0, vocabulary=VOCABULARY, positions=160
-) -> RobertaDot:
+def tiny_roberta(layers: int = 2, hidden: int = 16, seed: int = 0, vocabulary=VOCABULARY, positions=160) -> Encoder:
     torch.manual_seed(seed)
     settings = tiny_settings(layers, hidden, vocabulary, positions)
-    return RobertaDot(RobertaConfig(**settings, pad_token_id=1, type_vocab_size=1))
+    weights = RobertaDot(RobertaConfig(**settings, pad_token_id=1, type_vocab_size=1))
+    reading = Reading(head=ance_head(hidden), model_type="rdot_nll")
+    return Encoder(weights.roberta, reading, nn.Sequential(weights.embeddingHead, weights.norm))
 
 
 def tiny_config(
@@ -77,10 +89,20 @@ def tiny_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
     return model
 
 
-def padded_vectors(encoder: BertDot | RobertaDot, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def load_encoder(
+    model_type: str, checkpoint: str, cache_dir: str | None = None, **flags
+) -> tuple[Encoder, PreTrainedTokenizerFast]:
+    """A checkpoint as the scripts load it with this --model_type and these flags (see `find_reading`)."""
+    reading = find_reading(checkpoint, model_type, cache_dir=cache_dir, **flags)
+    return encoders.load_encoder(checkpoint, reading, cache_dir)
+
+
+def padded_vectors(encoder: Encoder, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The vectors of padded texts by transformers' own forward pass: what packed encoding is held to."""
-    hidden = encoder.base_model(input_ids, attention_mask=mask).last_hidden_state[:, 0]
-    return hidden if encoder.head is None else encoder.norm(encoder.embeddingHead(hidden))
+    hidden = encoder.model(input_ids, attention_mask=mask).last_hidden_state
+    if encoder.reading.pooling == "cls":
+        return encoder.finish(hidden[:, 0])
+    return encoder.finish((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
 
 
 def random_store(

@@ -42,7 +42,7 @@ def save_tiny_checkpoint(folder: Path, model_type: str, max_length: int = PASSAG
     encoder.config.pad_token_id = tokenizer.pad_token_id
     optimizer, scaler = torch.optim.AdamW(encoder.parameters()), torch.amp.GradScaler("cpu", enabled=False)
     return save_checkpoint(
-        folder, encoder.eval(), tokenizer, max_length, optimizer, scaler, TrainerState(global_step=STEP)
+        folder, encoder.eval(), tokenizer, max_length, QUERY_LENGTH, optimizer, scaler, TrainerState(global_step=STEP)
     )
 
 

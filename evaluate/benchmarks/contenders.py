@@ -21,12 +21,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig
+from transformers import BertConfig, BertModel
 
 from model.dro import make_objective
-from model.encoders import BertDot
+from model.encoders import Encoder
 from model.group_gradients import GroupGradients
 from model.optimizers import make_optimizer
+from model.reading import Reading, published_reading
 from model.training_step import TrainingStep
 from model.triplets import TripletModel
 from model.watched_layers import watched_layers
@@ -36,6 +37,7 @@ from utils.runtime.logs import say
 from utils.runtime.precision import choose_precision
 from utils.stores.files import write_json
 
+READING = published_reading("rdot_nll_condenser")  # unless told otherwise
 SHAPES = {  # layers, width, heads
     "base": (12, 768, 12),
     "mid": (12, 384, 12),
@@ -84,21 +86,22 @@ def check_shape(name: str) -> None:
         raise InputError(f"--shape {name!r}: there are {', '.join(SHAPES)}")
 
 
-def make_encoder(shape: str, vocabulary: int = VOCABULARY, dropout: float = 0.1) -> BertDot:
+def make_encoder(
+    shape: str, vocabulary: int = VOCABULARY, dropout: float = 0.1, reading: Reading = READING
+) -> Encoder:
     """An encoder of that shape, with the same random weights at every call: they do not matter for time."""
     layers, width, heads = SHAPES[shape]
     torch.manual_seed(0)
-    return BertDot(
-        BertConfig(
-            vocab_size=vocabulary,
-            hidden_size=width,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            intermediate_size=4 * width,
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
-        )
+    config = BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
     )
+    return Encoder(BertModel(config, add_pooling_layer=False), reading)
 
 
 @dataclass(frozen=True)
@@ -139,12 +142,12 @@ class PublishedStep(TrainingStep):
 
 def make_step(
     name: str,
-    encoder: BertDot,
+    encoder: Encoder,
     n_groups: int,
     fp16: bool,
     device: torch.device,
     optimizer: str = "lamb",
-    make_model: Callable[[BertDot, GroupGradients | None], nn.Module] = TripletModel,
+    make_model: Callable[[Encoder, GroupGradients | None], nn.Module] = TripletModel,
 ) -> TrainingStep:
     """A training step by its contender's name: erm, dro-greedy, idro, sketch (iDRO's with sketch_dim) or published.
 

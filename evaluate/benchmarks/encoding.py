@@ -28,11 +28,10 @@ import numpy as np
 import torch
 
 from data.msmarco_data import read_tsv
-from data.tokenizing import text_normalizer, write_token_store
+from data.tokenizing import write_token_store
 from evaluate.benchmarks import contenders
-from evaluate.benchmarks.contenders import product_rate
+from evaluate.benchmarks.contenders import READING, product_rate
 from evaluate.benchmarks.library_trainer import load_model
-from evaluate.benchmarks.training import MODEL_TYPE
 from evaluate.operations import encoding_operations
 from model.encoders import load_encoder
 from utils.batching import Sequences
@@ -79,12 +78,12 @@ class Work:
 def make_work(args: Arguments, folder: Path, device: torch.device, precision: Precision) -> Work:
     """Chooses the texts, tokenizes them, and loads the checkpoint in both ways."""
     collection = find_file(args.collection_dir, "collection.tsv")
-    texts = list(read_tsv(collection, text_normalizer(MODEL_TYPE)))
+    texts = list(read_tsv(collection, READING.passage_text))
     count = args.texts or (5_000 if device.type == "cuda" else 1_000)
     if count > len(texts):
         raise InputError(f"holds {len(texts):,} texts, and --texts asks for {count:,}", collection)
     texts = [texts[i] for i in np.random.default_rng(args.seed).permutation(len(texts))[:count]]
-    encoder, tokenizer = load_encoder(MODEL_TYPE, args.checkpoint)
+    encoder, tokenizer = load_encoder(args.checkpoint, READING)
     store, length = folder / "passages", args.max_seq_length
     write_token_store(store, texts, tokenizer, length, collection, wanted=(), label="texts", total=count)
     sequences = open_sequences(store, tokenizer, encoder.config, length)

@@ -76,7 +76,7 @@ class Arguments:
 
 def save_checkpoint(args: Arguments, folder: Path) -> PreTrainedTokenizerBase:
     """Saves a random encoder of the shape with the checkpoint's tokenizer, which is returned as it was saved."""
-    tokenizer = load_tokenizer(args.checkpoint)
+    tokenizer = load_tokenizer(args.checkpoint, contenders.READING.pooling)
     tokenizer.save_pretrained(folder)
     contenders.make_encoder(args.shape, len(tokenizer)).save_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder)

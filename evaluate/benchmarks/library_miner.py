@@ -22,7 +22,7 @@ from sentence_transformers.util import mine_hard_negatives
 
 from data.judgments import read_judgments
 from data.msmarco_data import read_tsv
-from data.tokenizing import text_normalizer
+from model.reading import published_reading
 from utils.runtime import distributed
 from utils.runtime.arguments import DeviceArguments, option, parse, required
 from utils.runtime.errors import run
@@ -43,9 +43,9 @@ class Arguments(DeviceArguments):
 
 def read_pairs(folder: Path) -> tuple[dict[str, list[str]], list[str]]:
     """Each query with each of its relevant passages, as two columns of texts, and the texts of all passages."""
-    normalize = text_normalizer("rdot_nll_condenser")
+    prepare = published_reading("rdot_nll_condenser").passage_text
     passages, queries = (
-        {text_id: text for _, text_id, text in read_tsv(folder / name, normalize)}
+        {text_id: text for _, text_id, text in read_tsv(folder / name, prepare)}
         for name in ("collection.tsv", "queries.train.tsv")
     )
     pairs = [

@@ -23,7 +23,7 @@ from torch.utils.data import SequentialSampler
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
 from evaluate.benchmarks.contenders import ADAM_EPSILON, LEARNING_RATE, MAX_GRAD_NORM, Taken, now
-from model.encoders import BertDot
+from model.encoders import Encoder
 from model.optimizers import make_optimizer
 from model.triplets import pairwise_nll
 from utils.runtime.precision import Precision
@@ -87,7 +87,7 @@ def _first_linear(model: nn.Module) -> nn.Linear:
 
 
 def load_model(
-    folder: Path, encoder: BertDot, tokenizer: PreTrainedTokenizerBase, max_length: int, device: torch.device
+    folder: Path, encoder: Encoder, tokenizer: PreTrainedTokenizerBase, max_length: int, device: torch.device
 ) -> SentenceTransformer:
     """The encoder as the library's own model: transformers' forward pass, the first token's vector."""
     encoder.save_pretrained(folder)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from model.dropout import replace_dropout
-from model.encoders import BertDot
+from model.encoders import Encoder
 from model.group_gradients import GroupGradients
 from model.triplets import pairwise_nll
 from utils.batching import Sequences
@@ -71,7 +71,7 @@ class PaddedTripletModel(nn.Module):
     Nothing is watched, and dropout is torch's.
     """
 
-    def __init__(self, encoder: BertDot, watch: GroupGradients | None = None) -> None:
+    def __init__(self, encoder: Encoder, watch: GroupGradients | None = None) -> None:
         super().__init__()
         assert watch is None, "padded batches do not say which cluster their rows belong to"
         self.encoder = encoder
@@ -79,7 +79,6 @@ class PaddedTripletModel(nn.Module):
 
     def forward(self, batch: PaddedBatch) -> Tensor:
         query, positive, negative = (
-            self.encoder.base_model(ids, attention_mask=mask).last_hidden_state[:, 0].float()
-            for ids, mask in batch.texts
+            self.encoder.model(ids, attention_mask=mask).last_hidden_state[:, 0].float() for ids, mask in batch.texts
         )
         return pairwise_nll((query * positive).sum(-1), (query * negative).sum(-1))

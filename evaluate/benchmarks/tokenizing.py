@@ -25,8 +25,9 @@ import torch
 from datasets import Dataset, disable_progress_bars
 
 from data.msmarco_data import read_tsv
-from data.tokenizing import load_tokenizer, text_normalizer, write_token_store
+from data.tokenizing import load_tokenizer, write_token_store
 from evaluate.benchmarks import contenders
+from evaluate.benchmarks.contenders import READING
 from utils.runtime.arguments import check_at_least_one, option, parse, required
 from utils.runtime.errors import run
 from utils.runtime.logs import say
@@ -35,7 +36,6 @@ from utils.stores.token_store import TokenStore
 
 OURS, LIBRARY = "ours", "datasets"
 NOT_SETTINGS = ("out_dir", "collection_dir", "checkpoint", "peak_of")
-MODEL_TYPE = "rdot_nll_condenser"
 CPU = torch.device("cpu")
 
 
@@ -59,16 +59,16 @@ Rows = TokenStore | Dataset
 def make_contenders(args: Arguments, folder: Path) -> dict[str, Callable[[], Rows]]:
     """Writes the texts to a file and gives what turns them into rows of tokens: a token store, a data set."""
     collection = find_file(args.collection_dir, "collection.tsv")
-    normalize = text_normalizer(MODEL_TYPE)
-    some = [text for _, _, text in read_tsv(collection, normalize)]
+    prepare = READING.passage_text
+    some = [text for _, _, text in read_tsv(collection, prepare)]
     texts = [some[i % len(some)] for i in range(args.texts)]
     path = folder / "collection.tsv"
     path.write_text("".join(f"{i}\t{text}\n" for i, text in enumerate(texts)), encoding="utf-8")
-    tokenizer, length = load_tokenizer(args.checkpoint), args.max_seq_length
+    tokenizer, length = load_tokenizer(args.checkpoint, READING.pooling), args.max_seq_length
     disable_progress_bars()
 
     def ours() -> TokenStore:
-        given = read_tsv(path, normalize)
+        given = read_tsv(path, prepare)
         write_token_store(folder / OURS, given, tokenizer, length, path, wanted=(), label="texts", total=args.texts)
         return TokenStore(folder / OURS)
 

@@ -38,13 +38,13 @@ from transformers import PreTrainedTokenizerBase
 
 from data.judgments import qrel_file
 from data.msmarco_data import read_tsv
-from data.tokenizing import load_tokenizer, text_normalizer
+from data.tokenizing import load_tokenizer
 from evaluate.benchmarks import contenders
-from evaluate.benchmarks.contenders import Processes, Taken, now, product_rate
+from evaluate.benchmarks.contenders import READING, Processes, Taken, now, product_rate
 from evaluate.benchmarks.library_trainer import load_model, train_in_turns
 from evaluate.benchmarks.padded import PaddedBatch, PaddedTripletModel, make_padded_batch
 from evaluate.operations import useful_operations
-from model.encoders import BertDot
+from model.encoders import Encoder
 from model.optimizers import OPTIMIZERS
 from model.training_step import TrainingStep
 from model.triplets import TripletModel
@@ -65,7 +65,6 @@ LIBRARY, PUBLISHED = "sentence-transformers", "published"
 OURS = ("erm", "dro-greedy", "idro")
 CONTENDERS = (LIBRARY, *OURS, PUBLISHED)
 REFERENCES = (LIBRARY, "erm")
-MODEL_TYPE = "rdot_nll_condenser"
 NEGATIVES_A_LINE = 6
 NOT_SETTINGS = ("out_dir", "collection_dir", "data_dir", "checkpoint", "contenders", "no_cuda")
 
@@ -127,7 +126,7 @@ def draw_lines(args: Arguments, folder: Path) -> Lines:
     The first batch warms up, and the last one is made but not trained on: batches are made a step ahead. Negatives
     are any passages but the line's own positive. Where queries run out, they come again.
     """
-    tokenizer = load_tokenizer(args.checkpoint)
+    tokenizer = load_tokenizer(args.checkpoint, READING.pooling)
     queries = TokenStore(Path(args.data_dir, "train-query")).expect(tokenizer, args.max_query_length)
     passages = TokenStore(Path(args.data_dir, "passages")).expect(tokenizer, args.max_seq_length)
     qrels = read_qrels(qrel_file(Path(args.data_dir), "train"), len(queries), len(passages))
@@ -165,7 +164,7 @@ def _texts(collection_dir: str | Path, store: TokenStore, rows: np.ndarray) -> l
     path = Path(collection_dir, store.meta.source_file)
     ids = [store.ids[row] for row in rows]
     wanted: dict[str, str | None] = dict.fromkeys(ids)
-    for _, text_id, text in read_tsv(path, text_normalizer(MODEL_TYPE)):
+    for _, text_id, text in read_tsv(path, READING.passage_text):
         if text_id in wanted:
             wanted[text_id] = text
     missing = [text_id for text_id, text in wanted.items() if text is None]
@@ -234,7 +233,7 @@ def make_turn(name: str, args: Arguments, lines: Lines, device: torch.device) ->
     return Turn(padded if name == PUBLISHED else packed, step, device)
 
 
-def make_encoder(args: Arguments, lines: Lines) -> BertDot:
+def make_encoder(args: Arguments, lines: Lines) -> Encoder:
     encoder = contenders.make_encoder(args.shape, len(lines.tokenizer), args.dropout)
     check_length(encoder.config, "passages", args.max_seq_length)
     return encoder

@@ -191,7 +191,7 @@ def sample_queries(run: RunFolder, number: int, most: int, seed: int = 0) -> tup
     path = run.data_dir / store.meta.source_file
     if not path.is_file():
         raise InputError("no such file; the report shows queries from it", path)
-    for _, query_id, text in read_tsv(path, str):
+    for _, query_id, text in read_tsv(path):
         if query_id in wanted:
             texts[wanted.pop(query_id)] = text
     if wanted:

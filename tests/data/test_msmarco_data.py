@@ -119,9 +119,7 @@ def test_a_document_is_cut_at_so_many_characters(tmp_path):
     path = tmp_path / "docs.tsv"
     path.write_text("D1\turl  \ttitle\t body and more \n")
     for most in (3, 8, 17, 1000):
-        assert list(read_documents(path, str, "<sep>", most)) == [
-            (1, "D1", "url<sep>title<sep> body and more"[:most])
-        ]
+        assert list(read_documents(path, "<sep>", most)) == [(1, "D1", "url<sep>title<sep> body and more"[:most])]
 
 
 def test_the_store_remembers_source_tokenizer_and_length(preprocess_passages, tokenizer_folder):

@@ -4,12 +4,13 @@ import json
 import os
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from data import msmarco_data, sources, tokenizing
-from model.encoders import MODEL_TYPES
+from model.reading import AUTO, MODEL_TYPES, published_reading
 from tests.data.conftest import BEIR_FILES, PASSAGE_FILES
 from tests.tiny import tiny_bert_tokenizer
 from tests.tiny_models import tiny_bert, tiny_roberta
@@ -289,12 +290,10 @@ def test_what_is_noted(preprocess_passages):
     }
 
 
-def test_the_model_types_are_the_same_three_wherever_they_are_listed_and_cut_passages_as_the_models_do():
-    models = {name: model_type.chunk_length for name, model_type in MODEL_TYPES.items()}
-    assert models == tokenizing.MODEL_TYPES
+def test_the_model_types_are_the_same_wherever_they_are_listed():
     script = Path(__file__).resolve().parents[2] / "commands" / "common.sh"
     (listed,) = re.findall(r'^MODEL_TYPES="(.*)"$', script.read_text(), re.MULTILINE)
-    assert sorted(listed.split("|")) == sorted(models)
+    assert listed.split("|") == [AUTO, *MODEL_TYPES]
 
 
 @pytest.mark.parametrize("layout", ["passages", "beir"])
@@ -328,9 +327,11 @@ def test_a_length_that_the_model_cannot_take_is_refused_first_and_can_then_be_ch
 def test_documents_that_are_cut_may_be_longer_than_the_models_positions(tmp_path, tokenizer_folder):
     shutil.copytree(tokenizer_folder, tmp_path / "checkpoint")
     tiny_roberta(positions=514).config.save_pretrained(tmp_path / "checkpoint")
-    tokenizing.check_lengths(str(tmp_path / "checkpoint"), "rdot_nll_multi_chunk", 2_048, 64)
-    with pytest.raises(InputError, match="--max_seq_length is 2048"):
-        tokenizing.check_lengths(str(tmp_path / "checkpoint"), "rdot_nll", 2_048, 64)
+    checkpoint = str(tmp_path / "checkpoint")
+    for model_type, fits in (("rdot_nll_multi_chunk", True), ("rdot_nll", False)):
+        on = checkpoint, tokenizing.positions_of(checkpoint), published_reading(model_type), (2_048, 64)
+        with nullcontext() if fits else pytest.raises(InputError, match="--max_seq_length is 2048"):
+            tokenizing.check_lengths(*on)
 
 
 def test_a_published_length_that_the_model_cannot_take_is_cut_and_that_is_said(

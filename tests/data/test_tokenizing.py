@@ -24,15 +24,9 @@ from data.tokenizing import (
     reads_words,
     write_token_store,
 )
-from model.encoders import MODEL_TYPES
 from tests.tiny import tiny_bert_tokenizer
 from utils.runtime.errors import InputError
 from utils.stores.token_store import TokenStore
-
-
-def test_the_model_types_are_the_models():
-    assert set(tokenizing.MODEL_TYPES) == set(MODEL_TYPES)
-
 
 PAIR = st.tuples(st.integers(0, 40).map(str), st.sampled_from("xyyyyyyyy"))
 

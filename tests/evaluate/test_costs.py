@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig
+from transformers import BertConfig, BertModel
 
 from evaluate import costs
 from evaluate.costs import PASSES, SIZES, TOPK, Arguments, Size
 from evaluate.operations import useful_operations
-from model.encoders import BertDot
+from model.encoders import Encoder
+from model.reading import Reading
 from tests.tiny_models import random_store
 from utils.batching import Sequences, make_triplet_batch
 from utils.mining import search
@@ -45,7 +46,13 @@ def test_parameters_are_those_of_the_encoder(name):
     size = SIZES[name]
     shape = {"num_hidden_layers": size.layers, "hidden_size": size.width, "intermediate_size": 4 * size.width}
     with torch.device("meta"):
-        encoder = BertDot(BertConfig(vocab_size=costs.VOCABULARY, num_attention_heads=size.width // 64, **shape))
+        encoder = Encoder(
+            BertModel(
+                BertConfig(vocab_size=costs.VOCABULARY, num_attention_heads=size.width // 64, **shape),
+                add_pooling_layer=False,
+            ),
+            Reading(),
+        )
     assert size.parameters == sum(parameter.numel() for parameter in encoder.parameters())
 
 
@@ -163,7 +170,10 @@ def test_a_gpu_that_searches_holds_a_block_twice_and_in_half_precision_and_a_til
 
 def test_a_process_that_trains_holds_parameters_gradients_and_moments():
     shape = {"num_hidden_layers": SMALL.layers, "hidden_size": SMALL.width, "intermediate_size": 4 * SMALL.width}
-    encoder = BertDot(BertConfig(vocab_size=costs.VOCABULARY, num_attention_heads=1, **shape))
+    encoder = Encoder(
+        BertModel(BertConfig(vocab_size=costs.VOCABULARY, num_attention_heads=1, **shape), add_pooling_layer=False),
+        Reading(),
+    )
     optimizer = torch.optim.AdamW(encoder.parameters())
     sum(parameter.sum() for parameter in encoder.parameters()).backward()
     optimizer.step()

@@ -24,7 +24,7 @@ from evaluate.search_collection import (
     show,
     split_line,
 )
-from model.encoders import MODEL_TYPES, ModelType, RobertaDot
+from model.reading import MODEL_TYPES, ModelType
 from tests.tiny import tiny_bert_tokenizer
 from tests.tiny_run import COLLECTION, PASSAGES, QUERIES, QUERY_LENGTH, STEP, call, make_run
 from utils.runtime.errors import InputError
@@ -72,7 +72,7 @@ def test_a_query_of_the_test_set_gets_the_evaluations_ranking(made_run, collecti
 
 @pytest.mark.parametrize("model_type", ["rdot_nll", "rdot_nll_multi_chunk"])
 def test_the_other_encoders_too_also_where_the_best_chunk_scores(tmp_path, model_type, monkeypatch):
-    monkeypatch.setitem(MODEL_TYPES, "rdot_nll_multi_chunk", ModelType(RobertaDot, chunk_length=8))
+    monkeypatch.setitem(MODEL_TYPES, "rdot_nll_multi_chunk", ModelType("roberta", ance_head=True, chunk_length=8))
     run = make_run(tmp_path / "out", model_type)
     expected = ranking(run / "results" / "dev" / f"step-{STEP}" / "run.trec", "3")
     hits = search(run, QUERIES[3], depth=20)

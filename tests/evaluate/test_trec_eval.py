@@ -18,7 +18,7 @@ from drivers import run_ann_data_gen
 from evaluate import bm25, evaluate_beir
 from evaluate.metrics_file import read_per_query
 from evaluate.search_collection import Arguments, Searcher
-from model.encoders import BertDot
+from model.encoders import Encoder
 from tests.tiny import WORDS
 from tests.tiny_run import PASSAGE_LENGTH, QUERY_LENGTH, call, save_tiny_checkpoint
 from utils.stores.episode import read_episode
@@ -105,8 +105,8 @@ def metrics_in(folder: Path) -> dict[str, float]:
 @pytest.fixture(autouse=True)
 def coarse_vectors(monkeypatch):
     """Vectors of one decimal: equal texts score alike, however a machine rounds them in this batch or that."""
-    forward = BertDot.forward
-    monkeypatch.setattr(BertDot, "forward", lambda self, tokens: forward(self, tokens).round(decimals=1))
+    forward = Encoder.forward
+    monkeypatch.setattr(Encoder, "forward", lambda self, tokens: forward(self, tokens).round(decimals=1))
 
 
 @pytest.fixture(scope="module")

@@ -26,13 +26,12 @@ from evaluate.reporting.finished_run import read_results
 from evaluate.reporting.run_folder import RunFolder, read_settings
 from evaluate.significance import Difference
 from model.dro import make_objective
-from model.encoders import load_encoder
 from model.reading import declared_reading
 from model.training_state import resume, save
 from model.training_step import TrainingStep
 from model.triplets import TripletModel
 from tests.tiny import tiny_bert_tokenizer
-from tests.tiny_models import random_store, write_embeddings
+from tests.tiny_models import load_encoder, random_store, write_embeddings
 from tests.tiny_run import save_tiny_checkpoint
 from utils.mining.clustering import Clusters
 from utils.mining.metrics import MEASURES
@@ -99,7 +98,7 @@ def _raw(folder: Path) -> dict[str, Reader]:
         ),
         "documents.tsv": Reader(
             paths["documents.tsv"],
-            lambda: tokenized(paths["documents.tsv"], read_documents(paths["documents.tsv"], str, " [SEP] ", 99)),
+            lambda: tokenized(paths["documents.tsv"], read_documents(paths["documents.tsv"], " [SEP] ", 99)),
         ),
         "corpus.jsonl": Reader(
             paths["corpus.jsonl"], lambda: tokenized(paths["corpus.jsonl"], read_jsonl(paths["corpus.jsonl"], str))

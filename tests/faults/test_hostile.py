@@ -12,9 +12,9 @@ import torch
 
 from data import beir_data
 from data.tokenizing import load_tokenizer
-from model.encoders import load_encoder
 from tests.faults.readers import NAMES, make_readers
 from tests.tiny import tiny_bert_tokenizer
+from tests.tiny_models import load_encoder
 from tests.tiny_run import call, save_tiny_checkpoint
 from utils.runtime.errors import InputError
 from utils.stores.token_store import TokenStore

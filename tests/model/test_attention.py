@@ -45,8 +45,8 @@ def test_checkpointing_changes_no_gradient_with_dropout_on(tmp_path):
     for checkpointed in (False, True):
         encoder = tiny_bert(layers=3, dropout=0.2).train()
         tokens, _, _ = packed_and_padded(tmp_path, 0)
-        encoder.base_model.gradient_checkpointing = checkpointed
-        first, *_, last = (layer.intermediate.dense for layer in encoder.bert.encoder.layer)
+        encoder.model.gradient_checkpointing = checkpointed
+        first, *_, last = (layer.intermediate.dense for layer in encoder.model.encoder.layer)
         calls = {first: [], last: []}
         for module in calls:
             module.register_forward_pre_hook(lambda module, inputs, calls=calls: calls[module].append(inputs))

@@ -8,10 +8,12 @@ from transformers import GPT2Config, PreTrainedModel
 
 from model import attention
 from model.dropout import Dropout, replace_dropout
+from model.encoders import Encoder
 from model.families import FAMILIES, find_family
 from model.forward import last_hidden, pooled_vectors
 from model.group_gradients import GroupGradients
 from model.optimizers import OPTIMIZERS, make_optimizer
+from model.reading import Reading
 from model.watched_layers import watched_layers
 from tests.model.test_group_gradients import one_backward_pass_a_group
 from tests.tiny_models import VOCABULARY, random_store, tiny_config, tiny_model
@@ -182,7 +184,7 @@ def test_attention_has_the_dropout_of_the_configuration_in_training_only(name, f
 def test_group_gradients_of_the_watched_layers_equal_one_backward_pass_a_group(name, pooling):
     model, tokens = tiny_model(tiny_config(name)).double(), packed(LENGTHS)
     groups = torch.tensor([0, 2, 1, 1, 1, 4, 4, 0, 2, 2, 4])
-    layers = watched_layers(model, "base", 2)
+    layers = watched_layers(Encoder(model, Reading(pooling)), "base", 2)
     assert list(layers) == list(FAMILIES[name].layers(model))[-2:]
     losses = pooled_vectors(model, FAMILIES[name], tokens, pooling).sin().sum(1)
     expected = one_backward_pass_a_group(losses, groups, 5, list(layers.parameters()))

@@ -34,7 +34,7 @@ class SharedEncoder(nn.Module):
 
     def __init__(self, seed, layers=2, hidden=16):
         super().__init__()
-        self.bert = tiny_bert(layers=layers, hidden=hidden, seed=seed).bert
+        self.bert = tiny_bert(layers=layers, hidden=hidden, seed=seed).model
 
     def encode(self, tokens, mask):
         return self.bert(tokens, attention_mask=mask).last_hidden_state[:, 0]
@@ -168,7 +168,7 @@ def test_packed_triplets_equal_one_backward_pass_a_cluster_in_float64(tmp_path, 
     assert one_token == all(len(batch.tokens) == len(batch.tokens.input_ids) for batch in batches)
 
     model = TripletModel(tiny_bert(layers=3).double())
-    layers = model.encoder.bert.encoder.layer[-2:]
+    layers = model.encoder.model.encoder.layer[-2:]
     losses, clusters = torch.cat([model(batch) for batch in batches]), torch.cat([b.clusters for b in batches])
     expected = one_backward_pass_a_group(losses, clusters, 4, list(layers.parameters()))
     losses.sum().backward()

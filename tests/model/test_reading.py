@@ -50,7 +50,7 @@ def test_a_checkpoint_without_such_files_declares_nothing(tmp_path):
 @pytest.mark.parametrize("normalizes", [False, True])
 def test_what_the_library_saves_is_read_as_it_was_made(tmp_path, pooling, similarity, head, normalizes):
     tiny_bert_tokenizer(tmp_path / "encoder")
-    tiny_bert(vocabulary=200).bert.save_pretrained(tmp_path / "encoder")
+    tiny_bert(vocabulary=200).model.save_pretrained(tmp_path / "encoder")
     parts = [Transformer(str(tmp_path / "encoder")), Pooling(16, pooling)]
     parts += [Dense(16, 8, bias=False), LayerNorm(8)] if head else []
     parts += [Normalize()] if normalizes else []
@@ -133,7 +133,9 @@ def test_what_cannot_be_done_is_refused_by_name(tmp_path, files, named):
 def test_a_reading_prints_in_one_line():
     head = (HeadLayer("Dense", 16, 8, activation="Tanh"), HeadLayer("LayerNorm", 8, 8))
     reading = Reading("mean", True, "q: ", "", True, head)
-    expected = "mean of all tokens, Dense 16 to 8, tanh, LayerNorm, length 1, queries after 'q: ', lowercased"
+    expected = (
+        "mean of all tokens, Dense 16 to 8, tanh, LayerNorm, length 1, scale 20, queries after 'q: ', lowercased"
+    )
     assert str(reading) == expected
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from model.dro import make_objective
-from model.encoders import load_encoder
 from model.training_state import resume, save
 from model.training_step import TrainingStep
 from model.triplets import TripletModel
+from tests.tiny_models import load_encoder
 from tests.tiny_run import save_tiny_checkpoint
 from utils.runtime.errors import InputError
 from utils.runtime.precision import Precision
@@ -33,7 +33,7 @@ def saved(tmp_path):
     step = make_step(encoder, 4)
     step.objective.update(torch.rand(4), torch.tensor([1, 0, 2, 1]))
     state = TrainerState(global_step=7, episode_step=7, ended=True, **NAMES)
-    checkpoint = save(tmp_path / "models", encoder, tokenizer, 48, step, state)
+    checkpoint = save(tmp_path / "models", encoder, tokenizer, 48, 12, step, state)
     return encoder, step, checkpoint
 
 

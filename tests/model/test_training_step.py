@@ -22,7 +22,7 @@ FLOAT32 = Precision("cpu", torch.float32)
 
 def make_step(name: str, precision: Precision = FLOAT32) -> TrainingStep:
     encoder = tiny_bert(layers=3)
-    watch = GroupGradients(encoder.bert.encoder.layer[-2:], K) if name == "idro" else None
+    watch = GroupGradients(encoder.model.encoder.layer[-2:], K) if name == "idro" else None
     model = TripletModel(encoder, watch)
     optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)  # Adam would blow the rounding of zeros up
     objective = make_objective(name, K, alpha=0.25, ema=0.1, rho=0.5, eps=0.01)
@@ -54,7 +54,7 @@ def test_idro_weighs_clusters_as_with_one_backward_pass_a_cluster(tmp_path):
     queries, passages = random_store(tmp_path / "q", 12, seed=1), random_store(tmp_path / "p", 30, seed=2)
     episode = random_episode(12, 30, n_groups=K, lines=14, seed=3)
     step, plain = make_step("idro"), TripletModel(tiny_bert(layers=3))
-    watched = list(plain.encoder.bert.encoder.layer[-2:].parameters())
+    watched = list(plain.encoder.model.encoder.layer[-2:].parameters())
     objective = make_objective("idro", K, alpha=0.25, ema=0.1, rho=0.5, eps=0.01)
     optimizer = torch.optim.SGD(plain.parameters(), lr=1e-2, momentum=0.9)
     for number in range(4):

@@ -20,7 +20,7 @@ from utils.runtime.errors import InputError
 )
 def test_watched_layers_are_the_last_ones_by_the_model(size, layers, asked, watched):
     encoder = tiny_bert(layers=layers)
-    assert list(watched_layers(encoder, size, asked)) == list(encoder.bert.encoder.layer)[layers - watched :]
+    assert list(watched_layers(encoder, size, asked)) == list(encoder.model.encoder.layer)[layers - watched :]
 
 
 def test_more_watched_layers_than_there_are_is_an_error():

@@ -48,9 +48,12 @@ BATCH_TOKENS = {"cpu": 2_048, "cuda": 65_536}
 
 
 class VectorReading(Protocol):
-    """How vectors are read off the last layer: `vectors` says it, as the manifest of embeddings has it."""
+    """How texts become vectors: prompts, chunks, and `vectors`, what the manifest of embeddings has of the rest."""
 
     vectors: str
+    query_prompt: str
+    passage_prompt: str
+    chunk_length: int | None
 
 
 class SequenceEncoder(Protocol):
@@ -77,13 +80,18 @@ def check_length(config: PreTrainedConfig, name: str, max_length: int, chunk_len
 
 
 def open_sequences(
-    folder: str | Path, tokenizer, config: PreTrainedConfig, max_length: int | None, chunk_length: int | None = None
+    folder: str | Path,
+    tokenizer,
+    config: PreTrainedConfig,
+    max_length: int | None,
+    chunk_length: int | None = None,
+    prompt: str = "",
 ) -> Sequences:
-    """The sequences of a token store, which must be of this tokenizer and length (None: any) and fit the encoder."""
+    """The sequences of a token store, which must fit the encoder, its tokenizer, prompt and length (None: any)."""
     store = TokenStore(folder)
     if distributed.is_main():
         store.check_content()
-    store.expect(tokenizer, max_length or store.meta.max_length)
+    store.expect(tokenizer, max_length or store.meta.max_length, prompt)
     check_length(config, store.folder.name, store.meta.max_length, chunk_length)
     return Sequences(store, chunk_length)
 
@@ -277,25 +285,27 @@ def _wait_for_embeddings(folder: str | Path, name: str, source: EmbeddingSource)
 class StoreEncoder:
     """A loaded checkpoint, in eval mode on its device, and how it encodes token stores (see `encode_store`).
 
-    `weights` is the checkpoint's fingerprint; `chunk_length` (tokens, None: never) is where passages are cut.
+    `weights` is the checkpoint's fingerprint.
     """
 
     encoder: SequenceEncoder
     tokenizer: PreTrainedTokenizerFast
     weights: str
-    chunk_length: int | None
     batch_size: int
     device: torch.device
     precision: Precision
     dtype: str = "float32"
 
     def open_queries(self, folder: str | Path, max_length: int | None = None) -> Sequences:
-        """A store of queries, which must be of this tokenizer and length (None: any)."""
-        return open_sequences(folder, self.tokenizer, self.encoder.config, max_length)
+        """A store of queries, which must be of this tokenizer, prompt and length (None: any)."""
+        prompt = self.encoder.reading.query_prompt
+        return open_sequences(folder, self.tokenizer, self.encoder.config, max_length, prompt=prompt)
 
     def open_passages(self, folder: str | Path, max_length: int | None = None) -> Sequences:
         """The same of passages, which the encoder may read in chunks."""
-        return open_sequences(folder, self.tokenizer, self.encoder.config, max_length, self.chunk_length)
+        reading = self.encoder.reading
+        on = self.tokenizer, self.encoder.config, max_length
+        return open_sequences(folder, *on, reading.chunk_length, reading.passage_prompt)
 
     def encode(self, sequences: Sequences, folder: str | Path) -> EmbeddingMatrix:
         """The embeddings of these sequences, in `folder` under their store's name; all processes must call it.

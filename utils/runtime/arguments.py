@@ -24,6 +24,11 @@ def option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
+def switch(help: str) -> Any:
+    """A flag that is on (alone, or 1), off (0), or not given: None."""
+    return field(default=None, metadata={"help": help, "nargs": "?", "const": True})
+
+
 def required(help: str) -> Any:
     """A flag that must be given."""
     return field(metadata={"help": help})
@@ -38,11 +43,36 @@ class DeviceArguments:
 
 
 @dataclass(kw_only=True)
-class ModelArguments(DeviceArguments):
+class ReadingArguments:
+    """How a checkpoint is read (model/reading.py). What is not given, its own files or its type say."""
+
+    model_type: str = option(
+        "rdot_nll",
+        "auto: as the checkpoint's own files say; or a published type: rdot_nll, rdot_nll_multi_chunk, "
+        "rdot_nll_condenser",
+    )
+    pooling: str | None = option(None, "cls: a text's vector is its first token's; mean: the mean of all its tokens'")
+    normalize: bool | None = switch("scale vectors to length 1, so that scores are cosines")
+    scale: float | None = option(None, "what the loss multiplies scores with (default: 1, of normalised vectors 20)")
+    query_prompt: str | None = option(None, "what stands before a query; \\n in it is a line break")
+    passage_prompt: str | None = option(None, "what stands before a passage, likewise")
+    lowercase: bool | None = switch("lowercase texts, prompts too, before they are tokenized")
+    cache_dir: str = option("", "where models from the hub are kept")
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What `find_reading` takes beside the checkpoint; None where nothing is given."""
+        given = {name: getattr(self, name) for name in ("model_type", "pooling", "normalize", "scale", "lowercase")}
+        for name in ("query_prompt", "passage_prompt"):
+            prompt = getattr(self, name)
+            given[name] = prompt if prompt is None else prompt.replace("\\n", "\n")
+        return given | {"cache_dir": self.cache_dir or None}
+
+
+@dataclass(kw_only=True)
+class ModelArguments(DeviceArguments, ReadingArguments):
     """How a script that several processes run reads a checkpoint."""
 
-    model_type: str = option("rdot_nll", "rdot_nll, rdot_nll_multi_chunk or rdot_nll_condenser")
-    cache_dir: str = option("", "where models from the hub are kept")
     local_rank: int = option(-1, "set by torch.distributed.launch")
 
 

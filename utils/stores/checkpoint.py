@@ -2,7 +2,7 @@
 
     TRAINING_DIR/checkpoint-STEP/
         config.json, model.safetensors, tokenizer.json, …   for transformers' AutoModel and AutoTokenizer
-        modules.json, 1_Pooling/, 2_Dense/, 3_LayerNorm/    for SentenceTransformer(path); the last two with a head
+        modules.json, 1_Pooling/, 2_Dense/, …               for SentenceTransformer(path) (model/saving.py)
         optimizer.pt, random_states.pt                      read with weights_only=True: nothing in them can run
         trainer_state.json                                  round, step, position in the data, DRO state
         checksums.json                                      SHA-256 of what training goes on from
@@ -11,7 +11,6 @@ The folder appears by a rename once it is whole. STEP counts optimizer steps ove
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,14 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 
 from utils.runtime import distributed
 from utils.runtime.errors import InputError, first_line
 from utils.runtime.logs import say, say_once
 from utils.stores.episode import read_result
 from utils.stores.files import atomic_folder, check_sha256, read_json, remove_folder, sha256_of_file, write_json
-from utils.stores.pretrained import longest_sequence
 
 FORMAT_VERSION = 3
 KINDS = {int: "a count", str: "a text", dict: "an object", bool: "true or false"}
@@ -38,6 +35,7 @@ POLL_SECONDS = 5  # between two looks for a newer checkpoint
 MOST = 2**40  # of any count
 WEIGHTS = "model.safetensors"
 CHECKED = (WEIGHTS, "config.json", "optimizer.pt", "random_states.pt", "trainer_state.json")
+HEAD_WEIGHTS = re.compile(rf"\d+_\w+/{re.escape(WEIGHTS)}")
 CHECKSUMS = "checksums.json"
 
 
@@ -205,7 +203,7 @@ def remove_old_checkpoints(training_dir: str | Path, keep: int, first: int) -> N
 def check_files(folder: Path) -> None:
     """`InputError` naming the file that is missing or not as it was saved."""
     digests = read_json(folder / CHECKSUMS, CURE)
-    for name in CHECKED:
+    for name in (*CHECKED, *filter(HEAD_WEIGHTS.fullmatch, digests)):
         check_sha256(folder / name, str(digests.get(name)), CURE)
 
 
@@ -213,7 +211,9 @@ def check_weights(folder: str | Path) -> None:
     """`InputError` where a checkpoint that was saved here has other weights than were saved; others have no sum."""
     if Path(folder, CHECKSUMS).is_file():
         cure = f"{CURE}; where you changed them yourself, remove {CHECKSUMS}"
-        check_sha256(Path(folder, WEIGHTS), str(read_json(Path(folder, CHECKSUMS), CURE).get(WEIGHTS)), cure)
+        digests = read_json(Path(folder, CHECKSUMS), CURE)
+        for name in (WEIGHTS, *filter(HEAD_WEIGHTS.fullmatch, digests)):
+            check_sha256(Path(folder, name), str(digests.get(name)), cure)
 
 
 def read_trainer_state(folder: str | Path) -> TrainerState:
@@ -234,10 +234,12 @@ def read_trainer_state(folder: str | Path) -> TrainerState:
 def fingerprint_of_weights(checkpoint: str | Path, encoder: torch.nn.Module) -> str:
     """The SHA-256 of a checkpoint's weights: of its file, or of the parameters for a model from elsewhere.
 
-    The file of a model from elsewhere may lack the head that loading adds, which is why it does not do.
+    The file of a model from elsewhere may lack the head that loading adds, which is why it does not do; nor does it
+    where the head has files of its own.
     """
     weights = Path(checkpoint) / WEIGHTS
-    if weights.is_file() and (Path(checkpoint) / CHECKSUMS).is_file():  # as saved here, see `check_weights`
+    in_one_file = encoder.keeps_head_with_weights or not encoder.head_layers
+    if in_one_file and weights.is_file() and (Path(checkpoint) / CHECKSUMS).is_file():  # see `check_weights`
         return sha256_of_file(weights)
     digest = hashlib.sha256()
     for name, tensor in sorted(encoder.state_dict().items()):
@@ -250,15 +252,16 @@ def save_checkpoint(
     training_dir: str | Path,
     encoder: torch.nn.Module,
     tokenizer: Any,
-    max_length: int,
+    max_seq_length: int,
+    max_query_length: int,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     state: TrainerState,
 ) -> Path:
     """Saves checkpoint-STEP; every process must call it, for its random states. Returns the folder.
 
-    `encoder` is one of model/encoders.py; `max_length` (tokens) is what SentenceTransformer cuts texts to, as
-    far as there are positions.
+    `encoder` is a `model.encoders.Encoder`; the lengths (tokens) are what SentenceTransformer cuts passages and
+    queries to, as far as there are positions.
     """
     folder = Path(training_dir) / f"checkpoint-{state.global_step}"
     random_states = _gather_random_states(next(encoder.parameters()).device)
@@ -266,12 +269,13 @@ def save_checkpoint(
     def write() -> str:
         with atomic_folder(folder) as partial:
             encoder.save_pretrained(partial)
+            encoder.save_reading(partial, max_seq_length, max_query_length)
             tokenizer.save_pretrained(partial)
-            _write_sentence_transformers_files(partial, encoder, max_length)
             torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}, partial / "optimizer.pt")
             torch.save(random_states, partial / "random_states.pt")
             write_json(partial / "trainer_state.json", asdict(state))
-            write_json(partial / CHECKSUMS, {name: sha256_of_file(partial / name) for name in CHECKED})
+            heads = sorted(path.relative_to(partial).as_posix() for path in partial.glob(f"*/{WEIGHTS}"))
+            write_json(partial / CHECKSUMS, {name: sha256_of_file(partial / name) for name in (*CHECKED, *heads)})
         return str(folder)
 
     distributed.on_main(write)
@@ -325,48 +329,3 @@ def _gather_random_states(device: torch.device) -> list[dict[str, torch.Tensor]]
     gathered = [None] * distributed.world_size()
     dist.all_gather_object(gathered, {name: value.numpy() for name, value in own.items()})
     return [{name: torch.from_numpy(np.array(value)) for name, value in one.items()} for one in gathered]
-
-
-def _write_sentence_transformers_files(folder: Path, encoder: torch.nn.Module, max_length: int) -> None:
-    """The files by which SentenceTransformer(folder) gives the encoder's own vectors, scored by dot product.
-
-    The names are those that every version since 2.0 reads. A BERT is trained on lowercased texts (rdot_nll_condenser,
-    see data/tokenizing.py), even where its tokenizer tells cases apart; a special token's name in a text, like [SEP],
-    is an ordinary word then. A text is cut to the positions that there are: of a document that training cut into
-    chunks, the beginning is encoded.
-    """
-
-    def write(name: str, content: Any) -> None:
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-    hidden = encoder.config.hidden_size
-    longest = min(max_length, longest_sequence(encoder.config))
-    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
-    pooling = {"word_embedding_dimension": hidden, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
-    lowercased = encoder.config.model_type == "bert"
-    reads = {"max_seq_length": longest, "do_lower_case": lowercased}
-    write("sentence_bert_config.json", {**reads, "tokenizer_args": {"split_special_tokens": lowercased}})
-    write("1_Pooling/config.json", pooling)
-    if encoder.head is not None:
-        linear, norm = encoder.head
-        modules += [("2_Dense", "Dense"), ("3_LayerNorm", "LayerNorm")]
-        dense = {"in_features": hidden, "out_features": encoder.embedding_dim, "bias": True}
-        write("2_Dense/config.json", {**dense, "activation_function": "torch.nn.modules.linear.Identity"})
-        write("3_LayerNorm/config.json", {"dimension": encoder.embedding_dim})
-        save_file(
-            {f"linear.{k}": v.contiguous() for k, v in linear.state_dict().items()}, folder / "2_Dense" / WEIGHTS
-        )
-        save_file(
-            {f"norm.{k}": v.contiguous() for k, v in norm.state_dict().items()}, folder / "3_LayerNorm" / WEIGHTS
-        )
-    write(
-        "modules.json",
-        [
-            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-            for i, (path, kind) in enumerate(modules)
-        ],
-    )
-    write(
-        "config_sentence_transformers.json", {"similarity_fn_name": "dot", "prompts": {}, "default_prompt_name": None}
-    )

@@ -16,7 +16,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils import cached_file
@@ -81,6 +81,29 @@ def read_modules(checkpoint: str, cache_dir: str | None = None) -> list[Sentence
         settings = read_json(config, CURE) if config else {}
         modules.append(SentenceModule(kind.rpartition(".")[2], folder, settings, checkpoint, cache_dir))
     return modules
+
+
+def weight_names(checkpoint: str, cache_dir: str | None = None) -> set[str]:
+    """The names of a checkpoint's weights, which are read from its file or, of several, their index."""
+    for name in WEIGHTS_FILES:
+        index = checkpoint_file(checkpoint, f"{name}.index.json", cache_dir)
+        if index is not None:
+            return set(read_json(index, CURE).get("weight_map", {}))
+        path = checkpoint_file(checkpoint, name, cache_dir)
+        if path is not None:
+            return set(_names_in(path))
+    return set()
+
+
+def _names_in(path: Path) -> list[str]:
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as weights:
+                return [*weights.keys()]
+        return [*torch.load(path, map_location="meta", weights_only=True)]
+    except (SafetensorError, UnpicklingError, EOFError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        reason = first_line(error) if isinstance(error, SafetensorError) else type(error).__name__
+        raise InputError(f"the weights are damaged ({reason}); {CURE}", path) from None
 
 
 @quiet_retries()

@@ -61,7 +61,7 @@ class TokenizerInfo:
 class TokenStoreMeta:
     """The content of meta.json. `max_length` counts special tokens too; `sha256` is of tokens and offsets.
 
-    `ids_sha256` is of ids.txt.
+    `ids_sha256` is of ids.txt. `prompt` is what every text begins with, nothing in stores of older versions.
     """
 
     format_version: int
@@ -76,6 +76,7 @@ class TokenStoreMeta:
     source_size: int
     sha256: str
     ids_sha256: str
+    prompt: str = ""
 
 
 class _NpyAppender:
@@ -113,8 +114,9 @@ class _NpyAppender:
 class TokenStoreWriter:
     """Appends rows to a store that is being made; see `create_token_store`."""
 
-    def __init__(self, folder: Path, tokenizer: TokenizerInfo, max_length: int) -> None:
+    def __init__(self, folder: Path, tokenizer: TokenizerInfo, max_length: int, prompt: str) -> None:
         self.tokenizer = tokenizer
+        self.prompt = prompt
         self.max_length = max_length
         self._folder = folder
         self._tokens = _NpyAppender(folder / "tokens.npy", _token_dtype(tokenizer.vocabulary_size))
@@ -163,21 +165,22 @@ class TokenStoreWriter:
             source_size=source.stat().st_size,
             sha256=_digest_of(self._tokens.sha256.hexdigest(), self._offsets.sha256.hexdigest()),
             ids_sha256=sha256_of_file(self._folder / "ids.txt"),
+            prompt=self.prompt,
         )
         write_json(self._folder / "meta.json", asdict(meta))
 
 
 @contextmanager
 def create_token_store(
-    folder: str | Path, tokenizer: TokenizerInfo, max_length: int, source: str | Path
+    folder: str | Path, tokenizer: TokenizerInfo, max_length: int, source: str | Path, prompt: str = ""
 ) -> Iterator[TokenStoreWriter]:
     """Makes a token store; it appears at `folder` only if the block ends without an error.
 
     `source` is the file that the texts come from: its name and size go into meta.json, so that a store can be
-    told from one made of another file.
+    told from one made of another file. `prompt` is what the texts begin with.
     """
     with atomic_folder(folder) as partial:
-        writer = TokenStoreWriter(partial, tokenizer, max_length)
+        writer = TokenStoreWriter(partial, tokenizer, max_length, prompt)
         yield writer
         writer.close(Path(source))
 
@@ -283,12 +286,18 @@ class TokenStore:
             start = stop
         return hashes
 
-    def expect(self, tokenizer, max_length: int) -> "TokenStore":
-        """Itself, if it was made with that tokenizer (of transformers) and that maximum length; else `InputError`."""
+    def expect(self, tokenizer, max_length: int, prompt: str = "") -> "TokenStore":
+        """Itself, if it was made with this tokenizer (of transformers), length and prompt; else `InputError`."""
         if self.meta.tokenizer_fingerprint != TokenizerInfo.of(tokenizer).fingerprint:
             raise InputError(
                 f"was made with another tokenizer ({self.meta.tokenizer}) than the checkpoint's; tokenize the "
                 "collection again with the checkpoint's own, or use a checkpoint with the store's tokenizer",
+                self.folder,
+            )
+        if self.meta.prompt != prompt:
+            raise InputError(
+                f"its texts begin with the prompt {self.meta.prompt!r}, and the checkpoint is read with {prompt!r}; "
+                "tokenize the collection again with the checkpoint's, or give --query_prompt and --passage_prompt",
                 self.folder,
             )
         if self.meta.max_length != max_length:
@@ -311,7 +320,7 @@ def _cure(folder: Path) -> str:
 
 def _read_meta(path: Path) -> TokenStoreMeta:
     cure = _cure(path.parent)
-    content = read_json(path, cure)
+    content = {"prompt": ""} | read_json(path, cure)
     if content.get("format_version") != FORMAT_VERSION:
         raise InputError(
             f"format version {content.get('format_version')!r}, this code reads {FORMAT_VERSION}; {cure}",

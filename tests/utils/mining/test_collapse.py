@@ -87,7 +87,7 @@ def test_random_weights_are_not_taken_for_collapsed_and_constant_attention_is(tm
     encoder, batch = make(seed=seed).eval(), pack([(sequences, np.arange(60))])
     batch.input_ids[batch.first] = 2  # as a tokenizer begins every text
     for damp, collapsed in ((1, False), (1e-7, True)):
-        for layer in encoder.base_model.encoder.layer:
+        for layer in encoder.model.encoder.layer:
             layer.attention.output.dense.weight *= damp
         embeddings = write_embeddings(tmp_path / f"{damp}", "passages", "t", encoder(batch).numpy())
         note_collapse(sequences, embeddings, torch.float32)
@@ -100,9 +100,9 @@ def save_collapsed_checkpoint(folder: Path) -> Path:
     for name in ("checksums.json", "trainer_state.json"):
         (checkpoint / name).unlink()
     weights = load_file(checkpoint / "model.safetensors")
-    name = "bert.encoder.layer.1.output.LayerNorm.weight"
+    name = "encoder.layer.1.output.LayerNorm.weight"
     save_file(weights | {name: weights[name] * 1e-6}, checkpoint / "model.safetensors", {"format": "pt"})
-    path = "bert.encoder.layer.1.output.LayerNorm.bias"
+    path = "encoder.layer.1.output.LayerNorm.bias"
     save_file(
         load_file(checkpoint / "model.safetensors") | {path: torch.ones_like(weights[path])},
         checkpoint / "model.safetensors",

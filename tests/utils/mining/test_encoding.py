@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from model.encoders import load_encoder
 from tests.processes import run_processes
 from tests.tiny import tiny_bert_tokenizer
-from tests.tiny_models import padded_vectors, random_store, tiny_bert, tiny_roberta
+from tests.tiny_models import load_encoder, padded_vectors, random_store, tiny_bert, tiny_roberta
 from utils.batching import PackedTokens, Sequences
 from utils.mining import encoding
 from utils.mining.encoding import (
@@ -310,7 +309,7 @@ def encode_with_a_plain_roberta(folder: str) -> list[float]:
 
 def test_processes_that_each_load_a_plain_roberta_encode_with_one_head(tmp_path):
     tiny_bert_tokenizer(tmp_path / "roberta")
-    tiny_roberta().roberta.save_pretrained(tmp_path / "roberta")
+    tiny_roberta().model.save_pretrained(tmp_path / "roberta")
     one, other = run_processes(encode_with_a_plain_roberta, 2, str(tmp_path))
     encoder, _ = load_encoder("rdot_nll", str(tmp_path / "roberta"))
     expected = one_by_one(encoder.eval(), random_store(tmp_path / "store", 37))
@@ -384,7 +383,7 @@ def test_earlier_embeddings_make_room_but_the_initial_models_and_public_ones_sta
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_vector_that_is_not_finite_is_an_error(tmp_path, dtype):
     encoder, store = tiny_bert().eval(), random_store(tmp_path / "passages", 5)
-    torch.nn.init.constant_(encoder.bert.encoder.layer[1].output.LayerNorm.weight, float("nan"))
+    torch.nn.init.constant_(encoder.model.encoder.layer[1].output.LayerNorm.weight, float("nan"))
     with pytest.raises(InputError, match="of passages is not finite"):
         encoded(encoder, store, tmp_path / "embeddings", dtype=dtype)
 
@@ -397,7 +396,7 @@ def test_float16_vectors_are_the_float32_ones_rounded_and_those_too_large_are_an
     assert np.load(tmp_path / "float16" / "passages.0-of-1.npy").dtype == np.float16
     assert [matrices[dtype].mapped_until(3) for dtype in ("float32", "float16")] == [30, 3]
 
-    torch.nn.init.constant_(encoder.bert.encoder.layer[1].output.LayerNorm.weight, 1e5)
+    torch.nn.init.constant_(encoder.model.encoder.layer[1].output.LayerNorm.weight, 1e5)
     assert encoded(encoder, store, tmp_path / "float32", "large").all().max() > 65_504
     with pytest.raises(InputError, match=r"sequence \d+ of passages has a value of .*--embedding_dtype float32"):
         encoded(encoder, store, tmp_path / "float16", "large", dtype="float16")

@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub.utils import _http
 
 from data.tokenizing import load_tokenizer
-from model.encoders import load_encoder
+from tests.tiny_models import load_encoder
 from utils.runtime.errors import InputError
 
 

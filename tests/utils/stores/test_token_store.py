@@ -87,6 +87,7 @@ def test_meta_names_source_tokenizer_and_counts(tmp_path):
         "tokens": 3,
         "source_file": "source.tsv",
         "source_size": 6,
+        "prompt": "",
     }
     other = write_store(tmp_path / "other", [(["a", "b"], [[1], [2, 3]])], max_length=5)
     assert other.meta.sha256 != store.meta.sha256, "the same tokens cut in other places are another store"
