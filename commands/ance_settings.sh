@@ -30,11 +30,13 @@ setting PUBLIC_ANN_DATA_DIR text "" \
     "the initial checkpoint's embeddings, made by mining and used by its evaluation too; several runs on the same data can share them (default: OUT_DIR/ann_data/embeddings-0)"
 
 heading "What"
-setting MODEL_TYPE "$MODEL_TYPES" rdot_nll_condenser "encoder and reading"
 setting MODEL_SIZE "base|large" base "sets the defaults that differ"
 setting DATA_TYPE "0|1" 1 "0: documents, 1: passages"
 setting MAX_SEQ_LENGTH count 256 128 "tokens per passage"
 setting MAX_QUERY_LENGTH count 64 32 "tokens per query"
+
+heading "How the checkpoint is read"
+reading_settings
 
 heading "Mining"
 setting TOPK count 200 100 "passages ranked per training query"

@@ -83,14 +83,34 @@ hold_to_settings() {
     trained="$(there "$models"/checkpoint-*)$(there "$results"/ann_ndcg_[1-9]*)"
     mined="$trained$(there "$results"/ann_ndcg_*)$(there "$results"/dev/*/metrics.json)"
     hold_to_checkpoint
-    hold "$OUT_DIR/settings.tokenize" "$mined" DATA_TYPE CHECKPOINT_CONTENT MODEL_TYPE MAX_SEQ_LENGTH MAX_QUERY_LENGTH
-    hold "$OUT_DIR/settings.mine" "$mined" \
+    find_reading
+    hold "$OUT_DIR/settings.tokenize" "$mined" DATA_TYPE CHECKPOINT_CONTENT MODEL_TYPE MAX_SEQ_LENGTH \
+        MAX_QUERY_LENGTH QUERY_PROMPT PASSAGE_PROMPT LOWERCASE
+    hold "$OUT_DIR/settings.mine" "$mined" POOLING NORMALIZE \
         TOPK NEGATIVES CLUSTERS MINING_SEED MIXED_PRECISION EMBEDDING_DTYPE INDEX_FACTORY INDEX_PARAMETERS
     local schedule=(NUM_TRAINING_STEPS TOTAL_TRAINING_STEPS)
     ((ASYNC == 0)) || schedule=()
     hold "$OUT_DIR/settings.train" "$trained" \
         ASYNC SEED MODEL_SIZE STEPS BATCH_SIZE ACCUMULATION OPTIMIZER LEARNING_RATE WARMUP_STEPS OBJECTIVE \
-        ALPHA EMA RHO EPS IDRO_LAYERS IDRO_SKETCH_DIM ${schedule[@]+"${schedule[@]}"}
+        SCALE ALPHA EMA RHO EPS IDRO_LAYERS IDRO_SKETCH_DIM ${schedule[@]+"${schedule[@]}"}
+}
+# How the checkpoint is read is found once, and the settings hold what that is. A run of a version that knew the
+# published model types only goes on with its own.
+find_reading() {
+    local name line was
+    was="$(noted "$OUT_DIR/settings.tokenize" MODEL_TYPE)"
+    if [[ -n "$mined" && -n "$was" ]] && ! grep -q "^POOLING=" "$OUT_DIR/settings.mine"; then
+        for name in POOLING NORMALIZE SCALE QUERY_PROMPT PASSAGE_PROMPT LOWERCASE; do
+            ! is_given "$name" || fail "$OUT_DIR holds a run of a version without $name, which goes on as it began; for another reading choose another OUT_DIR"
+        done
+        is_given MODEL_TYPE || printf -v MODEL_TYPE %s "$was"
+    fi
+    reading_flags
+    run "$python" "$root/drivers/find_reading.py" --model_name_or_path "$CHECKPOINT" "${reading[@]}" \
+        --settings_file "$OUT_DIR/.reading"
+    while IFS= read -r line; do printf -v "${line%%=*}" %s "${line#*=}"; done < "$OUT_DIR/.reading"
+    rm "$OUT_DIR/.reading"
+    reading_flags
 }
 # Where things lie may change at any time; search and report look there. Noted once the data there were accepted.
 note_places() {
@@ -108,6 +128,8 @@ hold() { # FILE PRODUCT NAME…: notes these settings in FILE; where PRODUCT is 
             grep -q "^$name=" "$1" || continue # the file is of a version without this setting
             was="$(noted "$1" "$name")" is="${!name#"$OUT_DIR/"}"
             [[ "$is" != "$was" ]] || continue
+            # The demo's defaults may be others than those of the version that the folder is of.
+            if ((demo)) && ! is_given "$name"; then printf -v "$name" %s "$was" && continue; fi
             [[ "$name" != CHECKPOINT_CONTENT ]] || name=CHECKPOINT was="$checkpoint_was" is="$CHECKPOINT"
             differences+=$'\n'"    $name was '$was' and is '$is'"
             [[ "$is" != "$was" ]] || differences+=" with other files"
@@ -148,7 +170,7 @@ tokenize() { # SCRIPT RAW STORES ARGUMENT…
     local in_use=()
     [[ -z "$mined" ]] || in_use=(--in_use)
     [[ "$1" != beir_data.py || -f "$3/test-qrel.tsv" ]] || in_use=() # a zero-shot collection may come later
-    run "$python" "$root/data/$1" --model_type "$MODEL_TYPE" --model_name_or_path "$CHECKPOINT" \
+    run "$python" "$root/data/$1" "${reading[@]}" --model_name_or_path "$CHECKPOINT" \
         --data_dir "$2" --out_data_dir "$3" "${@:4}" ${in_use[@]+"${in_use[@]}"}
 }
 
@@ -260,7 +282,7 @@ evaluate_episode() { # EPISODE: its last checkpoint; 0: the initial one
 }
 evaluate() { # COLLECTION SPLIT DATA OUT EMBEDDINGS
     [[ -f "$4/metrics.json" ]] ||
-        launch "$root/evaluate/evaluate_beir.py" --model_type "$MODEL_TYPE" ${precision[@]+"${precision[@]}"} \
+        launch "$root/evaluate/evaluate_beir.py" "${reading[@]}" ${precision[@]+"${precision[@]}"} \
             --run_name "$label" --model_name_or_path "$checkpoint" --collection "$1" --split "$2" --data_dir "$3" \
             --out_dir "$4" --embedding_dir "$5" --embedding_dtype "$EMBEDDING_DTYPE" \
             --per_gpu_eval_batch_size "$EVAL_BATCH_SIZE"

@@ -9,8 +9,8 @@
 #     setting TOPK count 200 100 "passages ranked per training query"
 #             NAME VALUES DEFAULT [DEMO'S DEFAULT] HELP
 #
-# VALUES are text, number, count (a whole number, at least 1), whole (at least 0), or values with bars between:
-# lamb|adamW.
+# VALUES are text, any (text that may be empty), number, count (a whole number, at least 1), whole (at least 0), or
+# values with bars between: lamb|adamW, auto|number.
 # A default may name settings declared before it ('$SEED'), or call functions; it is worked out where none is given.
 set -euo pipefail
 unset CDPATH # with it, cd may go elsewhere, and prints where
@@ -88,7 +88,7 @@ settle() { # [NAME…]
     local name value
     (($#)) || set -- "${setting_names[@]}"
     for name in "$@"; do
-        if [[ -z "${!name:-}" ]]; then
+        if [[ -z "${!name:-}" && ! (-v "$name" && "${setting_values[$name]}" == any) ]]; then
             value="${setting_default[$name]}"
             ((demo == 0)) || value="${setting_demo[$name]-$value}"
             eval "$name=\"$value\"" # the script's own text, see the declarations
@@ -102,8 +102,9 @@ is_given() { [[ -v setting_given["$1"] ]]; } # NAME
 
 check() { # NAME VALUES: refuses another value of this setting
     local value="${!1}"
-    case "$2" in
-        text) ;;
+    [[ "$2" != auto\|* || "$value" != auto ]] || return 0
+    case "${2#auto|}" in
+        text | any) ;;
         number) [[ "$value" =~ ^[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?$ ]] || fail "$1 is '$value'; a number is needed, like 0.25 or 1e-5" ;;
         count) [[ "$value" =~ ^[1-9][0-9]*$ ]] || fail "$1 is '$value'; a whole number, at least 1, is needed" ;;
         whole) [[ "$value" =~ ^(0|[1-9][0-9]*)$ ]] || fail "$1 is '$value'; a whole number is needed" ;;
@@ -117,6 +118,26 @@ check_checkpoint() { # refuses a CHECKPOINT that is neither a folder nor like a 
 }
 # shellcheck disable=SC2034 # of the scripts that source this
 MODEL_TYPES="auto|rdot_nll|rdot_nll_multi_chunk|rdot_nll_condenser"
+
+# The settings of how a checkpoint is read, and the flags that hand on those that are not left to its own files.
+reading_settings() { # [DEFAULT-OF-MODEL_TYPE HELP]
+    setting MODEL_TYPE "$MODEL_TYPES" "${1-auto}" "${2-auto: read the checkpoint as its own files say (docs/encoders.md); or a published model type}"
+    setting POOLING "auto|cls|mean" auto "the vector of a text: that of its first token, or the mean of all its tokens'"
+    setting NORMALIZE "auto|0|1" auto "1: vectors of length 1, so that scores are cosines"
+    setting SCALE "auto|number" auto "what the loss multiplies scores with; auto: 1, of vectors of length 1 it is 20"
+    setting QUERY_PROMPT any auto 'what stands before a query, like "query: "; \n in it is a line break; "" is nothing'
+    setting PASSAGE_PROMPT any auto "what stands before a passage, likewise"
+    setting LOWERCASE "auto|0|1" auto "1: texts are lowercased before they are tokenized"
+}
+reading_flags() { # fills the array `reading`
+    reading=(--model_type "$MODEL_TYPE")
+    [[ "$POOLING" == auto ]] || reading+=(--pooling "$POOLING")
+    [[ "$NORMALIZE" == auto ]] || reading+=(--normalize "$NORMALIZE")
+    [[ "$SCALE" == auto ]] || reading+=(--scale "$SCALE")
+    [[ "$QUERY_PROMPT" == auto ]] || reading+=("--query_prompt=$QUERY_PROMPT") # it may begin with a dash
+    [[ "$PASSAGE_PROMPT" == auto ]] || reading+=("--passage_prompt=$PASSAGE_PROMPT")
+    [[ "$LOWERCASE" == auto ]] || reading+=(--lowercase "$LOWERCASE")
+}
 
 # --- Stages and their end ---------------------------------------------------------------------------------------------
 

@@ -39,11 +39,6 @@ OUT_DIR="$(absolute "$OUT_DIR")"
 [[ -z "$PUBLIC_ANN_DATA_DIR" ]] || PUBLIC_ANN_DATA_DIR="$(absolute "$PUBLIC_ANN_DATA_DIR")"
 [[ ! -d "$CHECKPOINT" ]] || CHECKPOINT="$(absolute "$CHECKPOINT")"
 preprocessed="$OUT_DIR/preprocessed" ann_data="$OUT_DIR/ann_data" models="$OUT_DIR/saved_models" results="$OUT_DIR/results"
-model=(--model_type "$MODEL_TYPE")
-lengths=(--max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH")
-precision=() group=1
-((MIXED_PRECISION == 0)) || precision=(--fp16)
-[[ "$OBJECTIVE" != erm ]] || group=0
 launcher=("${torchrun[@]}" "$PROCESSES")
 [[ -z "$LAUNCHER" ]] || read -ra launcher <<< "$LAUNCHER"
 OMP_NUM_THREADS="$(threads $((PROCESSES > 1 + ASYNC ? PROCESSES : 1 + ASYNC)))" # as many processes are at work at once
@@ -60,6 +55,10 @@ fi
 DATA_DIR="$(absolute "$DATA_DIR")"
 hold_to_settings
 warn_of_steps
+lengths=(--max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH")
+precision=() group=1
+((MIXED_PRECISION == 0)) || precision=(--fp16)
+[[ "$OBJECTIVE" != erm ]] || group=0
 
 # 2. Token stores of the training collection and of the zero-shot ones: seconds (demo), half an hour (MS MARCO).
 stage "tokenize $DATA_DIR"
@@ -74,7 +73,7 @@ note_places
 
 # 3. Encode everything with the newest checkpoint, measure it on the dev queries and the zero-shot collections, cluster
 # the queries, mine negatives: a minute (demo). What that and training take on MS MARCO, evaluate/costs.py computes.
-mine=("$root/drivers/run_ann_data_gen.py" "${model[@]}" "${lengths[@]}" ${precision[@]+"${precision[@]}"}
+mine=("$root/drivers/run_ann_data_gen.py" "${reading[@]}" "${lengths[@]}" ${precision[@]+"${precision[@]}"}
     --training_dir "$models" --init_model_dir "$CHECKPOINT" --data_dir "$preprocessed"
     --output_dir "$ann_data" --result_dir "$results" --public_ann_data_dir "$PUBLIC_ANN_DATA_DIR"
     --embedding_dtype "$EMBEDDING_DTYPE" --index_factory "$INDEX_FACTORY" --index_parameters "$INDEX_PARAMETERS"
@@ -83,7 +82,7 @@ mine=("$root/drivers/run_ann_data_gen.py" "${model[@]}" "${lengths[@]}" ${precis
 ((${#zero_shot_stores[@]} == 0)) || mine+=(--zero_shot_dirs "${zero_shot_stores[@]}")
 
 # 4. Train on them: minutes (demo).
-train=("$root/drivers/run_ann.py" "${model[@]}" "${lengths[@]}" ${precision[@]+"${precision[@]}"}
+train=("$root/drivers/run_ann.py" "${reading[@]}" "${lengths[@]}" ${precision[@]+"${precision[@]}"}
     --model_size "$MODEL_SIZE" --training_dir "$models"
     --output_dir "$models" --init_model_dir "$CHECKPOINT" --data_dir "$preprocessed" --ann_dir "$ann_data"
     --result_dir "$results" --per_gpu_train_batch_size "$BATCH_SIZE" --gradient_accumulation_steps "$ACCUMULATION"

@@ -17,9 +17,7 @@ setting CHECKPOINT text '$(newest_of_the_demo)' \
 setting OUT_DIR text "" \
     "results and embeddings (default: runs/evaluate/NAME, where NAME is RUN-checkpoint-200 for the checkpoint RUN/saved_models/checkpoint-200, PARENT-FOLDER for another folder, AUTHOR-MODEL for a hub name)"
 setting BEIR_DIR text '$root/runs/beir' "where BEIR's sets are fetched to (default: runs/beir)"
-setting MODEL_TYPE "$MODEL_TYPES" rdot_nll_condenser "encoder and reading"
-setting POOLING "cls|mean" cls "the first token, or the mean of all tokens, as many models of others are meant"
-setting NORMALIZE "0|1" 0 "1: vectors of length 1, so that scores are cosines"
+reading_settings
 setting MAX_SEQ_LENGTH whole 0 "tokens per passage; 0: as the collection's published evaluation (data/beir_sets.py)"
 setting MAX_QUERY_LENGTH whole 0 "tokens per query; 0: likewise"
 setting SPLIT text test "which qrels file"
@@ -79,8 +77,12 @@ run bash "$root/commands/install.sh" ${extras[@]+"${extras[@]}"}
 : "${CHECKPOINT:=$(demo_checkpoint)}"
 
 run_name="$(name_of "$CHECKPOINT")" # with what is read otherwise than the defaults have it
-[[ "$POOLING" == cls ]] || run_name+="-$POOLING"
-((NORMALIZE == 0)) || run_name+="-normalized"
+[[ "$MODEL_TYPE" == auto ]] || run_name+="-$MODEL_TYPE"
+[[ "$POOLING" == auto ]] || run_name+="-$POOLING"
+[[ "$NORMALIZE" != 0 ]] || run_name+="-not-normalized"
+[[ "$NORMALIZE" != 1 ]] || run_name+="-normalized"
+[[ "$LOWERCASE" == auto ]] || run_name+="-lowercase-$LOWERCASE"
+[[ "$QUERY_PROMPT$PASSAGE_PROMPT" == autoauto ]] || run_name+="-prompts"
 ((MAX_SEQ_LENGTH == 0)) || run_name+="-$MAX_SEQ_LENGTH-tokens"
 ((MAX_QUERY_LENGTH == 0)) || run_name+="-$MAX_QUERY_LENGTH-a-query"
 : "${OUT_DIR:=$root/runs/evaluate/$run_name}"
@@ -88,8 +90,7 @@ precision=()
 ((MIXED_PRECISION == 0)) || precision=(--fp16)
 OMP_NUM_THREADS="$(threads "$PROCESSES")" && export OMP_NUM_THREADS
 
-normalize=()
-((NORMALIZE == 0)) || normalize=(--normalize)
+reading_flags
 
 ANCE_ERRORS="$(mktemp)"
 
@@ -103,12 +104,11 @@ launch() { run "${torchrun[@]}" "$PROCESSES" "$@"; } # SCRIPT ARGUMENT…: in al
 evaluate() { # FOLDER OUT
     # Token stores of the collection: seconds to minutes.
     run "$python" "$root/data/beir_data.py" --data_dir "$1" --out_data_dir "$2/preprocessed" --split "$SPLIT" \
-        --model_type "$MODEL_TYPE" --model_name_or_path "$CHECKPOINT" \
+        "${reading[@]}" --model_name_or_path "$CHECKPOINT" \
         --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH"
     # Encode, search, measure: a minute for a thousand passages on two cores.
     launch "$root/evaluate/evaluate_beir.py" \
-        --model_type "$MODEL_TYPE" --model_name_or_path "$CHECKPOINT" --pooling "$POOLING" \
-        ${normalize[@]+"${normalize[@]}"} --data_dir "$2/preprocessed" \
+        "${reading[@]}" --model_name_or_path "$CHECKPOINT" --data_dir "$2/preprocessed" \
         --run_name "$run_name" --split "$SPLIT" --collection "$(basename "$1")" --out_dir "$2" --embedding_dir "$2/embeddings" \
         --per_gpu_eval_batch_size "$EVAL_BATCH_SIZE" ${precision[@]+"${precision[@]}"}
     # The baseline: seconds to minutes.

@@ -13,9 +13,7 @@ setting COLLECTION text "" \
     "a zero-shot collection of the run, by name, or any folder of token stores, with passages/ inside (default: the training collection)"
 setting CHECKPOINT text "" "a folder or a hub name (default: the newest of OUT_DIR)"
 setting DATA_DIR text "" "the collection's own files, which the texts are shown from (default: the run's)"
-setting MODEL_TYPE "$MODEL_TYPES" "" "encoder and reading (default: the run's)"
-setting POOLING "cls|mean" cls "the first token, or the mean of all tokens, as many models of others are meant"
-setting NORMALIZE "0|1" 0 "1: vectors of length 1, so that scores are cosines"
+reading_settings "" "auto: read the checkpoint as its own files say; or a published model type (default: the run's)"
 setting EMBEDDING_DIR text "" \
     "where the passages' embeddings are found or kept (default: the run's where they fit, else a new folder)"
 setting DEPTH whole 10 "passages shown"
@@ -43,12 +41,12 @@ run bash "$root/commands/install.sh"
 
 options=()
 ((MIXED_PRECISION == 0)) || options+=(--fp16)
-((NORMALIZE == 0)) || options+=(--normalize)
+reading_flags
 
 # Load, and encode the passages where nobody has: seconds (demo), then a question at a time. (With =, for a question
 # may begin with a dash.)
 exec "$python" "$root/evaluate/search_collection.py" --run_dir "$OUT_DIR" --collection "$COLLECTION" \
-    --data_dir "$DATA_DIR" --model_name_or_path "$CHECKPOINT" --model_type "$MODEL_TYPE" \
+    --data_dir "$DATA_DIR" --model_name_or_path "$CHECKPOINT" "${reading[@]}" \
     --embedding_dir "$EMBEDDING_DIR" --depth "$DEPTH" --text_lines "$TEXT_LINES" \
     --max_query_length "$MAX_QUERY_LENGTH" --per_gpu_eval_batch_size "$EVAL_BATCH_SIZE" \
-    --pooling "$POOLING" ${options[@]+"${options[@]}"} --query="$question"
+    ${options[@]+"${options[@]}"} --query="$question"

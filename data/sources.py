@@ -22,6 +22,7 @@ from utils.stores.lock import hold_lock
 from utils.stores.token_store import TokenizerInfo, TokenStore
 
 FORMAT_VERSION = 1
+WITHOUT_PROMPTS = {"query_prompt": "", "passage_prompt": ""}  # what a version before prompts did not note
 
 Settings = dict[str, str | int | bool]
 Noted = dict[str, dict[str, str | int]]  # a file's name → what sources.json has of it
@@ -207,7 +208,7 @@ class Sources:
 
     def _differing_settings(self, noted: Settings) -> list[str]:
         differences = []
-        for name, was in noted.items():
+        for name, was in (WITHOUT_PROMPTS | noted).items():
             if self._settings.get(name) == was:
                 continue
             if name == "tokenizer":

@@ -152,6 +152,7 @@ def load_encoder(
         encoder = load(config, reading, checkpoint, cache_dir)
     finally:
         transformers_logging.set_verbosity(verbosity)
+    say_once(f"{checkpoint} is read by: {encoder.reading}")
     compare_with_meant(encoder.reading, checkpoint, cache_dir)
     if reading.pooling == "cls":
         check_first_token(tokenizer, checkpoint)

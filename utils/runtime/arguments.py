@@ -65,7 +65,7 @@ class ReadingArguments:
         given = {name: getattr(self, name) for name in ("model_type", "pooling", "normalize", "scale", "lowercase")}
         for name in ("query_prompt", "passage_prompt"):
             prompt = getattr(self, name)
-            given[name] = prompt if prompt is None else prompt.replace("\\n", "\n")
+            given[name] = prompt if prompt is None else prompt.replace("\\n", "\n")  # see `prompt_flag`
         return given | {"cache_dir": self.cache_dir or None}
 
 
@@ -82,6 +82,11 @@ class LengthArguments:
 
     max_seq_length: int = option(128, "tokens per passage, as in the token store")
     max_query_length: int = option(64, "tokens per query, as in the token store")
+
+
+def prompt_flag(prompt: str) -> str:
+    """A prompt as it is given on a command line, in one line."""
+    return prompt.replace("\n", "\\n")
 
 
 def check_at_least_one(arguments: Any, *names: str) -> None:
