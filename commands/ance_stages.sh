@@ -97,13 +97,13 @@ hold_to_settings() {
 # How the checkpoint is read is found once, and the settings hold what that is. A run of a version that knew the
 # published model types only goes on with its own.
 find_reading() {
-    local name line was
-    was="$(noted "$OUT_DIR/settings.tokenize" MODEL_TYPE)"
+    local name line was type=MODEL_TYPE
+    was="$(noted "$OUT_DIR/settings.tokenize" "$type")"
     if [[ -n "$mined" && -n "$was" ]] && ! grep -q "^POOLING=" "$OUT_DIR/settings.mine"; then
         for name in POOLING NORMALIZE SCALE QUERY_PROMPT PASSAGE_PROMPT LOWERCASE; do
             ! is_given "$name" || fail "$OUT_DIR holds a run of a version without $name, which goes on as it began; for another reading choose another OUT_DIR"
         done
-        is_given MODEL_TYPE || printf -v MODEL_TYPE %s "$was"
+        is_given "$type" || printf -v "$type" %s "$was"
     fi
     reading_flags
     run "$python" "$root/drivers/find_reading.py" --model_name_or_path "$CHECKPOINT" "${reading[@]}" \
