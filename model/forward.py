@@ -36,9 +36,15 @@ def pooled_vectors(model: PreTrainedModel, family: Family, tokens: PackedTokens,
 
 
 def means(hidden: Tensor, lengths: list[int]) -> Tensor:
-    """The mean of each sequence's rows of `hidden` (T, H), (n, H), summed in float32 or, where they are, float64."""
+    """The mean of each sequence's rows of `hidden` (T, H), (n, H), summed in float32 or, where they are, float64.
+
+    It is a product with a matrix (n, T) of shares: on a GPU, sums by index come in another order every time, and a
+    run that goes on would not be the one that was stopped.
+    """
     counts = torch.tensor(lengths, device=hidden.device)
     sequence = torch.arange(len(lengths), device=hidden.device).repeat_interleave(counts, output_size=len(hidden))
     dtype = torch.promote_types(hidden.dtype, torch.float32)
-    sums = hidden.new_zeros(len(lengths), hidden.shape[1], dtype=dtype).index_add_(0, sequence, hidden.to(dtype))
-    return sums / counts[:, None]
+    shares = hidden.new_zeros(len(lengths), len(hidden), dtype=dtype)
+    shares[sequence, torch.arange(len(hidden), device=hidden.device)] = 1 / counts.to(dtype)[sequence]
+    with torch.autocast(hidden.device.type, enabled=False):
+        return shares @ hidden.to(dtype)
