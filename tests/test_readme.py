@@ -20,6 +20,7 @@ import torch
 import yaml
 from torch.distributed.run import get_args_parser
 
+from model.reading import Reading
 from tests.tiny import tiny_bert_tokenizer
 from tests.tiny_models import tiny_bert
 from tests.tiny_run import save_tiny_checkpoint
@@ -230,7 +231,8 @@ def test_idro_in_your_own_loop_runs_in_at_most_25_lines_and_moves_the_weights(tm
 
 
 def test_all_ways_to_load_a_checkpoint_give_one_vector(tmp_path):
-    checkpoint = str(save_tiny_checkpoint(tmp_path, "rdot_nll_condenser"))
+    as_the_demo = Reading("mean", normalized=True)
+    checkpoint = str(save_tiny_checkpoint(tmp_path, "rdot_nll_condenser", reading=as_the_demo))
     examples = [*snippets_of(ROOT / "README.md"), *snippets_of(ROOT / "docs" / "using.md")]
     assert len(examples) == 3
     query, found = "what is the dog", []  # in the words of the tiny tokenizer, so that nothing is cut

@@ -12,6 +12,8 @@ from transformers import AutoTokenizer
 
 from data import beir_data, msmarco_data
 from evaluate import evaluate_beir
+from model.encoders import Encoder
+from model.reading import Reading
 from tests.tiny import WORDS, tiny_bert_tokenizer
 from tests.tiny_models import tiny_bert, tiny_roberta
 from utils.stores.checkpoint import TrainerState, save_checkpoint
@@ -34,11 +36,14 @@ def call(module: ModuleType, *arguments: object) -> None:
         module.main()
 
 
-def save_tiny_checkpoint(folder: Path, model_type: str, max_length: int = PASSAGE_LENGTH) -> Path:
-    """FOLDER/checkpoint-STEP, with a tokenizer that tells cases apart."""
+def save_tiny_checkpoint(
+    folder: Path, model_type: str, max_length: int = PASSAGE_LENGTH, reading: Reading | None = None
+) -> Path:
+    """FOLDER/checkpoint-STEP, with a tokenizer that tells cases apart; `reading` instead of the type's."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert_tokenizer(folder / "tokenizer"))
     make = tiny_bert if model_type == "rdot_nll_condenser" else tiny_roberta
     encoder = make(vocabulary=len(tokenizer), positions=64)
+    encoder = encoder if reading is None else Encoder(encoder.model, reading)
     encoder.config.pad_token_id = tokenizer.pad_token_id
     optimizer, scaler = torch.optim.AdamW(encoder.parameters()), torch.amp.GradScaler("cpu", enabled=False)
     return save_checkpoint(

@@ -141,6 +141,6 @@ def check_first_token(tokenizer: PreTrainedTokenizerFast, checkpoint: str) -> No
         raise InputError(
             "its tokenizer adds no first token ([CLS] or <s>), off which a text's vector is read: it would be that "
             f"of the text's first word; {GIVE_OWN}, and tokenize again. (A model that is meant to be read by the "
-            "mean of all tokens needs none: evaluation and search take --pooling mean)",
+            "mean of all tokens needs none: give --pooling mean)",
             checkpoint,
         )
