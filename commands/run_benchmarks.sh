@@ -50,7 +50,7 @@ stage "collection: the documentation of installed Python libraries"
         --beir_dir "$OUT_DIR/collection/python-docs"
 stores="$OUT_DIR/preprocessed-$MAX_SEQ_LENGTH-$MAX_QUERY_LENGTH"
 run "$python" "$root/data/msmarco_data.py" --data_dir "$OUT_DIR/collection/msmarco" --out_data_dir "$stores" \
-    --model_type rdot_nll_condenser --model_name_or_path "$checkpoint" \
+    --model_type auto --model_name_or_path "$checkpoint" \
     --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH"
 
 # 2. Texts to tokens: ours and the library datasets': minutes.
@@ -67,13 +67,15 @@ for mixed in "${precisions[@]}"; do
         --collection_dir "$OUT_DIR/collection/msmarco" --checkpoint "$checkpoint" \
         --rounds "$ROUNDS" --max_seq_length "$MAX_SEQ_LENGTH"
 
-    # 4. Training steps of ours, of sentence-transformers and as published: minutes.
-    stage "training, mixed precision: $mixed"
-    CUDA_VISIBLE_DEVICES="${gpus[0]-}" OMP_NUM_THREADS="$(threads 1)" \
-        run "$python" "$root/evaluate/benchmarks/training.py" --out_dir "$OUT_DIR" --fp16 "$mixed" \
-        --collection_dir "$OUT_DIR/collection/msmarco" --data_dir "$stores" --checkpoint "$checkpoint" \
-        --shape "$SHAPE" --triplets "$TRIPLETS" --rounds "$ROUNDS" --contenders "${contenders[@]}" \
-        --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH"
+    # 4. Training steps of ours, of sentence-transformers and as published, by first tokens and by means: minutes.
+    for reading in cls mean; do
+        stage "training, reading: $reading, mixed precision: $mixed"
+        CUDA_VISIBLE_DEVICES="${gpus[0]-}" OMP_NUM_THREADS="$(threads 1)" \
+            run "$python" "$root/evaluate/benchmarks/training.py" --out_dir "$OUT_DIR" --fp16 "$mixed" \
+            --collection_dir "$OUT_DIR/collection/msmarco" --data_dir "$stores" --checkpoint "$checkpoint" \
+            --reading "$reading" --shape "$SHAPE" --triplets "$TRIPLETS" --rounds "$ROUNDS" \
+            --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH" --contenders "${contenders[@]}"
+    done
 
     # 5. What the clusters' gradients cost, in one process and in two (where each has a GPU, or none): minutes.
     for processes in 1 2; do

@@ -3,7 +3,7 @@
     python evaluate/costs.py
     python evaluate/costs.py --gpu h100 --train_share 0.25
     python evaluate/costs.py --gpu "NVIDIA V100" --peak_tflops 125
-    python evaluate/costs.py --measured runs/benchmarks/training-minilm-float32.json
+    python evaluate/costs.py --measured runs/benchmarks/training-minilm-cls-float32.json
 
 Prints two Markdown tables: the rates, each with its source, and what follows from them for the published
 hyperparameters (commands/run_ance.sh). A time is the operations that a stage cannot do without

@@ -3,11 +3,11 @@
     python data/demo_data.py --msmarco_dir OUT/msmarco --beir_dir OUT/python-docs
     python evaluate/benchmarks/encoding.py --collection_dir OUT/msmarco --checkpoint CHECKPOINT --out_dir OUT
 
-The contenders take turns on the same passages with the same checkpoint; a text's vector is that of its first token:
+The contenders take turns on the same passages with the same checkpoint, which is read as its own files say:
 
     ours                     from a token store to a matrix on the disk (utils/mining/encoding.py)
-    sentence-transformers    SentenceTransformer.encode, from the texts to vectors in memory; in mixed precision its
-                             weights are of that type, where ours are cast to it as they are used
+    sentence-transformers    SentenceTransformer.encode_document, from the texts to vectors in memory; in mixed
+                             precision its weights are of that type, where ours are cast to it as they are used
 
 A collection is tokenized once for all episodes, so our turn has no tokenizing in it; what that costs is measured by
 evaluate/benchmarks/tokenizing.py. Each round's vectors must agree. Speed is also put as the share of the machine's
@@ -30,10 +30,11 @@ import torch
 from data.msmarco_data import read_tsv
 from data.tokenizing import write_token_store
 from evaluate.benchmarks import contenders
-from evaluate.benchmarks.contenders import READING, product_rate
+from evaluate.benchmarks.contenders import product_rate
 from evaluate.benchmarks.library_trainer import load_model
 from evaluate.operations import encoding_operations
-from model.encoders import load_encoder
+from model.encoders import Encoder, load_encoder
+from model.reading import AUTO, find_reading
 from utils.batching import Sequences
 from utils.mining.encoding import encode_store, open_sequences
 from utils.runtime.arguments import DeviceArguments, check_at_least_one, option, parse, required
@@ -71,22 +72,23 @@ class Work:
 
     contenders: dict[str, Callable[[], np.ndarray]]
     sequences: Sequences
-    layers: int
-    width: int
+    encoder: Encoder
 
 
 def make_work(args: Arguments, folder: Path, device: torch.device, precision: Precision) -> Work:
     """Chooses the texts, tokenizes them, and loads the checkpoint in both ways."""
     collection = find_file(args.collection_dir, "collection.tsv")
-    texts = list(read_tsv(collection, READING.passage_text))
+    texts = list(read_tsv(collection))
     count = args.texts or (5_000 if device.type == "cuda" else 1_000)
     if count > len(texts):
         raise InputError(f"holds {len(texts):,} texts, and --texts asks for {count:,}", collection)
     texts = [texts[i] for i in np.random.default_rng(args.seed).permutation(len(texts))[:count]]
-    encoder, tokenizer = load_encoder(args.checkpoint, READING)
-    store, length = folder / "passages", args.max_seq_length
-    write_token_store(store, texts, tokenizer, length, collection, wanted=(), label="texts", total=count)
-    sequences = open_sequences(store, tokenizer, encoder.config, length)
+    encoder, tokenizer = load_encoder(args.checkpoint, find_reading(args.checkpoint, AUTO))
+    reading, store, length = encoder.reading, folder / "passages", args.max_seq_length
+    rows = ((place, text_id, reading.passage_text(text)) for place, text_id, text in texts)
+    named = {"prompt": reading.passage_prompt, "wanted": (), "label": "texts", "total": count}
+    write_token_store(store, rows, tokenizer, length, collection, **named)
+    sequences = open_sequences(store, tokenizer, encoder.config, length, prompt=reading.passage_prompt)
     library = load_model(folder / "library", encoder, tokenizer, length, device).to(precision.dtype)
     encoder = encoder.to(device).eval()
 
@@ -100,7 +102,7 @@ def make_work(args: Arguments, folder: Path, device: torch.device, precision: Pr
             )
 
     def theirs() -> np.ndarray:
-        vectors = library.encode(
+        vectors = library.encode_document(
             [text for _, _, text in texts],
             batch_size=args.library_batch_size,
             show_progress_bar=False,
@@ -108,9 +110,7 @@ def make_work(args: Arguments, folder: Path, device: torch.device, precision: Pr
         )
         return vectors.float().cpu().numpy()
 
-    return Work(
-        {OURS: ours, LIBRARY: theirs}, sequences, encoder.config.num_hidden_layers, encoder.config.hidden_size
-    )
+    return Work({OURS: ours, LIBRARY: theirs}, sequences, encoder)
 
 
 def least_cosine(one: np.ndarray, other: np.ndarray) -> float:
@@ -136,15 +136,18 @@ def measure(args: Arguments, folder: Path, device: torch.device) -> dict:
     seconds = contenders.take_turns(work.contenders, args.rounds, device, between)
     contenders.warn_if_busy(rates)
     lengths, peak = np.diff(work.sequences.offsets), statistics.median(rates)
-    useful = encoding_operations(lengths, work.layers, work.width)
+    config, reading = work.encoder.config, work.encoder.reading
+    layers, width = config.num_hidden_layers, config.hidden_size
+    useful = encoding_operations(lengths, layers, width, reading.pooling)
     results = contenders.summarize(seconds, LIBRARY, {"texts": len(lengths), "tokens": int(lengths.sum())})
     for one in results.values():
         one["useful_share"] = useful / peak / one["median_seconds"]
     return {
         **contenders.describe(args, ("torch", "transformers", LIBRARY), NOT_SETTINGS, device),
         "dtype": str(precision.dtype).removeprefix("torch."),
-        "layers": work.layers,
-        "width": work.width,
+        "layers": layers,
+        "width": width,
+        "reading": str(reading),
         "texts": len(lengths),
         "tokens": int(lengths.sum()),
         "least_cosine": min(cosines),

@@ -2,10 +2,11 @@
 
     python evaluate/benchmarks/library_miner.py --collection_dir MSMARCO --checkpoint CHECKPOINT --out_dir OUT
 
-`mine_hard_negatives` encodes the texts with the checkpoint's first-token vectors, searches with faiss, takes out all
-relevant passages of a query, and draws negatives at random from the best of the rest. It compares directions: vectors
-are normalized, whatever the model was trained for. The result is a data set of lines of a query, one of its positives
-and its negatives, the smallest of the forms that the library has; a query that has too few has no line.
+`mine_hard_negatives` encodes the texts, searches with faiss, takes out all relevant passages of a query, and draws
+negatives at random from the best of the rest. Texts are prepared and pooled as the checkpoint's own files say; layers
+that follow are left out, and it compares directions: vectors are normalized, whatever the model was trained for. The
+result is a data set of lines of a query, one of its positives and its negatives, the smallest of the forms that the
+library has; a query that has too few has no line.
 """
 
 import random
@@ -22,11 +23,13 @@ from sentence_transformers.util import mine_hard_negatives
 
 from data.judgments import read_judgments
 from data.msmarco_data import read_tsv
-from model.reading import published_reading
+from model.families import find_family
+from model.reading import AUTO, Reading, find_reading
 from utils.runtime import distributed
 from utils.runtime.arguments import DeviceArguments, option, parse, required
 from utils.runtime.errors import run
 from utils.runtime.precision import choose_precision
+from utils.stores.pretrained import pretrained_config
 
 
 @dataclass
@@ -41,12 +44,11 @@ class Arguments(DeviceArguments):
     seed: int = option(42, "seed of the negatives")
 
 
-def read_pairs(folder: Path) -> tuple[dict[str, list[str]], list[str]]:
+def read_pairs(folder: Path, reading: Reading) -> tuple[dict[str, list[str]], list[str]]:
     """Each query with each of its relevant passages, as two columns of texts, and the texts of all passages."""
-    prepare = published_reading("rdot_nll_condenser").passage_text
     passages, queries = (
         {text_id: text for _, text_id, text in read_tsv(folder / name, prepare)}
-        for name in ("collection.tsv", "queries.train.tsv")
+        for name, prepare in (("collection.tsv", reading.passage_text), ("queries.train.tsv", reading.query_text))
     )
     pairs = [
         (queries[query], passages[passage])
@@ -61,10 +63,11 @@ def main() -> None:
     args = parse(Arguments, __doc__)
     device = distributed.set_up(args.no_cuda)
     random.seed(args.seed)
-    texts = Transformer(args.checkpoint, max_seq_length=args.max_length, model_kwargs={"add_pooling_layer": False})
-    pooling = Pooling(texts.get_embedding_dimension(), pooling_mode="cls")
+    reading, family = find_reading(args.checkpoint, AUTO), find_family(pretrained_config(args.checkpoint))
+    texts = Transformer(args.checkpoint, max_seq_length=args.max_length, model_kwargs=family.options)
+    pooling = Pooling(texts.get_embedding_dimension(), pooling_mode=reading.pooling)
     model = SentenceTransformer(modules=[texts, pooling], device=str(device))
-    pairs, passages = read_pairs(Path(args.collection_dir))
+    pairs, passages = read_pairs(Path(args.collection_dir), reading)
     with choose_precision(args.fp16, device).autocast():
         mined = mine_hard_negatives(
             Dataset.from_dict(pairs),

@@ -17,7 +17,6 @@ from sentence_transformers import (
     SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.base.sampler import DefaultBatchSampler
-from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
@@ -30,14 +29,18 @@ from utils.runtime.precision import Precision
 
 
 class PairwiseLoss(nn.Module):
-    """The mean pairwise loss, in the form that the library asks of a loss; keeps what the last step saw."""
+    """The mean pairwise loss of dot products times `scale`, in the form that the library asks of a loss.
 
-    def __init__(self, model: SentenceTransformer) -> None:
+    It keeps what the last step saw.
+    """
+
+    def __init__(self, model: SentenceTransformer, scale: float) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.scale = model, scale
 
     def forward(self, features: list[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
         query, positive, negative = (self.model(column)["sentence_embedding"] for column in features)
+        query = self.scale * query
         loss = pairwise_nll((query * positive).sum(-1), (query * negative).sum(-1)).mean()
         self.masks, self.last = [column["attention_mask"] for column in features], loss.detach()
         return loss
@@ -89,12 +92,14 @@ def _first_linear(model: nn.Module) -> nn.Linear:
 def load_model(
     folder: Path, encoder: Encoder, tokenizer: PreTrainedTokenizerBase, max_length: int, device: torch.device
 ) -> SentenceTransformer:
-    """The encoder as the library's own model: transformers' forward pass, the first token's vector."""
+    """The encoder as the library's own model: transformers' forward pass, then the library's modules of its reading.
+
+    `folder` gets the files that it is loaded from.
+    """
     encoder.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    texts = Transformer(str(folder), max_seq_length=max_length, model_kwargs={"add_pooling_layer": False})
-    pooling = Pooling(encoder.config.hidden_size, pooling_mode="cls")
-    return SentenceTransformer(modules=[texts, pooling], device=str(device))
+    encoder.save_reading(folder, max_length, max_length)
+    return SentenceTransformer(str(folder), device=str(device), model_kwargs=encoder.family.options)
 
 
 def train_in_turns(
@@ -103,6 +108,7 @@ def train_in_turns(
     folder: Path,
     *,
     triplets: int,
+    scale: float,
     optimizer: str,
     precision: Precision,
     device: torch.device,
@@ -111,11 +117,12 @@ def train_in_turns(
 ) -> None:
     """Trains on batches of `triplets` rows of `columns` (anchor, positive, negative) in order.
 
+    The texts are as the tokenizer gets them, prompts included. The loss multiplies scores with `scale`.
     `wait` is called before each step, and `give` with what it took. The last batch is there to be made only: what its
     step took is not given. With `optimizer` adamW, AdamW is the library's default one. Raises RuntimeError where the
     matrix products ran in another type than `precision` says.
     """
-    loss = PairwiseLoss(model)
+    loss = PairwiseLoss(model, scale)
     turns = TakeTurns(loss, device, wait, give)
     settings = SentenceTransformerTrainingArguments(
         output_dir=str(folder),

@@ -2,7 +2,7 @@
 
     python data/demo_data.py --msmarco_dir OUT/msmarco --beir_dir OUT/python-docs
     python data/msmarco_data.py --data_dir OUT/msmarco --out_data_dir OUT/preprocessed \\
-        --model_type rdot_nll_condenser --model_name_or_path CHECKPOINT
+        --model_type auto --model_name_or_path CHECKPOINT
     python evaluate/benchmarks/mining.py --collection_dir OUT/msmarco --data_dir OUT/preprocessed \\
         --checkpoint CHECKPOINT --out_dir OUT
 
@@ -17,8 +17,8 @@ its end, which also loads its libraries, the model and the data:
     tokenizing               data/msmarco_data.py: makes the token stores; it is run once a collection, and the other
                              two once an episode
 
-Both miners rank as many passages a query, take out all of its relevant ones and draw as many negatives at random from
-the rest.
+All read the checkpoint as its own files say. Both miners rank as many passages a query, take out all of its relevant
+ones and draw as many negatives at random from the rest.
 """
 
 import statistics
@@ -33,6 +33,7 @@ from datasets import load_from_disk
 
 from evaluate.benchmarks import contenders, processes
 from evaluate.benchmarks.processes import Stage
+from model.reading import AUTO
 from utils.runtime import distributed
 from utils.runtime.arguments import DeviceArguments, LengthArguments, check_at_least_one, option, parse, required
 from utils.runtime.errors import run
@@ -43,7 +44,6 @@ from utils.stores.token_store import TokenStore
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS, LIBRARY, TOKENIZING = "ours", "sentence-transformers", "tokenizing"
-MODEL_TYPE = "rdot_nll_condenser"
 NOT_SETTINGS = ("out_dir", "collection_dir", "data_dir", "checkpoint", "no_cuda")
 
 
@@ -71,7 +71,7 @@ def make_command(name: str, args: Arguments, folder: Path) -> tuple[Path, list[o
     if name == OURS:
         return ROOT / "drivers" / "run_ann_data_gen.py", [
             *("--data_dir", args.data_dir, "--output_dir", folder, "--training_dir", folder / "none"),
-            *("--model_type", MODEL_TYPE, "--init_model_dir", args.checkpoint),
+            *("--model_type", AUTO, "--init_model_dir", args.checkpoint),
             *("--topk_training", args.topk, "--negative_sample", args.negatives),
             *("--cluster_query", "--cluster_centroids", args.clusters),
             *("--per_gpu_eval_batch_size", args.batch_size, *lengths, *settings),
@@ -84,7 +84,7 @@ def make_command(name: str, args: Arguments, folder: Path) -> tuple[Path, list[o
         ]
     return ROOT / "data" / "msmarco_data.py", [
         *("--data_dir", args.collection_dir, "--out_data_dir", folder, *lengths),
-        *("--model_type", MODEL_TYPE, "--model_name_or_path", args.checkpoint),
+        *("--model_type", AUTO, "--model_name_or_path", args.checkpoint),
     ]
 
 

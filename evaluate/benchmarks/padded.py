@@ -1,7 +1,7 @@
 """Triplets as the published code trains on them: every text padded to the full length, and nothing shared.
 
 A query stands in the batch once for each of its negatives, and so does its positive. The encoder is run as
-transformers runs it, over padding and all.
+transformers runs it, over padding and all; its reading and the loss are those of the others.
 """
 
 from dataclasses import dataclass
@@ -78,7 +78,12 @@ class PaddedTripletModel(nn.Module):
         replace_dropout(encoder, nn.Dropout)
 
     def forward(self, batch: PaddedBatch) -> Tensor:
-        query, positive, negative = (
-            self.encoder.model(ids, attention_mask=mask).last_hidden_state[:, 0].float() for ids, mask in batch.texts
-        )
+        query, positive, negative = (self._vectors(ids, mask) for ids, mask in batch.texts)
+        query = self.encoder.reading.scale * query
         return pairwise_nll((query * positive).sum(-1), (query * negative).sum(-1))
+
+    def _vectors(self, ids: Tensor, mask: Tensor) -> Tensor:
+        hidden = self.encoder.model(ids, attention_mask=mask).last_hidden_state.float()  # B, L, H
+        if self.encoder.reading.pooling == "cls":
+            return self.encoder.finish(hidden[:, 0])
+        return self.encoder.finish((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))

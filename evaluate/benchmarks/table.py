@@ -35,7 +35,7 @@ def tokenizing_section(result: dict) -> str:
 def encoding_section(result: dict) -> str:
     """A table of evaluate/benchmarks/encoding.py: a contender a line."""
     return (
-        f"## Encoding: {result['layers']} layers, {result['width']} wide, {result['dtype']}\n\n"
+        f"## Encoding: {result['layers']} layers, {result['width']} wide, {result['dtype']}, {_reading(result)}\n\n"
         f"{_machine(result)}, {result['settings']['rounds']} rounds of {result['texts']:,} texts, "
         f"{result['tokens']:,} tokens. Least cosine of the contenders' vectors of a text: "
         f"{result['least_cosine']:.6f}.\n\n{markdown(_speeds(result, useful_share='useful share of peak'))}"
@@ -65,7 +65,7 @@ def training_section(result: dict) -> str:
     ]
     low, middle, high = (peak[name] / 1e9 for name in ("lowest", "median", "highest"))
     return (
-        f"## Training: {settings['shape']}, {result['dtype']}\n\n"
+        f"## Training: {settings['shape']}, {result['dtype']}, {_reading(result)}\n\n"
         f"{_machine(result)}, {settings['rounds']} rounds. A batch: {settings['triplets']} triplets, "
         f"{batch['distinct_texts']:.0f} distinct texts, {batch['distinct_tokens']:,.0f} tokens, "
         f"{batch['useful_operations'] / 1e9:,.0f} useful GFLOP. Peak in matrix products: {middle:,.0f} GFLOP/s "
@@ -216,6 +216,10 @@ def _speeds(result: dict, **shares: str) -> list[list[str]]:
         for name, one in result["contenders"].items()
     ]
     return [heading, *lines]
+
+
+def _reading(result: dict) -> str:
+    return result.get("reading", "first token")  # results that do not say it are of when there was no other
 
 
 def _machine(result: dict) -> str:

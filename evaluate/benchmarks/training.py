@@ -2,12 +2,14 @@
 
     python data/demo_data.py --msmarco_dir OUT/msmarco --beir_dir OUT/python-docs
     python data/msmarco_data.py --data_dir OUT/msmarco --out_data_dir OUT/preprocessed \\
-        --model_type rdot_nll_condenser --model_name_or_path CHECKPOINT
+        --model_type auto --model_name_or_path CHECKPOINT
     python evaluate/benchmarks/training.py --collection_dir OUT/msmarco --data_dir OUT/preprocessed \\
         --checkpoint CHECKPOINT --out_dir OUT
 
 commands/run_benchmarks.sh does all of this. The contenders, each a process of its own, take steps in turn, on the
-same batches of real texts, with the same model, optimizer and precision; making the batch is part of a step:
+same batches of real texts, with the same model, loss, optimizer and precision; making the batch is part of a step.
+With --reading cls, vectors are those of first tokens, compared by dot product; with --reading mean, means of all
+tokens of length 1, whose scores the loss multiplies with 20, as most embedding models are trained.
 
     erm, dro-greedy, idro    ours: packed batches from token stores, each text encoded once
     sentence-transformers    its own trainer (evaluate/benchmarks/library_trainer.py): texts are tokenized as they
@@ -27,7 +29,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -40,12 +42,13 @@ from data.judgments import qrel_file
 from data.msmarco_data import read_tsv
 from data.tokenizing import load_tokenizer
 from evaluate.benchmarks import contenders
-from evaluate.benchmarks.contenders import READING, Processes, Taken, now, product_rate
+from evaluate.benchmarks.contenders import Processes, Taken, now, product_rate
 from evaluate.benchmarks.library_trainer import load_model, train_in_turns
 from evaluate.benchmarks.padded import PaddedBatch, PaddedTripletModel, make_padded_batch
 from evaluate.operations import useful_operations
 from model.encoders import Encoder
 from model.optimizers import OPTIMIZERS
+from model.reading import AUTO, Reading, find_reading
 from model.training_step import TrainingStep
 from model.triplets import TripletModel
 from utils.batching import Sequences, TripletBatch, make_step_batches, prefetch
@@ -65,6 +68,7 @@ LIBRARY, PUBLISHED = "sentence-transformers", "published"
 OURS = ("erm", "dro-greedy", "idro")
 CONTENDERS = (LIBRARY, *OURS, PUBLISHED)
 REFERENCES = (LIBRARY, "erm")
+READINGS = {"cls": Reading("cls"), "mean": Reading("mean", normalized=True)}
 NEGATIVES_A_LINE = 6
 NOT_SETTINGS = ("out_dir", "collection_dir", "data_dir", "checkpoint", "contenders", "no_cuda")
 
@@ -74,7 +78,8 @@ class Arguments(DeviceArguments, LengthArguments):
     out_dir: str = required("where training-….json goes")
     collection_dir: str = required("the texts, in MS MARCO's files: collection.tsv and queries.train.tsv")
     data_dir: str = required("token stores of the same texts, as data/msmarco_data.py writes them")
-    checkpoint: str = required("the checkpoint (folder or hub name) whose tokenizer the stores were made with")
+    checkpoint: str = required("the checkpoint (folder or hub name) with whose tokenizer and prompts these were made")
+    reading: str = option("cls", "cls: first tokens, dot products; mean: means of all tokens, length 1, scale 20")
     shape: str = option("minilm", "minilm (6 layers, 384 wide), mid (12, 384), base (12, 768) or tiny")
     triplets: int = option(64, "triplets a step")
     rounds: int = option(7, "steps of each contender that count, after one that does not")
@@ -88,6 +93,8 @@ class Arguments(DeviceArguments, LengthArguments):
     def __post_init__(self) -> None:
         contenders.check_shape(self.shape)
         check_at_least_one(self, "triplets", "rounds", "clusters")
+        if self.reading not in READINGS:
+            raise InputError(f"--reading {self.reading!r}: there are {', '.join(READINGS)}")
         if self.optimizer not in OPTIMIZERS:
             raise InputError(f"--optimizer {self.optimizer!r}: there are {', '.join(OPTIMIZERS)}")
         unknown = set(self.contenders) - set(CONTENDERS)
@@ -103,6 +110,7 @@ class Lines:
     plain: Episode
     queries: TokenStore
     passages: TokenStore
+    reading: Reading
     tokenizer: PreTrainedTokenizerBase
     batch_size: int
     batches: int
@@ -126,10 +134,12 @@ def draw_lines(args: Arguments, folder: Path) -> Lines:
     The first batch warms up, and the last one is made but not trained on: batches are made a step ahead. Negatives
     are any passages but the line's own positive. Where queries run out, they come again.
     """
-    tokenizer = load_tokenizer(args.checkpoint, READING.pooling)
-    queries = TokenStore(Path(args.data_dir, "train-query")).expect(tokenizer, args.max_query_length)
-    passages = TokenStore(Path(args.data_dir, "passages")).expect(tokenizer, args.max_seq_length)
-    qrels = read_qrels(qrel_file(Path(args.data_dir), "train"), len(queries), len(passages))
+    reading = make_reading(args)
+    tokenizer = load_tokenizer(args.checkpoint, reading.pooling)
+    data_dir, prompts = Path(args.data_dir), (reading.query_prompt, reading.passage_prompt)
+    queries = TokenStore(data_dir / "train-query").expect(tokenizer, args.max_query_length, prompts[0])
+    passages = TokenStore(data_dir / "passages").expect(tokenizer, args.max_seq_length, prompts[1])
+    qrels = read_qrels(qrel_file(data_dir, "train"), len(queries), len(passages))
     positives = qrels.within(len(passages)).positives
     generator = np.random.default_rng(args.seed)
     batches = args.rounds + 2
@@ -142,29 +152,39 @@ def draw_lines(args: Arguments, folder: Path) -> Lines:
     mined = folder / "ann_training_data_0"
     write_mined_file(mined, iter([MinedLines(query_rows, positive_rows, negatives, clusters)]))
     episodes = (read_episode(mined, len(queries), len(passages), n_groups) for n_groups in (args.clusters, None))
-    return Lines(*episodes, queries, passages, tokenizer, args.triplets, batches)
+    return Lines(*episodes, queries, passages, reading, tokenizer, args.triplets, batches)
+
+
+def make_reading(args: Arguments) -> Reading:
+    """How all contenders read: by `args.reading`, texts prepared as the checkpoint's own files say."""
+    own = find_reading(args.checkpoint, AUTO)
+    texts = {name: getattr(own, name) for name in ("query_prompt", "passage_prompt", "lowercase")}
+    return replace(READINGS[args.reading], **texts)
 
 
 def read_columns(collection_dir: str | Path, lines: Lines) -> dict[str, list[str]]:
     """The texts of all triplets, as sentence-transformers takes them: columns anchor, positive and negative."""
     triplets = np.arange(lines.batches * lines.batch_size)
     line = lines.grouped.line_of(triplets)
+    query_text, passage_text = lines.reading.query_text, lines.reading.passage_text
     return {
-        name: _texts(collection_dir, store, rows)
-        for name, store, rows in (
-            ("anchor", lines.queries, lines.grouped.query_rows[line]),
-            ("positive", lines.passages, lines.grouped.positive_rows[line]),
-            ("negative", lines.passages, lines.grouped.negative_rows[triplets]),
+        name: _texts(collection_dir, store, rows, prepare)
+        for name, store, rows, prepare in (
+            ("anchor", lines.queries, lines.grouped.query_rows[line], query_text),
+            ("positive", lines.passages, lines.grouped.positive_rows[line], passage_text),
+            ("negative", lines.passages, lines.grouped.negative_rows[triplets], passage_text),
         )
     }
 
 
-def _texts(collection_dir: str | Path, store: TokenStore, rows: np.ndarray) -> list[str]:
+def _texts(
+    collection_dir: str | Path, store: TokenStore, rows: np.ndarray, prepare: Callable[[str], str]
+) -> list[str]:
     """What the tokenizer was given for each of these rows, from the file that the store was made of."""
     path = Path(collection_dir, store.meta.source_file)
     ids = [store.ids[row] for row in rows]
     wanted: dict[str, str | None] = dict.fromkeys(ids)
-    for _, text_id, text in read_tsv(path, READING.passage_text):
+    for _, text_id, text in read_tsv(path, prepare):
         if text_id in wanted:
             wanted[text_id] = text
     missing = [text_id for text_id, text in wanted.items() if text is None]
@@ -234,7 +254,7 @@ def make_turn(name: str, args: Arguments, lines: Lines, device: torch.device) ->
 
 
 def make_encoder(args: Arguments, lines: Lines) -> Encoder:
-    encoder = contenders.make_encoder(args.shape, len(lines.tokenizer), args.dropout)
+    encoder = contenders.make_encoder(args.shape, len(lines.tokenizer), args.dropout, lines.reading)
     check_length(encoder.config, "passages", args.max_seq_length)
     return encoder
 
@@ -258,6 +278,7 @@ def take_steps(
             read_columns(args.collection_dir, lines),
             folder,
             triplets=args.triplets,
+            scale=lines.reading.scale,
             optimizer=args.optimizer,
             precision=choose_precision(args.fp16, device),
             device=device,
@@ -302,13 +323,14 @@ def measure(args: Arguments, folder: Path, device: torch.device) -> dict:
     contenders.warn_if_busy(rates)
     lengths = [lines.distinct_lengths(number) for number in range(1, args.rounds + 1)]
     distinct_tokens = [int(of_batch.sum()) for of_batch in lengths]
-    useful = [useful_operations(of_batch, layers, width) for of_batch in lengths]
+    useful = [useful_operations(of_batch, layers, width, lines.reading.pooling) for of_batch in lengths]
     peak = statistics.median(rates)
     return {
         **contenders.describe(args, ("torch", "transformers", LIBRARY), NOT_SETTINGS, device),
         "dtype": str(precision.dtype).removeprefix("torch."),
         "layers": layers,
         "width": width,
+        "reading": str(lines.reading),
         "batch": {
             "distinct_texts": statistics.median(map(len, lengths)),
             "distinct_tokens": statistics.median(distinct_tokens),
@@ -361,7 +383,7 @@ def main() -> None:
     device = contenders.set_up_one_process(args.no_cuda)
     with tempfile.TemporaryDirectory() as folder:
         result = measure(args, Path(folder), device)
-    path = Path(args.out_dir, f"training-{args.shape}-{result['dtype']}.json")
+    path = Path(args.out_dir, f"training-{args.shape}-{args.reading}-{result['dtype']}.json")
     write_json(path, result)
     say(f"wrote {path}")
 

@@ -1,6 +1,7 @@
 """The benchmarks of tokenizing and of encoding: that both contenders do the same work, and what is written of it."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from evaluate.benchmarks import contenders, encoding, table, tokenizing
+from model.encoders import Encoder
+from model.reading import Reading
 from tests.tiny import WORDS, tiny_bert_tokenizer
 from tests.tiny_models import tiny_bert
 from utils.runtime.errors import InputError
@@ -66,10 +69,23 @@ def test_both_scripts_write_every_figure_and_the_table_shows_it(settings, tmp_pa
     call(table.main, monkeypatch, tmp_path)
     page = (tmp_path / "benchmarks.md").read_text()
     assert "## Tokenizing" in page
-    assert "## Encoding: 2 layers, 16 wide, float32" in page
+    assert "## Encoding: 2 layers, 16 wide, float32, first token, lowercased" in page
     for result in (tokens, vectors):
         for name, one in result["contenders"].items():
             assert f"| {name} | {one['median_seconds']:.3f} | {one['texts_per_second']:,.1f} |" in page
+
+
+@pytest.mark.parametrize("reading", [Reading("mean", True, "", "Sky: "), Reading("mean", lowercase=True)], ids=str)
+def test_both_read_as_the_checkpoint_declares(settings, tmp_path, reading):
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(settings["checkpoint"], checkpoint)
+    Encoder(tiny_bert().model, reading).save_reading(checkpoint, 16, 16)
+    args = encoding.Arguments(str(tmp_path), settings["collection_dir"], str(checkpoint), texts=30, max_seq_length=16)
+    work = encoding.make_work(args, tmp_path, CPU, Precision("cpu", torch.float32))
+    assert work.encoder.reading == reading
+    ours, theirs = (give() for give in work.contenders.values())
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert np.allclose(np.linalg.norm(ours, axis=1), 1) == reading.normalized
 
 
 def test_the_contenders_agree_in_mixed_precision(settings, tmp_path):

@@ -14,7 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from data import msmarco_data
 from evaluate.benchmarks import contenders, library_trainer, table, training
 from evaluate.benchmarks.contenders import Taken
+from model.encoders import Encoder
+from model.forward import last_hidden
+from model.reading import Reading
 from tests.tiny import WORDS, tiny_bert_tokenizer
+from tests.tiny_models import tiny_bert
 from utils.batching import Sequences, make_triplet_batch
 from utils.runtime.errors import InputError
 from utils.runtime.precision import choose_precision
@@ -33,9 +37,14 @@ def call(main, *flags) -> None:
 
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory) -> list[str]:
-    """The flags that name a collection of short texts of few words, its token stores and its tokenizer."""
+    """The flags that name a collection of short texts of few words, its token stores and their checkpoint.
+
+    It declares prompts, and that texts are lowercased, which its tokenizer does not do.
+    """
     folder = tmp_path_factory.mktemp("collection")
     checkpoint = tiny_bert_tokenizer(folder / "checkpoint")
+    encoder = Encoder(tiny_bert().model, Reading("mean", True, "How: ", "blue ", lowercase=True))
+    encoder.save_reading(Path(checkpoint), 16, 16)
     generator = np.random.default_rng(0)
 
     def write(name: str, count: int, most: int) -> None:
@@ -48,7 +57,7 @@ def collection(tmp_path_factory) -> list[str]:
         (folder / f"qrels.{split}.tsv").write_text("".join(f"{query}\t0\t{3 * query}\t1\n" for query in range(12)))
     lengths = ["--max_seq_length", "16", "--max_query_length", "16"]
     stores = folder / "preprocessed"
-    tokenizer = ["--model_name_or_path", checkpoint, "--model_type", training.MODEL_TYPE]
+    tokenizer = ["--model_name_or_path", checkpoint, "--model_type", "auto"]
     call(msmarco_data.main, "--data_dir", folder, "--out_data_dir", stores, *tokenizer, *lengths)
     return ["--collection_dir", str(folder), "--data_dir", str(stores), "--checkpoint", checkpoint, *lengths]
 
@@ -87,11 +96,11 @@ def take_all(arguments, folder) -> dict[str, list[Taken]]:
     return taken
 
 
-@pytest.mark.parametrize("optimizer", ["lamb", "adamW"])
+@pytest.mark.parametrize(("optimizer", "reading"), [("lamb", "cls"), ("adamW", "cls"), ("adamW", "mean")])
 def test_all_contenders_see_the_same_batches_and_the_plain_ones_train_alike(
-    arguments, large_weights, optimizer, tmp_path
+    arguments, large_weights, optimizer, reading, tmp_path
 ):
-    arguments.optimizer = optimizer
+    arguments.optimizer, arguments.reading = optimizer, reading
     losses = {name: [one.loss for one in steps] for name, steps in take_all(arguments, tmp_path).items()}
     assert [len(of_one) for of_one in losses.values()] == [4] * 5
     assert all(of_one[0] == pytest.approx(losses["erm"][0], rel=1e-4) for of_one in losses.values())
@@ -119,14 +128,41 @@ def test_tokens_and_positions_are_those_of_the_texts(arguments, tmp_path):
         assert counted[training.PUBLISHED] == (of_triplets, 3 * 10 * 16)
 
 
-def test_useful_operations_are_those_of_the_packed_forward_pass_three_times(arguments, tmp_path):
+@pytest.mark.parametrize("reading", training.READINGS)
+def test_useful_operations_are_those_of_the_packed_forward_pass_three_times(arguments, reading, tmp_path):
+    arguments.reading = reading
     lines = training.draw_lines(arguments, tmp_path)
     batch = make_triplet_batch(lines.plain, lines.triplets_of(0), Sequences(lines.queries), Sequences(lines.passages))
     encoder = training.make_encoder(arguments, lines).eval()
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        encoder(batch.tokens)
+        last_hidden(encoder.model, encoder.family, batch.tokens, first_only=reading == "cls")
     layers, width, _ = contenders.SHAPES["tiny"]
-    assert training.useful_operations(lines.distinct_lengths(0), layers, width) == 3 * counter.get_total_flops()
+    useful = training.useful_operations(lines.distinct_lengths(0), layers, width, reading)
+    assert useful == 3 * counter.get_total_flops()
+
+
+@pytest.mark.parametrize("reading", training.READINGS)
+def test_a_loss_is_that_of_the_readings_scores(arguments, large_weights, reading, tmp_path):
+    """From transformers' forward pass of each text by itself, and the text that the columns have."""
+    arguments.reading = reading
+    lines = training.draw_lines(arguments, tmp_path)
+    encoder = training.make_encoder(arguments, lines).eval()
+    columns = training.read_columns(arguments.collection_dir, lines)
+
+    @torch.no_grad()
+    def vector(text: str) -> torch.Tensor:
+        tokens = lines.tokenizer(text, truncation=True, max_length=16, return_tensors="pt")
+        hidden = encoder.model(**tokens).last_hidden_state[0]
+        return hidden[0] if reading == "cls" else 20**0.5 * torch.nn.functional.normalize(hidden.mean(0), dim=0)
+
+    losses = []
+    for triplet in zip(*(columns[name][:10] for name in ("anchor", "positive", "negative")), strict=True):
+        assert [text.startswith(("how: ", "blue ")[n > 0]) for n, text in enumerate(triplet)] == [True] * 3
+        assert "Cat" not in " ".join(triplet)
+        query, positive, negative = map(vector, triplet)
+        losses.append(-torch.log_softmax(torch.stack([query @ positive, query @ negative]), 0)[0])
+    arguments.contenders = ["erm"]
+    assert take_all(arguments, tmp_path)["erm"][0].loss == pytest.approx(float(torch.stack(losses).mean()), rel=1e-4)
 
 
 def test_results_are_over_the_rounds_that_count():
@@ -153,10 +189,10 @@ def test_the_script_writes_every_figure_and_the_table_shows_it(collection, tmp_p
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     small = ["--shape", "tiny", "--triplets", 10, "--rounds", 2, "--clusters", 3, "--product_size", 64, "--no_cuda"]
     names = training.LIBRARY, "erm", training.PUBLISHED
-    call(training.main, "--out_dir", tmp_path, *collection, *small, "--contenders", *names)
-    result = json.loads((tmp_path / "training-tiny-float32.json").read_text())
+    call(training.main, "--out_dir", tmp_path, *collection, *small, "--reading", "mean", "--contenders", *names)
+    result = json.loads((tmp_path / "training-tiny-mean-float32.json").read_text())
     assert set(result) == {
-        *("device", "threads", "versions", "dtype", "settings", "layers", "width", "batch"),
+        *("device", "threads", "versions", "dtype", "settings", "layers", "width", "reading", "batch"),
         *("peak_operations_a_second", "libraries_gib", "contenders"),
     }
     assert list(result["contenders"]) == list(names)
@@ -177,10 +213,10 @@ def test_the_script_writes_every_figure_and_the_table_shows_it(collection, tmp_p
     call(table.main, "--out_dir", tmp_path)
     page = (tmp_path / "benchmarks.md").read_text()
     assert capsys.readouterr().out == page
-    assert "## Training: tiny, float32" in page
+    assert "## Training: tiny, float32, mean of all tokens, length 1, scale 20, queries after 'How: '" in page
     for name in names:
         assert f"| {name} | {result['contenders'][name]['median_seconds']:.3f} |" in page
-    assert json.loads((tmp_path / "benchmarks.json").read_text()) == {"training-tiny-float32.json": result}
+    assert json.loads((tmp_path / "benchmarks.json").read_text()) == {"training-tiny-mean-float32.json": result}
 
 
 @pytest.mark.skipif(choose_precision(True, CPU).dtype == torch.float32, reason="this CPU has no bfloat16")
@@ -212,6 +248,7 @@ def test_texts_of_another_collection_are_refused(arguments, tmp_path):
         ({"contenders": ["erm", "sgd"]}, "--contenders erm sgd: there are sentence-transformers"),
         ({"rounds": 0}, "--rounds is 0"),
         ({"optimizer": "sgd"}, "--optimizer 'sgd'"),
+        ({"reading": "max"}, "--reading 'max': there are cls, mean"),
     ],
 )
 def test_misuse_is_told(changed, reason):
