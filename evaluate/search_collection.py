@@ -245,7 +245,9 @@ class Searcher:
         if not run and not (args.model_name_or_path and args.collection):
             raise InputError("give --run_dir, or both of --model_name_or_path and --collection")
         checkpoint = args.model_name_or_path or str(run.newest_checkpoint())
-        model_type = args.model_type or (run.setting("MODEL_TYPE") if run else AUTO)
+        given = {name: value for name, value in args.reading.items() if value is not None}
+        flags = run.reading if run else {"model_type": AUTO}
+        flags |= given if args.model_type else given | {"model_type": flags["model_type"]}
         collection = find_collection(run, args.collection, checkpoint_step(checkpoint, run.models) if run else 0)
         store = TokenStore(collection.tokens / "passages")
         source = printable(store.meta.source_file)
@@ -256,7 +258,7 @@ class Searcher:
         self._device = distributed.set_up(args.no_cuda)
         self._texts = Texts(store, Path(args.data_dir) if args.data_dir else collection.data_dir)
         self._depth = min(args.depth, len(store))
-        self._reading = find_reading(checkpoint, **args.reading | {"model_type": model_type})
+        self._reading = find_reading(checkpoint, **flags)
         loaded = load_store_encoder(
             checkpoint,
             self._reading,

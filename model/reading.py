@@ -133,7 +133,9 @@ class Reading:
         return text.lower() if self.lowercase else text
 
     def __str__(self) -> str:
-        parts = [{"cls": "first token", "mean": "mean of all tokens"}[self.pooling], *map(str, self.head)]
+        of_type = self.model_type != AUTO and MODEL_TYPES[self.model_type].ance_head
+        parts = [{"cls": "first token", "mean": "mean of all tokens"}[self.pooling]]
+        parts += ["ANCE's head"] if of_type else map(str, self.head)
         parts += ["length 1"] if self.normalized else []
         parts += [f"scale {self.scale:g}"] if self.scale != 1 else []
         for name, prompt in (("queries", self.query_prompt), ("passages", self.passage_prompt)):
@@ -186,13 +188,13 @@ def published_reading(model_type: str) -> Reading:
 
 def _undeclared(checkpoint: str, cache_dir: str | None, pooling: str | None) -> Reading:
     """Of a checkpoint without modules.json: the published type that it is of, or what the flags say."""
-    if pooling is not None:
-        return Reading(pooling)
     architecture = pretrained_config(checkpoint, cache_dir).model_type
-    if architecture == "bert":
-        return published_reading("rdot_nll_condenser")
     if architecture == "roberta" and {"embeddingHead.weight", "norm.weight"} <= weight_names(checkpoint, cache_dir):
         return published_reading("rdot_nll")
+    if pooling is not None:
+        return Reading(pooling)
+    if architecture == "bert":
+        return published_reading("rdot_nll_condenser")
     raise InputError(
         "does not say how it is meant to be read (it has no modules.json). Its makers do: give --pooling cls or "
         "--pooling mean, and --normalize 1 where they compare by cosine",

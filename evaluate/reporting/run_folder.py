@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from utils.runtime.arguments import prompt_of_flag
 from utils.runtime.errors import InputError
 from utils.stores.checkpoint import newest_checkpoint
 from utils.stores.files import read_lines
@@ -41,6 +42,14 @@ class RunFolder:
         if name not in self.settings:
             raise InputError(f"no settings.* file there holds {name}; they were altered", self.path)
         return self.settings[name]
+
+    @property
+    def reading(self) -> dict[str, str | float | bool]:
+        """How its checkpoints are read, as `find_reading` takes it; a version before noted the model type alone."""
+        kinds = {"POOLING": str, "NORMALIZE": "1".__eq__, "SCALE": float, "LOWERCASE": "1".__eq__}
+        kinds |= {"QUERY_PROMPT": prompt_of_flag, "PASSAGE_PROMPT": prompt_of_flag}
+        noted = {name.lower(): kind(self.setting(name)) for name, kind in kinds.items() if name in self.settings}
+        return noted | {"model_type": self.setting("MODEL_TYPE")}
 
     @property
     def tokens(self) -> Path:

@@ -65,7 +65,7 @@ class ReadingArguments:
         given = {name: getattr(self, name) for name in ("model_type", "pooling", "normalize", "scale", "lowercase")}
         for name in ("query_prompt", "passage_prompt"):
             prompt = getattr(self, name)
-            given[name] = prompt if prompt is None else prompt.replace("\\n", "\n")  # see `prompt_flag`
+            given[name] = prompt if prompt is None else prompt_of_flag(prompt)
         return given | {"cache_dir": self.cache_dir or None}
 
 
@@ -87,6 +87,11 @@ class LengthArguments:
 def prompt_flag(prompt: str) -> str:
     """A prompt as it is given on a command line, in one line."""
     return prompt.replace("\n", "\\n")
+
+
+def prompt_of_flag(flag: str) -> str:
+    """The prompt that `prompt_flag` was given."""
+    return flag.replace("\\n", "\n")
 
 
 def check_at_least_one(arguments: Any, *names: str) -> None:
