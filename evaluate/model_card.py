@@ -4,8 +4,9 @@
 
 What stands in it is read from the run: its settings, the sizes of its token stores, and this checkpoint's metrics
 from results/results.json, which the metadata carries too, as the hub shows them (model-index). A checkpoint that was
-not evaluated says so. Whatever the run does not know is left out rather than guessed: the names that its data and its
-initial checkpoint have on the hub, and the license, which follows from theirs; whoever publishes can tell.
+not evaluated says so. How vectors are made and compared is what the checkpoint's own files declare. Whatever the run
+does not know is left out rather than guessed: the names that its data and its initial checkpoint have on the hub, and
+the license, which follows from theirs; whoever publishes can tell.
 
 Names come from folders and settings that anybody may have named. In the text they stand as code, where neither
 Markdown nor HTML is read; in the metadata huggingface_hub writes them as YAML strings. Of a path only the last
@@ -23,14 +24,18 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from evaluate.metrics_file import COLLAPSED, RunMetrics
+from evaluate.reporting.loading_program import transformers_program
 from evaluate.reporting.run_folder import RunFolder
 from evaluate.reporting.tables import markdown
+from model.reading import HEAD_LAYERS, TEXTS, HeadLayer, Reading, declared_reading
 from utils.runtime.arguments import option, parse, required
 from utils.runtime.errors import InputError, run
 from utils.runtime.logs import say
 from utils.runtime.plain_text import printable, without_folders
 from utils.stores.episode import METRICS
 from utils.stores.files import atomic_file, read_json
+from utils.stores.pretrained import pretrained_config
+from utils.stores.sentence_modules import read_modules
 from utils.stores.token_store import TokenStore
 
 LICENSES = Path(__file__).with_name("licenses.txt")  # of https://huggingface.co/docs/hub/repositories-licenses
@@ -72,29 +77,34 @@ class Arguments:
 
 
 @dataclass(frozen=True)
-class Encoder:
-    """What a checkpoint says of itself: its vectors' size, the tokens that it reads, and what becomes of a text."""
+class Checkpoint:
+    """What a checkpoint says of itself: its vectors' size, how it is read, and its lengths in tokens.
+
+    `head` has the layers of a published type, too, which are not in its reading.
+    """
 
     dimensions: int
-    max_length: int
-    lowercases: bool
-    has_head: bool
+    reading: Reading
+    head: tuple[HeadLayer, ...]
+    passage_length: int
+    query_length: int
 
     @classmethod
-    def of(cls, checkpoint: Path) -> "Encoder":
+    def of(cls, path: Path) -> "Checkpoint":
         """`InputError` where it is no checkpoint of this project."""
-        config = read_json(checkpoint / "config.json")
-        reads = read_json(checkpoint / "sentence_bert_config.json")
-        has_head = (checkpoint / "2_Dense").is_dir()
-        try:
-            dimensions = (
-                read_json(checkpoint / "2_Dense/config.json")["out_features"] if has_head else config["hidden_size"]
-            )
-            return cls(dimensions, reads["max_seq_length"], config["model_type"] == "bert", has_head)
-        except KeyError as error:
-            raise InputError(
-                f"its configuration lacks {error}; is it one of this project's checkpoints?", checkpoint
-            ) from None
+        name, reads = str(path), read_json(path / TEXTS)
+        reading = declared_reading(name)
+        if reading is None or "max_seq_length" not in reads:
+            raise InputError("does not say how it is read; is it one of this project's checkpoints?", path)
+        head = tuple(HEAD_LAYERS[module.kind](module) for module in read_modules(name) if module.kind in HEAD_LAYERS)
+        length = reads["max_seq_length"]
+        return cls(
+            head[-1].out_features if head else pretrained_config(name).hidden_size,
+            reading,
+            head,
+            length,
+            reads.get("query_length", length),
+        )
 
 
 def is_hub_name(name: str) -> bool:
@@ -178,46 +188,29 @@ def metadata(args: Arguments, run: RunFolder, name: str, metrics: list[tuple[str
     )
 
 
-def loading(encoder: Encoder, path: str) -> str:
+def loading(checkpoint: Checkpoint, path: str) -> str:
     """Both ways to load the checkpoint, as programs that run in its folder, or anywhere by its name on the hub."""
-    lower = "    texts = [text.lower() for text in texts]\n" if encoder.lowercases else ""
-    imports = "from transformers import AutoModel, AutoTokenizer\n"
-    head, result = "", "    return vectors\n"
-    if encoder.has_head:
-        imports = f"from safetensors.torch import load_file\n{imports}from transformers.utils import cached_file\n"
-        head = (
-            'dense, norm = (cached_file(path, f"{name}/model.safetensors") for name in ("2_Dense", "3_LayerNorm"))\n'
-            "dense, norm = load_file(dense), load_file(norm)\n"
-        )
-        result = (
-            '    vectors = torch.nn.functional.linear(vectors, dense["linear.weight"], dense["linear.bias"])\n'
-            '    size, weight, bias = vectors.shape[1:], norm["norm.weight"], norm["norm.bias"]\n'
-            "    return torch.nn.functional.layer_norm(vectors, size, weight, bias)\n"
-        )
-    return f"""Vectors are compared by dot product; they are not of length 1.
+    reading = checkpoint.reading
+    comparison = (
+        "Vectors have length 1 and are compared by cosine, which is then their dot product."
+        if reading.normalized
+        else "Vectors are compared by dot product; they are not of length 1."
+    )
+    return f"""{comparison} They are read by: {code(str(reading))}.
 
 ```python
 from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer("{path}")
-queries, passages = model.encode(["how do I sort a list"]), model.encode(["Return a new sorted list."])
+queries = model.encode_query(["how do I sort a list"])
+passages = model.encode_document(["Return a new sorted list."])
 print(model.similarity(queries, passages))
 ```
 
 The same with transformers alone:
 
 ```python
-import torch
-{imports}
-path = "{path}"
-model, tokenizer = AutoModel.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
-{head}
-@torch.inference_mode()
-def encode(texts):
-{lower}    options = dict(padding=True, truncation=True, max_length={encoder.max_length}, return_tensors="pt")
-    vectors = model(**tokenizer(texts, **options)).last_hidden_state[:, 0]
-{result}
-print(encode(["how do I sort a list"]) @ encode(["Return a new sorted list."]).T)
+{transformers_program(reading, checkpoint.head, path, checkpoint.query_length, checkpoint.passage_length)}
 ```
 
 transformers may warn of weights that it leaves aside, and of a `pooler` that starts at random: it is not used."""
@@ -247,16 +240,21 @@ Measured by trec_eval's code on exact search over the whole collection.{encoded}
 collection and were not trained on; those of split *test* ask of other collections."""
 
 
-def body(args: Arguments, run: RunFolder, name: str, encoder: Encoder, metrics: list[tuple[str, RunMetrics]]) -> str:
-    query_length = TokenStore(run.tokens / "train-query").meta.max_length
+def body(
+    args: Arguments, run: RunFolder, name: str, checkpoint: Checkpoint, metrics: list[tuple[str, RunMetrics]]
+) -> str:
     settings = [["setting", "value"], *([code(k), code(without_folders(v))] for k, v in run.settings.items())]
     license = OTHER_LICENSE if args.license == "other" else f"The license is {code(args.license)}."
     initial = args.base_model or run.setting("CHECKPOINT")
+    scores = "cosines" if checkpoint.reading.normalized else "dot products"
     documents = run.setting("MODEL_TYPE") == "rdot_nll_multi_chunk"
+    lengths = (
+        f"A passage is read up to {checkpoint.passage_length:,} tokens, a query up to {checkpoint.query_length:,}"
+    )
+    if checkpoint.query_length < checkpoint.passage_length:
+        lengths += " (by sentence-transformers before version 6 as far as a passage)"
     limits = [
-        f"A text is read up to {encoder.max_length:,} tokens; in training, queries were read up to {query_length:,}. "
-        "Where a query is longer than that, `model[0].query_length` and `model.encode_query` cut it the same way "
-        "(sentence-transformers 6).",
+        f"{lengths}.",
         "A score orders the passages of one query. It is no probability, and scores of two queries do not compare.",
         "How good it is on texts and languages unlike those above is not known.",
     ]
@@ -265,18 +263,20 @@ def body(args: Arguments, run: RunFolder, name: str, encoder: Encoder, metrics: 
             "In training and evaluation a document was cut into chunks, of which the best one scored. Loaded as "
             "above, the model encodes a document's beginning only."
         )
-    if encoder.lowercases:
+    if checkpoint.reading.query_prompt or checkpoint.reading.passage_prompt:
+        limits.append("`encode_query` and `encode_document` put prompts before a text; plain `encode` does not.")
+    if checkpoint.reading.lowercase:
         limits.append("Texts are lowercased before they are tokenized.")
     return f"""# {code(name)}
 
-A dense retriever: a text becomes a vector of {encoder.dimensions} numbers, and the passages whose vectors have the
-largest dot products with a query's are its answers. It was trained from {code(without_folders(initial))} on hard
+A dense retriever: a text becomes a vector of {checkpoint.dimensions} numbers, and the passages whose vectors have the
+largest {scores} with a query's are its answers. It was trained from {code(without_folders(initial))} on hard
 negatives from its own nearest neighbours (ANCE, [arXiv:2007.00808](https://arxiv.org/abs/2007.00808)).
 {OBJECTIVES.get(run.setting("OBJECTIVE"), "")}
 
 ## Load it
 
-{loading(encoder, args.hub_name or ".")}
+{loading(checkpoint, args.hub_name or ".")}
 
 ## Training data
 
@@ -300,12 +300,12 @@ negatives from its own nearest neighbours (ANCE, [arXiv:2007.00808](https://arxi
 
 def model_card(args: Arguments) -> ModelCard:
     """The card. Raises `InputError` where the folders are no checkpoint and no run."""
-    run, checkpoint = RunFolder(Path(args.run_dir)), Path(args.checkpoint)
-    encoder = Encoder.of(checkpoint)
-    metrics = read_metrics_of(checkpoint, run.path / "results" / "results.json", run.setting("CHECKPOINT"))
-    name = printable(args.hub_name or f"{run.path.resolve().name}/{checkpoint.resolve().name}")
+    run, path = RunFolder(Path(args.run_dir)), Path(args.checkpoint)
+    checkpoint = Checkpoint.of(path)
+    metrics = read_metrics_of(path, run.path / "results" / "results.json", run.setting("CHECKPOINT"))
+    name = printable(args.hub_name or f"{run.path.resolve().name}/{path.resolve().name}")
     data = metadata(args, run, name, metrics)
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body(args, run, name, encoder, metrics)}")
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body(args, run, name, checkpoint, metrics)}")
 
 
 def main() -> None:

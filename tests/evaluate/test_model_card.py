@@ -1,5 +1,6 @@
 """The model card: what it says of a run, that hostile names stay names, and that its examples give our vectors."""
 
+import ast
 import json
 import re
 import shutil
@@ -13,8 +14,13 @@ from huggingface_hub.utils import filter_repo_objects
 from evaluate import model_card
 from evaluate.metrics_file import RunMetrics
 from evaluate.model_card import Arguments, code
-from tests.tiny_run import COLLECTION, STEP, call, make_run, save_tiny_checkpoint
+from model.encoders import ance_head
+from model.reading import Reading, published_reading
+from tests.model.test_saving import READINGS, encode, save
+from tests.tiny_models import load_encoder, tiny_bert
+from tests.tiny_run import COLLECTION, STEP, call, make_run
 from utils.runtime.errors import InputError
+from utils.stores.files import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "x`|<script>alert(1)</script>\n---\nlicense: mit\n![a](http://b) \x1b[31m: {evil: yes} 'q\" #"
@@ -177,29 +183,83 @@ def test_the_hubs_licenses_are_taken(license):
 
 
 def test_folders_that_are_no_checkpoint_and_no_run_are_named(run, tmp_path):
-    with pytest.raises(InputError, match=r"config\.json: no such file"):
+    with pytest.raises(InputError, match=r"sentence_bert_config\.json: no such file"):
         call(model_card, "--checkpoint", tmp_path, "--run_dir", run)
     with pytest.raises(InputError, match=r"settings\.tokenize: no such file; is the folder that of a run"):
         call(model_card, "--checkpoint", run / "saved_models" / f"checkpoint-{STEP}", "--run_dir", tmp_path)
+    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 24}')
+    with pytest.raises(InputError, match="does not say how it is read; is it one of this project's checkpoints"):
+        call(model_card, "--checkpoint", tmp_path, "--run_dir", run)
     (run / "results" / "results.json").write_text('{"rows": [{"dev": {"run": 1}}]}')
     with pytest.raises(InputError, match=r"results\.json: is not what evaluate/results_table\.py writes"):
         write_card(run)
 
 
-@pytest.mark.parametrize("model_type", ["rdot_nll", "rdot_nll_condenser"])
-def test_the_examples_run_and_give_the_same_scores(run, tmp_path, model_type, monkeypatch, capsys):
-    checkpoint = save_tiny_checkpoint(tmp_path / "saved_models", model_type)
+PROMPTS, DENSE, HEAD = (READINGS[name] for name in list(READINGS)[1:])
+ANCE = Reading(head=ance_head(16), model_type="rdot_nll")
+
+
+@pytest.mark.parametrize(
+    ("family", "reading", "says"),
+    [
+        ("roberta", ANCE, "first token, ANCE's head"),
+        ("bert", published_reading("rdot_nll_condenser"), "first token, lowercased"),
+        (
+            "bert",
+            PROMPTS,
+            "mean of all tokens, length 1, scale 7.5, queries after 'how: ', passages after 'blue dog '",
+        ),
+        ("xlm-roberta", Reading(), "first token"),
+        ("mpnet", HEAD, "first token, Dense 16 to 8, LayerNorm, queries after 'HOW ', lowercased"),
+        ("distilbert", DENSE, "mean of all tokens, Dense 16 to 8, tanh, length 1, scale 20, passages after 'a\\nb '"),
+        ("modernbert", PROMPTS, str(PROMPTS)),
+    ],
+)
+def test_the_examples_run_and_give_our_vectors(run, tmp_path, family, reading, says, monkeypatch):
+    checkpoint = save(tmp_path / "saved_models", family, reading)
     call(model_card, "--checkpoint", checkpoint, "--run_dir", run)
+    encoder, tokenizer = load_encoder("auto", str(checkpoint))
+    texts = {"query": ["How is the Cat? " * 10, "a dog"], "passage": ["The Tree " * 30, "Sky"]}
+    ours = {kind: encode(encoder, tokenizer, tmp_path, kind, of_kind) for kind, of_kind in texts.items()}
     monkeypatch.chdir(checkpoint)
-    examples = re.findall(r"```python\n(.*?)```", (checkpoint / "README.md").read_text(), re.DOTALL)
+    card = (checkpoint / "README.md").read_text()
+    assert f"They are read by: `{says}`." in card
+    assert f"becomes a vector of {ours['query'].shape[1]} numbers" in card
+    assert ("have length 1 and are compared by cosine" in card) == encoder.reading.normalized
+    examples = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert len(examples) == 2
-    scores = []
-    capsys.readouterr()
     for example in examples:
-        example = example.replace("how do I sort a list", "How is the Cat").replace("Return", "The Tree " * 30)
-        exec(example, {})
-        scores.append(float(re.search(r"-?\d+\.\d+", capsys.readouterr().out)[0]))
-    np.testing.assert_allclose(*scores, rtol=1e-4)
+        example = example.replace('"how do I sort a list"', repr(texts["query"])[1:-1])
+        space: dict = {}
+        exec(example.replace('"Return a new sorted list."', repr(texts["passage"])[1:-1]), space)
+        np.testing.assert_allclose(space["queries"], ours["query"], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(space["passages"], ours["passage"], rtol=1e-5, atol=1e-5)
+
+
+def test_a_hostile_prompt_stays_a_string(run):
+    checkpoint = run / "saved_models" / f"checkpoint-{STEP}"
+    prompt = "x\n```\n<script>`\x1b[31m'\"\u202e \\"
+    tiny_bert().save_reading(checkpoint, 24, 12)
+    settings = checkpoint / "config_sentence_transformers.json"
+    settings.write_text(json.dumps(read_json(settings) | {"prompts": {"query": prompt}}))
+    content = str(write_card(run))
+    assert not {"\x1b", "\u202e"} & set(content)
+    (call_of_query,) = re.findall(r"encode\(\[.how do I sort a list.\], 12, (.*)\)$", content, re.MULTILINE)
+    assert ast.literal_eval(call_of_query) == prompt
+    outside = re.sub(r"^```.*?^```$", "", content, flags=re.MULTILINE | re.DOTALL)
+    assert "<script>" not in re.sub(r"`[^`\n]*`", "", outside)
+
+
+def test_the_limits_name_the_lengths_and_what_is_put_before_a_text(run, tmp_path):
+    checkpoint = save(tmp_path / "saved_models", "bert", READINGS["mean, length 1, prompts"])
+    call(model_card, "--checkpoint", checkpoint, "--run_dir", run)
+    card = (checkpoint / "README.md").read_text()
+    assert "- A passage is read up to 24 tokens, a query up to 9 (by sentence-transformers before version 6" in card
+    assert "- `encode_query` and `encode_document` put prompts before a text" in card
+    assert "lowercased" not in card
+    text = write_card(run).text
+    assert "put prompts before a text" not in text
+    assert "- Texts are lowercased before they are tokenized." in text
 
 
 def test_the_documented_upload_leaves_training_files_behind(run):
