@@ -63,10 +63,11 @@ precision=() group=1
 # 2. Token stores of the training collection and of the zero-shot ones: seconds (demo), half an hour (MS MARCO).
 stage "tokenize $DATA_DIR"
 tokenize msmarco_data.py "$DATA_DIR" "$preprocessed" "${lengths[@]}" --data_type "$DATA_TYPE"
-zero_shot_stores=()
+zero_shot_stores=() zero_shot_lengths=() # of published model types: those of the published evaluation
+[[ "$MODEL_TYPE" != auto ]] || zero_shot_lengths=("${lengths[@]}")
 for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
     stage "tokenize ${zero_shot[$name]}"
-    tokenize beir_data.py "${zero_shot[$name]}" "$OUT_DIR/zero_shot/$name"
+    tokenize beir_data.py "${zero_shot[$name]}" "$OUT_DIR/zero_shot/$name" ${zero_shot_lengths[@]+"${zero_shot_lengths[@]}"}
     zero_shot_stores+=("$OUT_DIR/zero_shot/$name")
 done
 note_places

@@ -18,7 +18,7 @@ setting OUT_DIR text "" \
     "results and embeddings (default: runs/evaluate/NAME, where NAME is RUN-checkpoint-200 for the checkpoint RUN/saved_models/checkpoint-200, PARENT-FOLDER for another folder, AUTHOR-MODEL for a hub name)"
 setting BEIR_DIR text '$root/runs/beir' "where BEIR's sets are fetched to (default: runs/beir)"
 reading_settings
-setting MAX_SEQ_LENGTH whole 0 "tokens per passage; 0: as the collection's published evaluation (data/beir_sets.py)"
+setting MAX_SEQ_LENGTH whole 0 "tokens per passage; 0: as the checkpoint's own files say, else as the collection's published evaluation (data/beir_sets.py)"
 setting MAX_QUERY_LENGTH whole 0 "tokens per query; 0: likewise"
 setting SPLIT text test "which qrels file"
 setting BM25 "0|1" 1 "0: without BM25"

@@ -8,6 +8,8 @@ and, last, OUT/SPLIT-qrel.tsv: what data/msmarco_data.py writes, so that what re
 that are there already, made from the same files with the same settings, are left alone; from others, they are made
 anew. Another split, or other queries or judgments, leave the passages alone. Title and text become one passage, as
 the published evaluation has it. What a collection of BEIR wants beside that, by its name, is in data/beir_sets.py.
+Texts are cut to the lengths that the checkpoint's own files declare, where it is read by those (--model_type auto),
+else to those of the data set's published evaluation.
 """
 
 import json
@@ -31,7 +33,7 @@ from data.tokenizing import (
     rows_of,
     write_token_store,
 )
-from model.reading import find_reading
+from model.reading import AUTO, Reading, declared_lengths, find_reading
 from utils.runtime.arguments import ReadingArguments, option, parse, required
 from utils.runtime.errors import InputError, run
 from utils.runtime.logs import say
@@ -47,21 +49,14 @@ class Arguments(ReadingArguments):
     data_dir: str = required("folder with corpus.jsonl, queries.jsonl and qrels/, plain or .gz")
     out_data_dir: str = required("where token stores and judgments are written")
     model_name_or_path: str = required("checkpoint (folder or hub name) whose tokenizer is used")
-    max_seq_length: int = option(
-        0, "tokens of a passage at most, special ones included; 0: the data set's own, if the model takes it"
-    )
-    max_query_length: int = option(
-        0, "tokens of a query at most, special ones included; 0: the data set's own, if the model takes it"
-    )
+    max_seq_length: int = option(0, "tokens of a passage at most, special ones included; 0: see below")
+    max_query_length: int = option(0, "tokens of a query at most, likewise")
     split: str = option("test", "the judgments that are used: qrels/SPLIT.tsv")
     dataset: str = option("", "name of the data set, which decides the above (default: the folder's name)")
     in_use: bool = option(False, "refuse, rather than replace stores made from other files or with other settings")
 
     def __post_init__(self) -> None:
         self.dataset = self.dataset or Path(self.data_dir).resolve().name
-        self.by_set = [name for name in ("max_seq_length", "max_query_length") if not getattr(self, name)]
-        self.max_query_length = self.max_query_length or find_set(self.dataset).query_length
-        self.max_seq_length = self.max_seq_length or find_set(self.dataset).passage_length
 
 
 def read_jsonl(path: Path, prepare: Callable[[str], str] = str) -> Iterator[Text]:
@@ -94,6 +89,23 @@ def read_jsonl(path: Path, prepare: Callable[[str], str] = str) -> Iterator[Text
         yield line, text_id, prepare(f"{title} {text}" if title else text)
 
 
+def choose_lengths(args: Arguments, reading: Reading, positions: int | None) -> tuple[int, int]:
+    """The tokens of a passage and of a query at most: those asked for, the checkpoint's own, or the data set's."""
+    own = declared_lengths(args.model_name_or_path, args.cache_dir or None) if reading.model_type == AUTO else None
+    published = find_set(args.dataset)
+    lengths = []
+    for place, (name, of_set) in enumerate(
+        (("max_seq_length", published.passage_length), ("max_query_length", published.query_length))
+    ):
+        length = getattr(args, name) or (own[place] if own else of_set)
+        if not getattr(args, name) and positions is not None and length > positions:
+            if not own:
+                say(f"{args.dataset}: {length} tokens are published as --{name}, the model takes {positions}")
+            length = positions
+        lengths.append(length)
+    return lengths[0], lengths[1]
+
+
 def in_one_line(prepare: Callable[[str], str]) -> Callable[[str], str]:
     """The same of a text in which every run of white space is replaced by one blank."""
     return lambda text: prepare(" ".join(text.split()))
@@ -106,13 +118,7 @@ def main() -> None:
     reading = find_reading(checkpoint, **args.reading)
     tokenizer = load_tokenizer(checkpoint, reading.pooling, args.cache_dir or None)
     positions = positions_of(checkpoint, args.cache_dir or None)
-    for name in args.by_set:
-        if positions is not None and getattr(args, name) > positions:
-            say(
-                f"{args.dataset}: {getattr(args, name)} tokens are published as --{name}, the model takes {positions}"
-            )
-            setattr(args, name, positions)
-    lengths = args.max_seq_length, args.max_query_length
+    lengths = choose_lengths(args, reading, positions)
     check_lengths(checkpoint, positions, reading, lengths)
     query_text, passage_text = reading.query_text, reading.passage_text
     if find_set(args.dataset).one_line:
@@ -132,12 +138,12 @@ def main() -> None:
     remove_judgments(out, None if make_passages else splits)  # they would name rows of the stores to come
     if make_passages:
         total = count_lines(corpus)
-        say(f"tokenizing {corpus}, at most {args.max_seq_length} tokens a passage, {args.max_query_length} a query")
+        say(f"tokenizing {corpus}, at most {lengths[0]} tokens a passage, {lengths[1]} a query")
         passage_rows = write_token_store(
             out / "passages",
             read_jsonl(corpus, passage_text),
             tokenizer,
-            args.max_seq_length,
+            lengths[0],
             corpus,
             prompt=reading.passage_prompt,
             wanted=split.passage_ids,
@@ -147,7 +153,7 @@ def main() -> None:
     else:
         passage_rows = rows_of(out / "passages", split.passage_ids)
     sources.note()
-    judged = write_split(split, passage_rows, tokenizer, args.max_query_length, out, prompt=reading.query_prompt)
+    judged = write_split(split, passage_rows, tokenizer, lengths[1], out, prompt=reading.query_prompt)
     if args.split == "test":
         highest = max(grade for query in split.queries for grade in split.judgments[query].values())
         compare_with_published(args.dataset, len(TokenStore(out / "passages")), judged, highest)

@@ -38,6 +38,8 @@ LEGACY_POOLINGS = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 SETTINGS, TEXTS = "config_sentence_transformers.json", "sentence_bert_config.json"
+TOKENIZER = "tokenizer_config.json"
+UNLIMITED = 10**9  # transformers has a length beyond it where a tokenizer has none
 OWN_KEY = "ance"  # in SETTINGS: what only this project reads, {"scale": 20.0, "model_type": "auto"}
 COSINE_SCALE = 20.0  # a temperature of 0.05, sentence-transformers' default too
 
@@ -235,6 +237,23 @@ def declared_reading(checkpoint: str, cache_dir: str | None = None) -> Reading |
         scale,
         own_type,
     )
+
+
+def declared_lengths(checkpoint: str, cache_dir: str | None = None) -> tuple[int, int] | None:
+    """The tokens, special ones included, that passages and queries are meant to be cut to; None where nothing says.
+
+    They are those of sentence_bert_config.json or, where it has none, the tokenizer's.
+    """
+    if not read_modules(checkpoint, cache_dir):
+        return None
+    texts, place = _read(checkpoint, TEXTS, cache_dir), f"{checkpoint}/{TEXTS}"
+    longest = texts.get("max_seq_length") or _read(checkpoint, TOKENIZER, cache_dir).get("model_max_length")
+    lengths = [texts.get(f"{name}_length") or longest for name in ("document", "query")]
+    if not all(isinstance(length, int | float | None) for length in lengths):
+        raise InputError(f"has a length that is no number: {lengths}; {CURE}", place)
+    if any(length is None or not 0 < length < UNLIMITED for length in lengths):
+        return None
+    return int(lengths[0]), int(lengths[1])
 
 
 def _refuse(module: SentenceModule, what: str) -> NoReturn:

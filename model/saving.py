@@ -6,8 +6,8 @@
     config_sentence_transformers.json    prompts, similarity, and under a key of our own scale and model type
 
 `SentenceTransformer(folder).encode_query` and `encode_document` then put the prompts before a text, and cut it. All
-versions since 2.0 read these names, but for `query_length`, which is of version 6: it is written only where queries
-are cut shorter than passages.
+versions since 2.0 read these names, but for `query_length` and `document_length`, which are of version 6: one of them
+is written where queries and passages are not cut alike.
 """
 
 import json
@@ -46,9 +46,11 @@ def write_sentence_files(
 
     longest = longest_sequence(config)
     passage_length, query_length = min(max_seq_length, longest), min(max_query_length, longest)
-    reads = {"max_seq_length": passage_length, "do_lower_case": reading.lowercase}
-    reads |= {"tokenizer_args": {"split_special_tokens": reading.lowercase}}
-    write(TEXTS, reads | ({"query_length": query_length} if query_length < passage_length else {}))
+    lengths = {"max_seq_length": max(passage_length, query_length)}
+    for name, length in (("query_length", query_length), ("document_length", passage_length)):
+        lengths |= {name: length} if length < lengths["max_seq_length"] else {}
+    reads = {"do_lower_case": reading.lowercase, "tokenizer_args": {"split_special_tokens": reading.lowercase}}
+    write(TEXTS, lengths | reads)
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
     pooling = {f"pooling_mode_{mode}": name == reading.pooling for mode, name in POOLING_MODES.items()}
     write("1_Pooling/config.json", {"word_embedding_dimension": config.hidden_size, **pooling})

@@ -1,5 +1,6 @@
 """A BEIR folder becomes stores and judgments by row, ids and all."""
 
+import json
 import sys
 
 import pytest
@@ -7,7 +8,10 @@ from transformers import AutoTokenizer
 
 from data import beir_data
 from evaluate.search_collection import split_line
+from model.reading import Reading, published_reading
+from model.saving import write_sentence_files
 from tests.data.conftest import BEIR_FILES, nothing_looks_complete
+from tests.tiny_models import tiny_config
 from utils.runtime.errors import InputError
 from utils.stores.qrels import read_qrels
 from utils.stores.token_store import TokenStore
@@ -78,7 +82,34 @@ def test_another_split_is_written_under_its_name(preprocess_beir):
 )
 def test_lengths_go_by_the_data_set_unless_given(folder, flags, query_length, passage_length):
     args = beir_data.Arguments(data_dir=folder, out_data_dir="out", model_name_or_path="model", **flags)
-    assert (args.max_query_length, args.max_seq_length) == (query_length, passage_length)
+    reading = published_reading("rdot_nll")
+    assert beir_data.choose_lengths(args, reading, None) == (passage_length, query_length)
+    assert beir_data.choose_lengths(args, reading, 64)[1] == (flags.get("max_query_length") or 64)
+
+
+@pytest.mark.parametrize(
+    ("texts", "tokenizer", "passage_length", "query_length"),
+    [
+        ({"max_seq_length": 100}, {"model_max_length": 512}, 100, 100),
+        ({"max_seq_length": 100, "query_length": 20}, {}, 100, 20),
+        ({"max_seq_length": 100, "document_length": 30}, {}, 30, 100),
+        ({}, {"model_max_length": 80}, 80, 80),
+        ({}, {"model_max_length": 1e30}, 256, 64),
+        ({"max_seq_length": 8192}, {}, 300, 300),
+    ],
+)
+def test_lengths_are_the_checkpoints_own_where_its_files_say_how_it_is_read(
+    tmp_path, texts, tokenizer, passage_length, query_length
+):
+    write_sentence_files(tmp_path, Reading("mean"), tiny_config("bert"), [], 16, 16)
+    for name, content in (("sentence_bert_config.json", texts), ("tokenizer_config.json", tokenizer)):
+        (tmp_path / name).write_text(json.dumps(content))
+    args = {"data_dir": "beir/scifact", "out_data_dir": "out", "model_name_or_path": str(tmp_path)}
+    found = beir_data.choose_lengths(beir_data.Arguments(**args), Reading("mean"), 300)
+    assert found == (passage_length, query_length)
+    given = beir_data.Arguments(**args, max_query_length=7)
+    assert beir_data.choose_lengths(given, Reading("mean"), 300) == (passage_length, 7)
+    assert beir_data.choose_lengths(beir_data.Arguments(**args), published_reading("rdot_nll"), 300) == (256, 64)
 
 
 @pytest.mark.parametrize(
