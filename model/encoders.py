@@ -176,7 +176,9 @@ def _load_declared(config: PreTrainedConfig, reading: Reading, checkpoint: str, 
     family = find_family(config)
     model, missing = _load_weights(family.model_class, config, checkpoint, cache_dir, **family.options)
     _refuse_missing(missing, checkpoint)
-    encoder, width = Encoder(model, reading), config.hidden_size
+    with torch.device("meta"):  # what is declared may be of any size, and the weights tell
+        head = make_head(reading.head)
+    encoder, width = Encoder(model, reading, head), config.hidden_size
     for layer, module in encoder.head_layers:
         own = SentenceModule(layer.kind, layer.folder, {}, checkpoint, cache_dir)
         if layer.in_features != width:
@@ -296,7 +298,7 @@ def load_layer(module: nn.Module, layer: HeadLayer, own: SentenceModule) -> None
     found, expected = ({k: tuple(v.shape) for k, v in one.items()} for one in (weights, module.state_dict()))
     if found != expected:
         raise InputError(f"holds weights {found}, and the model's are {expected}: it is another model", own.place)
-    module.load_state_dict(weights)
+    module.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
 
 
 def load_store_encoder(

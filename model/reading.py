@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from utils.runtime.errors import InputError
+from utils.runtime.logs import say_once
 from utils.stores.files import read_json
 from utils.stores.pretrained import pretrained_config
 from utils.stores.sentence_modules import CURE, SentenceModule, checkpoint_file, read_modules, weight_names
@@ -41,6 +42,7 @@ SETTINGS, TEXTS = "config_sentence_transformers.json", "sentence_bert_config.jso
 TOKENIZER = "tokenizer_config.json"
 UNLIMITED = 10**9  # transformers has a length beyond it where a tokenizer has none
 OWN_KEY = "ance"  # in SETTINGS: what only this project reads, {"scale": 20.0, "model_type": "auto"}
+LARGEST_SIZE = 2**20  # of a vector
 COSINE_SCALE = 20.0  # a temperature of 0.05, sentence-transformers' default too
 
 
@@ -196,7 +198,12 @@ def _undeclared(checkpoint: str, cache_dir: str | None, pooling: str | None) -> 
     if pooling is not None:
         return Reading(pooling)
     if architecture == "bert":
-        return published_reading("rdot_nll_condenser")
+        reading = published_reading("rdot_nll_condenser")
+        say_once(
+            f"{checkpoint} has no modules.json and is read as {reading.model_type} ({reading}); give --pooling mean "
+            "if its makers meant that"
+        )
+        return reading
     raise InputError(
         "does not say how it is meant to be read (it has no modules.json). Its makers do: give --pooling cls or "
         "--pooling mean, and --normalize 1 where they compare by cosine",
@@ -300,8 +307,10 @@ HEAD_LAYERS = {"Dense": _dense, "LayerNorm": _layer_norm}
 
 def _sizes(module: SentenceModule, *names: str) -> list[int]:
     sizes = [module.config.get(name) for name in names]
-    if not all(type(size) is int and size > 0 for size in sizes):
-        raise InputError(f"its config.json lacks {' or '.join(names)}, a number above 0; {CURE}", module.place)
+    if not all(type(size) is int and 0 < size <= LARGEST_SIZE for size in sizes):
+        raise InputError(
+            f"its config.json lacks {' or '.join(names)}, a number from 1 to {LARGEST_SIZE:,}; {CURE}", module.place
+        )
     return sizes
 
 

@@ -195,12 +195,12 @@ def test_a_collection_that_was_changed_is_refused(run):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"run_dir": ""}, "give --run_dir, or all of"),
+        ({"run_dir": ""}, "give --run_dir, or both of"),
         ({"run_dir": "nowhere"}, "holds no checkpoint; train first"),
         ({"collection": "elsewhere"}, f"'elsewhere' is neither a zero-shot .* the run's are {COLLECTION}"),
         ({"depth": 0}, "--depth is 0"),
         ({"text_lines": -1}, "--text_lines is -1"),
-        ({"max_query_length": 2}, "--max_query_length 2: a question has 2 special tokens"),
+        ({"max_query_length": 2}, "--max_query_length 2: a question has 2 tokens beside its own"),
         ({"max_query_length": 9_999}, "--max_query_length 9999: .* positions for"),
     ],
 )

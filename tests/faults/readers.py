@@ -6,6 +6,7 @@ alters a file may alter its sum as well, and what lies behind that check has to 
 """
 
 import gzip
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,18 +27,19 @@ from evaluate.reporting.finished_run import read_results
 from evaluate.reporting.run_folder import RunFolder, read_settings
 from evaluate.significance import Difference
 from model.dro import make_objective
-from model.reading import declared_reading
+from model.encoders import Encoder
+from model.reading import AUTO, HeadLayer, Reading, declared_reading
 from model.training_state import resume, save
 from model.training_step import TrainingStep
 from model.triplets import TripletModel
 from tests.tiny import tiny_bert_tokenizer
-from tests.tiny_models import load_encoder, random_store, write_embeddings
+from tests.tiny_models import load_encoder, random_store, tiny_bert, write_embeddings
 from tests.tiny_run import save_tiny_checkpoint
 from utils.mining.clustering import Clusters
 from utils.mining.metrics import MEASURES
 from utils.runtime.errors import InputError
 from utils.runtime.precision import Precision
-from utils.stores.checkpoint import TrainerState, check_files, read_trainer_state
+from utils.stores.checkpoint import CHECKSUMS, WEIGHTS, TrainerState, check_files, read_trainer_state
 from utils.stores.embedding_store import EmbeddingSource, ShardWriter, open_embeddings
 from utils.stores.episode import MinedLines, read_episode, read_result, write_mined_file, write_result
 from utils.stores.files import write_json
@@ -196,14 +198,17 @@ def _results(folder: Path) -> dict[str, Reader]:
 
 
 def _checkpoint(folder: Path) -> dict[str, Reader]:
-    """A checkpoint's files."""
+    """A checkpoint's files, those of its reading too, which has all that a reading can have."""
     initial = str(save_tiny_checkpoint(folder / "initial", "rdot_nll_condenser"))
-    encoder, tokenizer = load_encoder("rdot_nll_condenser", initial)
+    _, tokenizer = load_encoder("rdot_nll_condenser", initial)
+    head = (HeadLayer("Dense", 16, 8, activation="Tanh"), HeadLayer("LayerNorm", 8, 8))
+    reading = Reading("mean", True, "how: ", "blue\n", True, head, scale=7.5)
+    encoder = Encoder(tiny_bert(vocabulary=len(tokenizer)).model, reading)
     objective = make_objective("idro", CLUSTERS, alpha=0.25, ema=0.1, rho=0.05, eps=0.01)
     optimizer, device = torch.optim.AdamW(encoder.parameters()), torch.device("cpu")
     step = TrainingStep(TripletModel(encoder), objective, optimizer, Precision("cpu", torch.float32), 1.0, device)
     names = {"optimizer": "adamW", "objective": "idro"}
-    checkpoint = save(folder / "models", encoder, tokenizer, 48, step, TrainerState(global_step=7, **names))
+    checkpoint = save(folder / "models", encoder, tokenizer, 48, 24, step, TrainerState(global_step=7, **names))
 
     def training_state() -> None:
         resume(checkpoint, read_trainer_state(checkpoint), step, round=0, **names)
@@ -211,13 +216,22 @@ def _checkpoint(folder: Path) -> dict[str, Reader]:
     readers = {
         "trainer_state.json": training_state,
         "checksums.json": lambda: check_files(checkpoint),
-        "model.safetensors": lambda: load_encoder("rdot_nll_condenser", str(checkpoint)),
+        "model.safetensors": lambda: load_encoder(AUTO, str(checkpoint)),
         "optimizer.pt": training_state,
         "random_states.pt": training_state,
     }
-    declarations = ("modules.json", "1_Pooling/config.json", "config_sentence_transformers.json")
-    readers |= {name: lambda: declared_reading(str(checkpoint)) for name in declarations}
-    return {name: Reader(checkpoint / name, read) for name, read in readers.items()}
+    readers |= {name: lambda: declared_reading(str(checkpoint)) for name in DECLARATIONS}
+    own = {name: Reader(checkpoint / name, read) for name, read in readers.items()}
+    plain = shutil.copytree(checkpoint, folder / "plain")  # of somebody else, without sums
+    (plain / CHECKSUMS).unlink()
+    return own | {f"plain/{name}": Reader(plain / name, lambda: load_encoder(AUTO, str(plain))) for name in HEAD}
+
+
+DECLARATIONS = (
+    *("modules.json", "1_Pooling/config.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
+    *("2_Dense/config.json", "3_LayerNorm/config.json"),
+)
+HEAD = tuple(f"{layer}/{name}" for layer in ("2_Dense", "3_LayerNorm") for name in ("config.json", WEIGHTS))
 
 
 def make_readers(folder: Path) -> dict[str, Reader]:
@@ -238,5 +252,6 @@ NAMES = (
     *("marked/passages.0-of-1.unfinished.npy", "ann_ndcg_0"),
     *("run.trec", "metrics.json", "per_query.json", "results/results.json", "comparison.json", "settings.train"),
     *("trainer_state.json", "checksums.json", "model.safetensors", "optimizer.pt", "random_states.pt"),
-    *("modules.json", "1_Pooling/config.json", "config_sentence_transformers.json"),
+    *DECLARATIONS,
+    *(f"plain/{name}" for name in HEAD),
 )

@@ -2,16 +2,21 @@
 
 import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Normalize, Pooling, Transformer
 
-from model.encoders import compare_with_meant
-from model.reading import HeadLayer, Reading, declared_reading
+from drivers.find_reading import settings_of
+from model.encoders import RobertaDot, compare_with_meant, load_encoder
+from model.reading import AUTO, MODEL_TYPES, HeadLayer, Reading, declared_reading, find_reading, published_reading
 from tests.tiny import tiny_bert_tokenizer
-from tests.tiny_models import tiny_bert
+from tests.tiny_models import tiny_bert, tiny_config, tiny_model, tiny_roberta
 from utils.runtime.errors import InputError
 
 
@@ -150,3 +155,191 @@ def test_a_model_that_is_read_otherwise_than_it_was_made_for_is_said_and_one_tha
     write(tmp_path, **{"1_Pooling/config.json": {"pooling_mode": "max"}})
     compare_with_meant(Reading("mean"), str(tmp_path))
     assert "max pooling" in capsys.readouterr().out
+
+
+# Every field that a flag decides: what the files say, what the type rdot_nll_condenser says, and what a flag says.
+FIELDS = {
+    "pooling": ("mean", "cls", "cls"),
+    "normalized": (True, False, False),
+    "scale": (7.5, 1.0, 3.0),
+    "query_prompt": ("files: ", "", "flag: "),
+    "passage_prompt": ("of files: ", "", "of flag: "),
+    "lowercase": (True, True, False),
+}
+DECLARED = {
+    "config_sentence_transformers.json": {
+        "similarity_fn_name": "cosine",
+        "prompts": {"query": "files: ", "document": "of files: "},
+        "ance": {"scale": 7.5},
+    },
+    "sentence_bert_config.json": {"do_lower_case": True},
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("model_type", [AUTO, "rdot_nll_condenser"])
+def test_flags_go_before_files_and_files_before_the_type_which_alone_knows_a_published_model(
+    tmp_path, name, model_type
+):
+    checkpoint, (of_files, of_type, of_flag) = str(write(tmp_path, **DECLARED)), FIELDS[name]
+    said = find_reading(checkpoint, model_type)
+    assert vars(said)[name] == (of_files if model_type == AUTO else of_type)
+    flag = {"normalize" if name == "normalized" else name: of_flag}
+    given = find_reading(checkpoint, model_type, **flag)
+    assert vars(given)[name] == of_flag
+    others = {other: value for other, value in vars(said).items() if other != name}
+    if name == "normalized" and model_type == AUTO:
+        others["scale"] = 1.0  # that of dot products: the files' is of cosines
+    assert {other: value for other, value in vars(given).items() if other != name} == others
+
+
+@pytest.mark.parametrize("empty", ["query_prompt", "passage_prompt"])
+def test_a_flag_may_take_a_declared_prompt_away(tmp_path, empty):
+    declares = declared(write(tmp_path, **DECLARED))
+    assert find_reading(str(tmp_path), AUTO, **{empty: ""}) == replace(declares, **{empty: ""})
+
+
+@pytest.mark.parametrize(
+    ("flags", "scale"),
+    [({}, 1.0), ({"normalize": True}, 20.0), ({"normalize": True, "scale": 5.0}, 5.0), ({"normalize": False}, 1.0)],
+)
+def test_the_scale_is_20_for_vectors_of_length_1_unless_a_flag_says_otherwise(tmp_path, flags, scale):
+    assert find_reading(str(write(tmp_path)), AUTO, **flags).scale == scale
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_a_published_type_that_a_checkpoint_notes_is_read_back_whole(tmp_path, model_type):
+    settings = {"similarity_fn_name": "dot", "ance": {"scale": 2.0, "model_type": model_type}}
+    pooling = {"pooling_mode": "cls"}
+    write(tmp_path, **{"config_sentence_transformers.json": settings, "1_Pooling/config.json": pooling})
+    found = find_reading(str(tmp_path), AUTO)
+    assert (found.model_type, found.scale) == (model_type, 2.0)
+    assert found.chunk_length == (512 if model_type == "rdot_nll_multi_chunk" else None)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        *([], "x", 7, {"scale": "20"}, {"scale": 0}, {"scale": -1}, {"scale": float("nan")}, {"scale": float("inf")}),
+        *({"model_type": "dpr"}, {"model_type": None}, {"model_type": ["auto"]}, {"scale": [1]}, None),
+    ],
+)
+def test_a_damaged_key_of_our_own_is_refused(tmp_path, own):
+    write(tmp_path, **{"config_sentence_transformers.json": {"similarity_fn_name": "dot", "ance": own}})
+    with pytest.raises(InputError, match=r"config_sentence_transformers\.json: ance is .*not as it was saved; copy"):
+        declared(tmp_path)
+
+
+def bare(folder: Path, model: torch.nn.Module, **save) -> str:
+    """A checkpoint without modules.json."""
+    tiny_bert_tokenizer(folder)
+    model.save_pretrained(folder, **save)
+    return str(folder)
+
+
+def test_a_bert_that_declares_nothing_is_read_as_the_published_one_which_is_said_once(tmp_path, capsys):
+    checkpoint = bare(tmp_path, tiny_bert().model)
+    assert find_reading(checkpoint, AUTO) == find_reading(checkpoint, AUTO) == published_reading("rdot_nll_condenser")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.endswith(
+        f"{checkpoint} has no modules.json and is read as rdot_nll_condenser (first token, lowercased); give "
+        "--pooling mean if its makers meant that"
+    )
+    assert find_reading(checkpoint, AUTO, pooling="mean") == Reading("mean")
+    find_reading(checkpoint, "rdot_nll_condenser")
+    assert capsys.readouterr().out == ""
+
+
+def whole(folder: Path) -> None:
+    """As it was saved: model.safetensors."""
+
+
+def of_torch(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def in_shards(folder: Path) -> None:
+    RobertaDot.from_pretrained(folder).save_pretrained(folder, max_shard_size="20KB")
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    assert (folder / "model.safetensors.index.json").exists()
+
+
+@pytest.mark.parametrize("keep", [whole, of_torch, in_shards])
+@pytest.mark.parametrize("place", ["folder", "hub"])
+def test_a_roberta_with_ances_head_is_read_as_ance_however_its_weights_are_kept(tmp_path, keep, place, monkeypatch):
+    checkpoint = bare(tmp_path / "model", tiny_roberta())
+    expected = tiny_roberta()
+    keep(tmp_path / "model")
+    cache = None
+    if place == "hub":
+        checkpoint, cache = in_cache(tmp_path, tmp_path / "model", monkeypatch)
+    reading = find_reading(checkpoint, AUTO, cache_dir=cache)
+    assert reading == published_reading("rdot_nll")
+    encoder, _ = load_encoder(checkpoint, reading, cache)
+    torch.testing.assert_close(encoder.head[0].weight, expected.head[0].weight)
+
+
+def in_cache(tmp_path: Path, folder: Path, monkeypatch) -> tuple[str, str]:
+    """The same as a model of the hub that was downloaded before, and the network is gone: its name, and the cache."""
+    revision = "0" * 40
+    cached = tmp_path / "cache" / "models--author--model"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text(revision)
+    shutil.move(folder, cached / "snapshots" / revision)
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return "author/model", str(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("family", ["roberta", "xlm-roberta", "mpnet", "distilbert", "modernbert"])
+def test_what_declares_nothing_and_is_of_no_published_type_asks_for_the_pooling(tmp_path, family):
+    checkpoint = bare(tmp_path, tiny_model(tiny_config(family)))
+    with pytest.raises(
+        InputError, match=r"no modules\.json.*give --pooling cls or --pooling mean, and --normalize 1"
+    ):
+        find_reading(checkpoint, AUTO)
+    given = find_reading(checkpoint, AUTO, pooling="mean", normalize=True, query_prompt="q: ")
+    assert given == Reading("mean", True, "q: ")
+    assert load_encoder(checkpoint, given)[0].reading == given
+
+
+def test_what_a_checkpoint_declares_and_cannot_be_done_is_refused_under_auto_also_where_flags_are_given(tmp_path):
+    write(tmp_path, **{"1_Pooling/config.json": {"pooling_mode": "max"}})
+    for flags in ({}, {"normalize": True}, {"pooling": "mean"}):
+        with pytest.raises(InputError, match="max pooling"):
+            find_reading(str(tmp_path), AUTO, **flags)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2**21, 2**70, True, "16"])
+def test_sizes_that_no_vector_has_are_refused(tmp_path, size):
+    dense = {"in_features": 16, "out_features": size}
+    write(tmp_path, **{"modules.json": modules(("2_Dense", "x.Dense")), "2_Dense/config.json": dense})
+    with pytest.raises(InputError, match="lacks in_features or out_features, a number from 1 to"):
+        declared(tmp_path)
+
+
+def test_a_head_that_is_declared_larger_than_its_weights_is_refused_before_any_memory_is_taken(tmp_path):
+    tiny_bert_tokenizer(tmp_path)
+    tiny_bert().model.save_pretrained(tmp_path)
+    (tmp_path / "2_Dense").mkdir()
+    (tmp_path / "2_Dense" / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes())
+    layers = modules(("2_Dense", "x.Dense"), ("3_Dense", "x.Dense"))
+    sizes = {"in_features": 16, "out_features": 2**20}, {"in_features": 2**20, "out_features": 2**20}
+    write(tmp_path, **{"modules.json": layers, "2_Dense/config.json": sizes[0], "3_Dense/config.json": sizes[1]})
+    with pytest.raises(InputError, match="2_Dense: holds weights"):
+        load_encoder(str(tmp_path), find_reading(str(tmp_path), AUTO))
+
+
+def test_the_settings_that_are_noted_give_the_same_reading_again(tmp_path):
+    declares = declared(write(tmp_path, **DECLARED))
+    settings = settings_of(declares)
+    assert settings == {
+        "MODEL_TYPE": "auto",
+        "POOLING": "mean",
+        "NORMALIZE": "1",
+        "SCALE": "7.5",
+        "QUERY_PROMPT": "files: ",
+        "PASSAGE_PROMPT": "of files: ",
+        "LOWERCASE": "1",
+    }

@@ -19,6 +19,7 @@ from utils.runtime.errors import InputError, first_line
 from utils.runtime.hub import quiet_retries
 
 OWN_NAME = re.compile(r"checkpoint-\d+")  # of a folder that training makes; nobody names a model on the hub so
+LEARNED_POSITIONS = ("bert", "roberta", "xlm-roberta", "camembert")  # position_embedding_type means something here
 GIVE_OWN = (
     "save the tokenizer that the model was trained with into its folder "
     "(AutoTokenizer.from_pretrained(BASE_MODEL).save_pretrained(FOLDER))"
@@ -78,11 +79,36 @@ def loading(checkpoint: str, part: str = "checkpoint") -> Iterator[None]:
 
 
 def pretrained_config(checkpoint: str, cache_dir: str | None = None) -> PreTrainedConfig:
-    """A checkpoint's configuration; `InputError` where there is none that can be read."""
+    """A checkpoint's configuration.
+
+    `InputError` where there is none that can be read, and where transformers' own model of that architecture is
+    another one than the checkpoint's.
+    """
     check_place(checkpoint)
     with loading(checkpoint):
+        content, _ = PreTrainedConfig.get_config_dict(checkpoint, cache_dir=cache_dir)
+        _check_own_model(content, checkpoint)
         # trust_remote_code: no, not even where a person would agree at the prompt
         return AutoConfig.from_pretrained(checkpoint, cache_dir=cache_dir, trust_remote_code=False)
+
+
+def _check_own_model(content: dict, checkpoint: str) -> None:
+    """`InputError` where config.json asks for what transformers would leave out without a word."""
+    architecture, code = content.get("model_type"), content.get("auto_map")
+    if isinstance(code, dict) and "AutoModel" in code:
+        raise InputError(
+            f"needs code that it brings along ({code['AutoModel']}, of auto_map in config.json), which is never run "
+            "here, and without it is another model; give a checkpoint that transformers loads without "
+            "trust_remote_code",
+            checkpoint,
+        )
+    positions = content.get("position_embedding_type") or "absolute"
+    if architecture in LEARNED_POSITIONS and positions != "absolute":
+        raise InputError(
+            f"has position_embedding_type {positions!r} in config.json, and for {architecture!r} only absolute "
+            "positions can be done here; give a checkpoint that has those",
+            checkpoint,
+        )
 
 
 def longest_sequence(config: PreTrainedConfig) -> int:

@@ -12,11 +12,11 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModel, AutoTokenizer
 
 from data import beir_data, msmarco_data
-from data.tokenizing import load_tokenizer
+from data.tokenizing import load_tokenizer, positions_of
 from drivers import run_ann_data_gen
 from evaluate import evaluate_beir, search_collection
 from tests.tiny import WORDS, tiny_bert_tokenizer
-from tests.tiny_models import load_encoder
+from tests.tiny_models import load_encoder, tiny_config
 from tests.tiny_run import PASSAGE_LENGTH, QUERY_LENGTH, call, save_tiny_checkpoint, write_beir, write_msmarco
 from utils.runtime.errors import InputError
 from utils.stores.pretrained import check_place, may_be_on_hub, pretrained_config
@@ -126,9 +126,56 @@ def scripts(tmp_path: Path, checkpoint: str) -> list[tuple]:
     ]
 
 
+OWN_CODE = {"AutoConfig": "author/code--configuration.OwnConfig", "AutoModel": "author/code--modeling.OwnModel"}
+
+
+def configured(folder: Path, **content) -> Path:
+    """With these entries in config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | content))
+    return folder
+
+
+def with_own_code(folder: Path) -> None:
+    configured(folder, auto_map=OWN_CODE)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "xlm-roberta", "nowhere-known"])
+def test_a_checkpoint_that_needs_code_of_its_own_is_refused_whatever_it_calls_itself(checkpoint, architecture):
+    configured(checkpoint, auto_map=OWN_CODE, model_type=architecture)
+    for load in (load_tokenizer, pretrained_config, positions_of):
+        with pytest.raises(
+            InputError, match=r"needs code .*modeling\.OwnModel, of auto_map.*without trust_remote_code"
+        ):
+            load(str(checkpoint))
+
+
+def test_own_code_for_other_tasks_than_vectors_is_no_matter(checkpoint):
+    configured(checkpoint, auto_map={"AutoModelForSequenceClassification": "modeling.OwnClassifier"})
+    load_encoder("rdot_nll_condenser", str(checkpoint))
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "xlm-roberta", "camembert"])
+@pytest.mark.parametrize("positions", ["relative_key", "relative_key_query", "alibi"])
+def test_positions_of_another_kind_than_absolute_are_refused(checkpoint, architecture, positions):
+    configured(checkpoint, model_type=architecture, position_embedding_type=positions)
+    with pytest.raises(InputError, match=rf"position_embedding_type '{positions}' in config\.json.*{architecture}"):
+        pretrained_config(str(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "positions"), [("bert", "absolute"), ("bert", None), ("modernbert", "sans_pos"), ("mpnet", "x")]
+)
+def test_absolute_positions_and_a_name_that_an_architecture_never_reads_are_taken(tmp_path, architecture, positions):
+    tiny_config(architecture).save_pretrained(tmp_path)
+    configured(tmp_path, position_embedding_type=positions)
+    assert pretrained_config(str(tmp_path)).model_type == architecture
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (with_own_code, "needs code that it brings along"),
         (without_tokenizer, "has no tokenizer files"),
         (with_more_tokens, "its tokenizer has 158 tokens"),
         (without_first_token, "adds no first token"),
@@ -198,7 +245,7 @@ def test_a_name_that_the_hub_cannot_give_may_have_been_meant_as_a_folder(tmp_pat
     def unreachable(*_, **__):
         raise OSError("We couldn't connect to the hub\nand so on")
 
-    monkeypatch.setattr("utils.stores.pretrained.AutoConfig.from_pretrained", unreachable)
+    monkeypatch.setattr("utils.stores.pretrained.PreTrainedConfig.get_config_dict", unreachable)
     for name, there in (("models/bert", ", though there is models/,"), ("author/bert", ", and no")):
         with pytest.raises(InputError, match=rf"{name}: there is no such folder in .*{there}.*couldn't connect"):
             load_tokenizer(name)
