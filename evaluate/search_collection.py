@@ -24,7 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -237,6 +237,14 @@ def question_length(tokens: Path, asked: int) -> int:
     return max(lengths)
 
 
+def reading_settings(args: Arguments, run: RunFolder | None) -> dict[str, Any]:
+    """What `find_reading` takes: flags, then the run's settings; a model type that is given goes without those."""
+    flags = {name: value for name, value in args.reading.items() if value is not None}
+    if args.model_type:
+        return flags
+    return (run.reading if run else {}) | flags | {"model_type": run.reading["model_type"] if run else AUTO}
+
+
 class Searcher:
     """A checkpoint and the embeddings of a collection; called with a question, it gives the best passages."""
 
@@ -245,9 +253,6 @@ class Searcher:
         if not run and not (args.model_name_or_path and args.collection):
             raise InputError("give --run_dir, or both of --model_name_or_path and --collection")
         checkpoint = args.model_name_or_path or str(run.newest_checkpoint())
-        given = {name: value for name, value in args.reading.items() if value is not None}
-        flags = run.reading if run else {"model_type": AUTO}
-        flags |= given if args.model_type else given | {"model_type": flags["model_type"]}
         collection = find_collection(run, args.collection, checkpoint_step(checkpoint, run.models) if run else 0)
         store = TokenStore(collection.tokens / "passages")
         source = printable(store.meta.source_file)
@@ -258,7 +263,7 @@ class Searcher:
         self._device = distributed.set_up(args.no_cuda)
         self._texts = Texts(store, Path(args.data_dir) if args.data_dir else collection.data_dir)
         self._depth = min(args.depth, len(store))
-        self._reading = find_reading(checkpoint, **flags)
+        self._reading = find_reading(checkpoint, **reading_settings(args, run))
         loaded = load_store_encoder(
             checkpoint,
             self._reading,

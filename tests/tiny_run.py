@@ -11,11 +11,12 @@ import torch
 from transformers import AutoTokenizer
 
 from data import beir_data, msmarco_data
+from drivers.find_reading import settings_of
 from evaluate import evaluate_beir
 from model.encoders import Encoder
 from model.reading import Reading
 from tests.tiny import WORDS, tiny_bert_tokenizer
-from tests.tiny_models import tiny_bert, tiny_roberta
+from tests.tiny_models import tiny_bert, tiny_config, tiny_model, tiny_roberta
 from utils.stores.checkpoint import TrainerState, save_checkpoint
 
 STEP = 7
@@ -51,6 +52,24 @@ def save_tiny_checkpoint(
     )
 
 
+def save_random_checkpoint(folder: Path, family: str, reading: Reading) -> Path:
+    """The same of any family and reading."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert_tokenizer(folder / "tokenizer"))
+    config = tiny_config(family, layers=2, vocabulary=len(tokenizer), positions=64)
+    config.pad_token_id = tokenizer.pad_token_id
+    encoder = Encoder(tiny_model(config), reading).eval()
+    for parameter in encoder.head.parameters():
+        torch.nn.init.normal_(parameter)
+    optimizer, scaler = torch.optim.AdamW(encoder.parameters()), torch.amp.GradScaler("cpu", enabled=False)
+    lengths, state = (PASSAGE_LENGTH, QUERY_LENGTH), TrainerState(global_step=STEP)
+    return save_checkpoint(folder, encoder, tokenizer, *lengths, optimizer, scaler, state)
+
+
+def reading_flags(reading: Reading) -> list[str]:
+    """The flags of a reading, as run_ance.sh gives them to its scripts."""
+    return [f"--{name.lower()}={value}" for name, value in settings_of(reading).items()]
+
+
 def write_msmarco(folder: Path) -> Path:
     """PASSAGES and QUERIES in MS MARCO's layout: passage n has the id 100 + n."""
     folder.mkdir(parents=True)
@@ -74,17 +93,26 @@ def write_beir(folder: Path) -> Path:
     return folder
 
 
-def make_run(out: Path, model_type: str = "rdot_nll_condenser") -> Path:
-    """A run whose training collection lies inside its folder, the zero-shot one beside it; evaluated once each."""
+def make_run(out: Path, model_type: str = "rdot_nll_condenser", reading: Reading | None = None) -> Path:
+    """A run whose training collection lies inside its folder, the zero-shot one beside it; evaluated once each.
+
+    Without `reading`, which is of a BERT, its settings are those of a version that knew model types alone.
+    """
     raw, beir = write_msmarco(out / "collection" / "msmarco"), write_beir(out.parent / COLLECTION)
-    checkpoint = save_tiny_checkpoint(out / "saved_models", model_type)
-    model = ("--model_type", model_type, "--model_name_or_path", checkpoint)
+    if reading is None:
+        checkpoint, read_by = save_tiny_checkpoint(out / "saved_models", model_type), ("--model_type", model_type)
+    else:
+        checkpoint = save_random_checkpoint(out / "saved_models", "bert", reading)
+        read_by = reading_flags(reading)
+    settings = settings_of(reading) if reading else {"MODEL_TYPE": model_type}
+    noted = "".join(f"{name}={value}\n" for name, value in settings.items())
+    model = (*read_by, "--model_name_or_path", checkpoint)
     lengths = ("--max_seq_length", PASSAGE_LENGTH, "--max_query_length", QUERY_LENGTH)
     zero_shot = out / "zero_shot" / COLLECTION
     call(msmarco_data, "--data_dir", raw, "--out_data_dir", out / "preprocessed", *model, *lengths)
     call(beir_data, "--data_dir", beir, "--out_data_dir", zero_shot, *model, *lengths)
     (out / "settings.tokenize").write_text(
-        f"DATA_DIR=collection/msmarco\nDATA_TYPE=1\nCHECKPOINT={beir.parent}/initial\nMODEL_TYPE={model_type}\n"
+        f"DATA_DIR=collection/msmarco\nDATA_TYPE=1\nCHECKPOINT={beir.parent}/initial\n{noted}"
     )
     (out / "settings.mine").write_text("TOPK=100\nMIXED_PRECISION=0\nINDEX_PARAMETERS=\n")
     (out / "settings.train").write_text("OBJECTIVE=idro\nLEARNING_RATE=5e-6\n")

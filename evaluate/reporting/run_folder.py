@@ -3,12 +3,22 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from utils.runtime.arguments import prompt_of_flag
 from utils.runtime.errors import InputError
 from utils.stores.checkpoint import newest_checkpoint
 from utils.stores.files import read_lines
 
+READING = {  # the settings that drivers/find_reading.py finds
+    "MODEL_TYPE": str,
+    "POOLING": str,
+    "NORMALIZE": lambda value: bool(int(value)),
+    "SCALE": float,
+    "QUERY_PROMPT": prompt_of_flag,
+    "PASSAGE_PROMPT": prompt_of_flag,
+    "LOWERCASE": lambda value: bool(int(value)),
+}
 STAGES = ("tokenize", "mine", "train", "evaluate")
 
 
@@ -44,12 +54,19 @@ class RunFolder:
         return self.settings[name]
 
     @property
-    def reading(self) -> dict[str, str | float | bool]:
-        """How its checkpoints are read, as `find_reading` takes it; a version before noted the model type alone."""
-        kinds = {"POOLING": str, "NORMALIZE": "1".__eq__, "SCALE": float, "LOWERCASE": "1".__eq__}
-        kinds |= {"QUERY_PROMPT": prompt_of_flag, "PASSAGE_PROMPT": prompt_of_flag}
-        noted = {name.lower(): kind(self.setting(name)) for name, kind in kinds.items() if name in self.settings}
-        return noted | {"model_type": self.setting("MODEL_TYPE")}
+    def reading(self) -> dict[str, Any]:
+        """How its checkpoints are read, as `find_reading` takes it; a version before readings has the type alone."""
+        self.setting("MODEL_TYPE")
+        found = {}
+        for name, parse in READING.items():
+            if name in self.settings:
+                try:
+                    found[name.lower()] = parse(self.settings[name])
+                except ValueError:
+                    raise InputError(
+                        f"{name} is {self.settings[name]!r} in settings.*; they were altered", self.path
+                    ) from None
+        return found
 
     @property
     def tokens(self) -> Path:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sentence_transformers import SentenceTransformer
+from transformers import AutoTokenizer
 
 from data import beir_data
 from data.msmarco_data import read_tsv
@@ -24,7 +26,7 @@ from evaluate.search_collection import (
     show,
     split_line,
 )
-from model.reading import MODEL_TYPES, ModelType
+from model.reading import MODEL_TYPES, HeadLayer, ModelType, Reading
 from tests.tiny import tiny_bert_tokenizer
 from tests.tiny_run import COLLECTION, PASSAGES, QUERIES, QUERY_LENGTH, STEP, call, make_run
 from utils.runtime.errors import InputError
@@ -78,6 +80,67 @@ def test_the_other_encoders_too_also_where_the_best_chunk_scores(tmp_path, model
     hits = search(run, QUERIES[3], depth=20)
     assert [hit.id for hit in hits] == [passage for passage, _ in expected[:20]]
     np.testing.assert_allclose([hit.score for hit in hits], [score for _, score in expected[:20]], rtol=1e-5)
+
+
+READINGS = {
+    "all of it": Reading(
+        "mean", True, "how is ", "what\nblue ", True, (HeadLayer("Dense", 16, 8, activation="Tanh"),)
+    ),
+    "a published type by other flags": Reading("mean", True, "how ", "", True, model_type="rdot_nll_condenser"),
+}
+
+
+@pytest.fixture(scope="module", params=READINGS)
+def read_run(request, tmp_path_factory) -> Path:
+    """A run whose checkpoint is read by more than its type."""
+    return make_run(tmp_path_factory.mktemp("of a reading") / "out", reading=READINGS[request.param])
+
+
+@pytest.mark.parametrize(
+    ("collection", "results", "query"), [("", "dev", "3"), (COLLECTION, f"zero_shot/{COLLECTION}", "q3")]
+)
+def test_a_question_is_read_as_the_runs_queries_were_and_sentence_transformers_reads_it(
+    read_run, collection, results, query
+):
+    expected = ranking(read_run / "results" / results / f"step-{STEP}" / "run.trec", query)
+    hits = search(read_run, QUERIES[3].upper(), collection=collection, depth=1000)
+    assert [hit.id for hit in hits] == [passage for passage, _ in expected]
+    np.testing.assert_allclose([hit.score for hit in hits], [score for _, score in expected], atol=1e-5)
+    assert not (read_run / "search").exists(), "the evaluation's embeddings do"
+    model = SentenceTransformer(str(read_run / "saved_models" / f"checkpoint-{STEP}"), device="cpu")
+    question, passages = model.encode_query(QUERIES[3].upper()), model.encode_document([hit.text for hit in hits])
+    np.testing.assert_allclose([hit.score for hit in hits], passages @ question, atol=1e-5)
+
+
+def test_another_query_prompt_changes_the_question_alone_and_another_passage_prompt_is_refused(read_run):
+    own = search(read_run, "blue tree")
+    other = search(read_run, "blue tree", query_prompt="")
+    assert own != other == search(read_run, "blue tree", query_prompt="", pooling="mean")
+    assert not (read_run / "search").exists(), "the passages are the same"
+    with pytest.raises(InputError, match=r"passages.*begin with the prompt"):
+        search(read_run, "blue tree", passage_prompt="sky ")
+
+
+def test_tokens_that_a_tokenizer_adds_and_a_prompts_are_counted_and_not_taken_for_two(read_run):
+    specials = len(
+        AutoTokenizer.from_pretrained(read_run / "saved_models" / f"checkpoint-{STEP}")("how")["input_ids"]
+    )
+    assert specials == 3
+    with pytest.raises(
+        InputError, match=r"--max_query_length 3: a question has 3 tokens beside its own .*the prompt's"
+    ):
+        search(read_run, "blue", max_query_length=3, query_prompt="how ")
+    assert search(read_run, "blue", max_query_length=4, query_prompt="how ") == search(
+        read_run, "blue sky", max_query_length=4, query_prompt="how "
+    )
+
+
+def test_settings_of_a_reading_that_were_altered_are_refused(read_run, tmp_path):
+    run = shutil.copytree(read_run, tmp_path / "altered")
+    settings = run / "settings.tokenize"
+    settings.write_text(settings.read_text().replace("NORMALIZE=1", "NORMALIZE=yes"))
+    with pytest.raises(InputError, match="NORMALIZE is 'yes'"):
+        search(run, "blue tree")
 
 
 def test_a_question_is_cut_as_the_collections_queries_were(made_run):
