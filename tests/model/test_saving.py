@@ -64,7 +64,9 @@ def test_sentence_transformers_gives_our_vectors_and_we_those_of_what_it_saved_a
         queries, passages = model.encode_query(TEXTS), model.encode_document(TEXTS)
         np.testing.assert_allclose(queries, vectors[-1][0], rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(passages, vectors[-1][1], rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(model.similarity(queries, passages), vectors[-1][0] @ vectors[-1][1].T, rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(
+            model.similarity(queries, passages), vectors[-1][0] @ vectors[-1][1].T, rtol=1e-5, atol=1e-4
+        )
         if folder == checkpoint:
             assert str(own) == str(reading)
             model.save_pretrained(str(tmp_path / "again"))

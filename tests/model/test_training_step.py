@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from model.dro import OBJECTIVES, make_objective
+from model.encoders import Encoder
 from model.group_gradients import GroupGradients
+from model.reading import HeadLayer, Reading
 from model.training_step import TrainingStep
 from model.triplets import TripletModel
 from tests.processes import run_processes
@@ -20,8 +22,10 @@ K = 5
 FLOAT32 = Precision("cpu", torch.float32)
 
 
-def make_step(name: str, precision: Precision = FLOAT32) -> TrainingStep:
+def make_step(name: str, precision: Precision = FLOAT32, reading: Reading | None = None) -> TrainingStep:
     encoder = tiny_bert(layers=3)
+    if reading:
+        encoder = Encoder(encoder.model, reading)
     watch = GroupGradients(encoder.model.encoder.layer[-2:], K) if name == "idro" else None
     model = TripletModel(encoder, watch)
     optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)  # Adam would blow the rounding of zeros up
@@ -29,14 +33,16 @@ def make_step(name: str, precision: Precision = FLOAT32) -> TrainingStep:
     return TrainingStep(model, objective, optimizer, precision, 1.0, torch.device("cpu"), watch)
 
 
-def train(folder: str, name: str, batch_size: int, accumulation: int, steps: int) -> dict[str, torch.Tensor]:
+def train(
+    folder: str, name: str, batch_size: int, accumulation: int, steps: int, reading: Reading | None = None
+) -> dict[str, torch.Tensor]:
     """Losses, cluster weights and parameters after several steps, over the end of the mined file."""
     queries, passages = (
         random_store(Path(folder, f"q{distributed.rank()}"), 12, seed=1),
         random_store(Path(folder, f"p{distributed.rank()}"), 30, seed=2),
     )
     episode = random_episode(12, 30, n_groups=K, lines=14, seed=3)
-    step = make_step(name)
+    step = make_step(name, reading=reading)
     position, losses, weights = 0, [], []
     for _ in range(steps):
         parts, position = take_step(position, episode.triplets, batch_size, accumulation)
@@ -92,6 +98,26 @@ def test_several_ranks_equal_one_process_with_the_whole_batch_also_in_uneven_las
                 torch.testing.assert_close(many[name][key], value, rtol=2e-4, atol=2e-5)
     for name in ("dro-greedy", "idro"):
         assert not torch.allclose(one[name]["weights"][-1], one[name]["weights"][0])
+
+
+READINGS = {
+    "mean": Reading("mean"),
+    "mean, head, length 1": Reading("mean", True, head=(HeadLayer("Dense", 16, 8, activation="Tanh"),), scale=5.0),
+    "first token, head": Reading(head=(HeadLayer("Dense", 16, 8), HeadLayer("LayerNorm", 8, 8))),
+}
+
+
+def train_with_every_reading(folder: str, batch_size: int, steps: int) -> dict[str, dict[str, torch.Tensor]]:
+    return {name: train(folder, "idro", batch_size, 1, steps, reading) for name, reading in READINGS.items()}
+
+
+def test_two_ranks_equal_one_process_with_every_reading(tmp_path):
+    one = train_with_every_reading(str(tmp_path), 12, 3)
+    for two in run_processes(train_with_every_reading, 2, str(tmp_path), 6, 3):
+        for name in READINGS:
+            for key, value in one[name].items():
+                torch.testing.assert_close(two[name][key], value, rtol=2e-4, atol=2e-5)
+    assert len({tuple(of_reading["losses"].tolist()) for of_reading in one.values()}) == len(READINGS)
 
 
 def test_a_rank_without_a_triplet_changes_nothing(tmp_path):

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from model.encoders import Encoder
+from model.reading import Reading
 from model.triplets import TripletModel, pairwise_nll
 from tests.tiny_models import random_episode, random_store, tiny_bert, tiny_roberta
 from utils.batching import Sequences, make_triplet_batch, pack
@@ -26,8 +28,8 @@ def test_pairwise_nll_is_finite_for_scores_far_apart_and_in_half_precision():
     assert losses[1] == pytest.approx(900, rel=0.01)
 
 
-def plain_losses(encoder, store_queries, store_passages, episode, triplets, chunk_length=None):
-    """Each triplet alone: its query, positive and negative encoded one at a time."""
+def plain_losses(encoder, store_queries, store_passages, episode, triplets, chunk_length=None, scale=1.0):
+    """Each triplet alone: its query, positive and negative encoded one at a time; scores times `scale`."""
 
     def vectors(store, row, chunk_length=None):
         sequences = Sequences(store, chunk_length)
@@ -40,7 +42,7 @@ def plain_losses(encoder, store_queries, store_passages, episode, triplets, chun
         query = vectors(store_queries, episode.query_rows[line])[0]
         positive = (vectors(store_passages, episode.positive_rows[line], chunk_length) @ query).max()
         negative = (vectors(store_passages, episode.negative_rows[triplet], chunk_length) @ query).max()
-        losses.append(torch.log1p(torch.exp(negative - positive)))
+        losses.append(torch.log1p(torch.exp(scale * (negative - positive))))
     return torch.stack(losses)
 
 
@@ -74,3 +76,27 @@ def test_weights_of_the_mined_lines_scale_the_losses(tmp_path):
     plain = model(batch)
     batch.weights = torch.linspace(0.1, 1, 10)
     torch.testing.assert_close(model(batch), plain * batch.weights)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize(("normalized", "given", "scale"), [(False, None, 1), (True, None, 20), (True, 7.5, 7.5)])
+def test_the_loss_multiplies_scores_with_the_scale_and_its_gradient_is_that_of_the_plain_formula(
+    tmp_path, pooling, normalized, given, scale
+):
+    queries, passages = random_store(tmp_path / "q", 6, seed=1), random_store(tmp_path / "p", 9, seed=2)
+    episode, triplets = random_episode(6, 9), np.arange(10)
+    encoder = Encoder(tiny_bert().model, Reading(pooling, normalized, scale=given)).double()
+    shared = TripletModel(encoder)(make_triplet_batch(episode, triplets, Sequences(queries), Sequences(passages)))
+    alone = plain_losses(encoder, queries, passages, episode, triplets, scale=scale)
+    torch.testing.assert_close(shared, alone, rtol=1e-12, atol=1e-12)
+    gradients = torch.autograd.grad(shared.sum(), encoder.parameters())
+    expected = torch.autograd.grad(alone.sum(), encoder.parameters())
+    for got, want in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+def test_vectors_and_what_is_kept_of_them_know_no_scale(tmp_path):
+    tokens = pack([(Sequences(random_store(tmp_path / "q", 6)), np.arange(6))])
+    one, twenty = (Encoder(tiny_bert().model, Reading("mean", True, scale=scale)) for scale in (1.0, 20.0))
+    assert torch.equal(one(tokens), twenty(tokens))
+    assert one.reading.vectors == twenty.reading.vectors
