@@ -16,9 +16,9 @@ from evaluate.metrics_file import RunMetrics
 from evaluate.model_card import Arguments, code
 from model.encoders import ance_head
 from model.reading import Reading, published_reading
-from tests.model.test_saving import READINGS, encode, save
+from tests.model.test_saving import READINGS, encode
 from tests.tiny_models import load_encoder, tiny_bert
-from tests.tiny_run import COLLECTION, STEP, call, make_run
+from tests.tiny_run import COLLECTION, STEP, call, make_run, save_random_checkpoint
 from utils.runtime.errors import InputError
 from utils.stores.files import read_json
 
@@ -216,7 +216,7 @@ ANCE = Reading(head=ance_head(16), model_type="rdot_nll")
     ],
 )
 def test_the_examples_run_and_give_our_vectors(run, tmp_path, family, reading, says, monkeypatch):
-    checkpoint = save(tmp_path / "saved_models", family, reading)
+    checkpoint = save_random_checkpoint(tmp_path / "saved_models", family, reading)
     call(model_card, "--checkpoint", checkpoint, "--run_dir", run)
     encoder, tokenizer = load_encoder("auto", str(checkpoint))
     texts = {"query": ["How is the Cat? " * 10, "a dog"], "passage": ["The Tree " * 30, "Sky"]}
@@ -251,10 +251,10 @@ def test_a_hostile_prompt_stays_a_string(run):
 
 
 def test_the_limits_name_the_lengths_and_what_is_put_before_a_text(run, tmp_path):
-    checkpoint = save(tmp_path / "saved_models", "bert", READINGS["mean, length 1, prompts"])
+    checkpoint = save_random_checkpoint(tmp_path / "saved_models", "bert", READINGS["mean, length 1, prompts"])
     call(model_card, "--checkpoint", checkpoint, "--run_dir", run)
     card = (checkpoint / "README.md").read_text()
-    assert "- A passage is read up to 24 tokens, a query up to 9 (by sentence-transformers before version 6" in card
+    assert "- A passage is read up to 24 tokens, a query up to 12 (by sentence-transformers before version 6" in card
     assert "- `encode_query` and `encode_document` put prompts before a text" in card
     assert "lowercased" not in card
     text = write_card(run).text
