@@ -119,7 +119,7 @@ def main() -> None:
     tokenizer = load_tokenizer(checkpoint, reading.pooling, args.cache_dir or None)
     positions = positions_of(checkpoint, args.cache_dir or None)
     lengths = choose_lengths(args, reading, positions)
-    check_lengths(checkpoint, positions, reading, lengths)
+    check_lengths(checkpoint, positions, tokenizer, reading, lengths)
     query_text, passage_text = reading.query_text, reading.passage_text
     if find_set(args.dataset).one_line:
         query_text, passage_text = in_one_line(query_text), in_one_line(passage_text)
@@ -146,6 +146,7 @@ def main() -> None:
             lengths[0],
             corpus,
             prompt=reading.passage_prompt,
+            no_text=reading.passage_text(""),
             wanted=split.passage_ids,
             label="passages",
             total=total,
@@ -153,7 +154,8 @@ def main() -> None:
     else:
         passage_rows = rows_of(out / "passages", split.passage_ids)
     sources.note()
-    judged = write_split(split, passage_rows, tokenizer, lengths[1], out, prompt=reading.query_prompt)
+    prompts = {"prompt": reading.query_prompt, "no_text": reading.query_text("")}
+    judged = write_split(split, passage_rows, tokenizer, lengths[1], out, **prompts)
     if args.split == "test":
         highest = max(grade for query in split.queries for grade in split.judgments[query].values())
         compare_with_published(args.dataset, len(TokenStore(out / "passages")), judged, highest)

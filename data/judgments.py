@@ -158,14 +158,15 @@ def write_split(
     out_folder: Path,
     *,
     prompt: str = "",
+    no_text: str | None = None,
     trained_on: bool = False,
 ) -> int:
     """Writes `out_folder`/NAME-query/ and, last, NAME-qrel.tsv; returns the number of queries.
 
-    The queries' texts begin with `prompt`. `passage_rows` has the row of each judged passage that the collection, in
-    `out_folder`/passages/, holds. Judgments
-    of others are kept (`utils.stores.qrels`), and counted. A query that is judged relevant to none but such passages
-    is kept to be measured, and left out of a split that is `trained_on`. `InputError` where all queries are such.
+    For `prompt` and `no_text` see `write_token_store`. `passage_rows` has the row of each judged passage that the
+    collection, in `out_folder`/passages/, holds. Judgments of others are kept (`utils.stores.qrels`), and counted. A
+    query that is judged relevant to none but such passages is kept to be measured, and left out of a split that is
+    `trained_on`. `InputError` where all queries are such.
     """
 
     def can_be_found(query: str) -> bool:
@@ -188,6 +189,7 @@ def write_split(
         max_length,
         split.queries_path,
         prompt=prompt,
+        no_text=no_text,
         wanted=(),
         label=f"{split.name} queries",
         total=len(queries),

@@ -119,7 +119,7 @@ def main() -> None:
     checkpoint, lengths = args.model_name_or_path, (args.max_seq_length, args.max_query_length)
     reading = find_reading(checkpoint, **args.reading)
     tokenizer = load_tokenizer(checkpoint, reading.pooling, args.cache_dir or None)
-    check_lengths(checkpoint, positions_of(checkpoint, args.cache_dir or None), reading, lengths)
+    check_lengths(checkpoint, positions_of(checkpoint, args.cache_dir or None), tokenizer, reading, lengths)
 
     collection = find_file(raw, *files["collection"])
     pairs = {split: [find_file(raw, *names) for names in files[split]] for split in ("train", "dev")}
@@ -154,6 +154,7 @@ def main() -> None:
             args.max_seq_length,
             collection,
             prompt=reading.passage_prompt,
+            no_text=reading.passage_text(""),
             wanted=wanted,
             label="passages",
             total=total,
@@ -162,8 +163,16 @@ def main() -> None:
         passage_rows = rows_of(out / "passages", wanted)
     sources.note()
     for split in splits:
-        prompt, trained_on = reading.query_prompt, split.name == "train"
-        write_split(split, passage_rows, tokenizer, args.max_query_length, out, prompt=prompt, trained_on=trained_on)
+        write_split(
+            split,
+            passage_rows,
+            tokenizer,
+            args.max_query_length,
+            out,
+            prompt=reading.query_prompt,
+            no_text=reading.query_text(""),
+            trained_on=split.name == "train",
+        )
     say(f"token stores and judgments are in {out}")
 
 

@@ -97,9 +97,9 @@ class Sources:
         if noted is None and not (whole and in_use):
             return True, [*self._splits]
         if noted is None:
-            of_all, of_splits = self._differences_from_meta("passages", "max_seq_length"), {}
+            of_all, of_splits = self._differences_from_meta("passages", "max_seq_length", "passage_prompt"), {}
         else:
-            of_all = self._differing_settings(noted["settings"])
+            of_all = self._differing_settings(WITHOUT_PROMPTS | noted["settings"])
             of_all += self._differing_files(noted["collection"], self._collection)
             of_splits = {
                 split: self._differing_files(noted["splits"][split], names)
@@ -108,7 +108,7 @@ class Sources:
             }
         if in_use:
             for split in (split for split in whole if split not in of_splits):
-                of_splits[split] = self._differences_from_meta(f"{split}-query", "max_query_length")
+                of_splits[split] = self._differences_from_meta(f"{split}-query", "max_query_length", "query_prompt")
         differences = [*dict.fromkeys(chain(of_all, *of_splits.values()))]
         if differences and in_use:
             raise InputError(
@@ -195,10 +195,14 @@ class Sources:
                 differences.append(f"{name} has another content")
         return differences
 
-    def _differences_from_meta(self, store: str, setting: str) -> list[str]:
-        """The same of a store without a note, by its meta.json, which knows the texts' file by name and size."""
+    def _differences_from_meta(self, store: str, length: str, prompt: str) -> list[str]:
+        """The same of a store without a note, by its meta.json, which knows the texts' file by name and size.
+
+        `length` and `prompt` are what the settings call those of this store.
+        """
         meta = TokenStore(self._out / store).meta
-        differences = self._differing_settings({setting: meta.max_length, "tokenizer": meta.tokenizer_fingerprint})
+        noted = {length: meta.max_length, prompt: meta.prompt, "tokenizer": meta.tokenizer_fingerprint}
+        differences = self._differing_settings(noted)
         if meta.source_file not in self._changed:
             differences.append(f"{meta.source_file} is no more among the files")
         elif meta.source_size != self._changed[meta.source_file].size:
@@ -208,13 +212,13 @@ class Sources:
 
     def _differing_settings(self, noted: Settings) -> list[str]:
         differences = []
-        for name, was in (WITHOUT_PROMPTS | noted).items():
+        for name, was in noted.items():
             if self._settings.get(name) == was:
                 continue
             if name == "tokenizer":
                 differences.append("the tokenizer is another one")
             else:
-                differences.append(f"{name} was {was} and is {self._settings.get(name)}")
+                differences.append(f"{name} was {was!r} and is {self._settings.get(name)!r}")
         return differences
 
 

@@ -55,18 +55,40 @@ def positions_of(name_or_path: str, cache_dir: str | None = None) -> int | None:
     return longest_sequence(config) if hasattr(config, "max_position_embeddings") else None
 
 
-def check_lengths(name_or_path: str, positions: int | None, reading: Reading, lengths: tuple[int, int]) -> None:
-    """`InputError` where passages or queries of so many tokens are longer than the checkpoint has positions for."""
+def check_lengths(
+    name_or_path: str,
+    positions: int | None,
+    tokenizer: PreTrainedTokenizerBase,
+    reading: Reading,
+    lengths: tuple[int, int],
+) -> None:
+    """`InputError` where passages or queries of so many tokens leave no room for text beside the prompts.
+
+    And where they are longer than the checkpoint has positions for.
+    """
     max_seq_length, max_query_length = lengths
-    for flag, length, at_once in (
-        ("max_seq_length", max_seq_length, reading.chunk_length),
-        ("max_query_length", max_query_length, None),
+    for flag, length, at_once, no_text in (
+        ("max_seq_length", max_seq_length, reading.chunk_length, reading.passage_text("")),
+        ("max_query_length", max_query_length, None, reading.query_text("")),
     ):
+        _check_room(tokenizer, no_text, length, f"--{flag} is {length}, which")
         if positions is not None and min(length, at_once or length) > positions:
             raise InputError(
                 f"--{flag} is {length}, and {name_or_path} has positions for {positions} tokens, special ones "
                 "included; give at most as many"
             )
+
+
+def _check_room(tokenizer: PreTrainedTokenizerBase, no_text: str, max_length: int, subject: str) -> int:
+    """The tokens of `no_text`, an empty text with its prompt; `InputError` where `max_length` has no more."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    specials, tokens = tokenizer.num_special_tokens_to_add(), len(backend.encode(no_text))
+    if max_length <= tokens:
+        prompt = f" and {tokens - specials} of the prompt {no_text!r}" if no_text else ""
+        raise InputError(f"{subject} leaves no room for text beside {specials} special tokens{prompt}")
+    return tokens
 
 
 def write_token_store(
@@ -77,6 +99,7 @@ def write_token_store(
     source: Path,
     *,
     prompt: str = "",
+    no_text: str | None = None,
     wanted: Collection[str],
     label: str,
     total: int | None = None,
@@ -84,21 +107,13 @@ def write_token_store(
     """Tokenizes `texts` into a token store at `folder` and returns the rows of the `wanted` ids that it holds.
 
     A row has at most `max_length` tokens, special ones included, and equals what `tokenizer(text)` gives, truncated.
-    `source` is the file that the texts come from, `prompt` what they all begin with, and `total`, if known, how many
-    there are. A text that comes again with its id is left out, see `each_once`. Raises `InputError` where an id comes
-    with two texts; then no store appears.
+    `source` is the file that the texts come from, `prompt` what is noted as their beginning, `no_text` what an empty
+    one is (default: the prompt), and `total`, if known, how many there are. A text that comes again with its id is
+    left out, see `each_once`. Raises `InputError` where an id comes with two texts; then no store appears.
     """
-    specials = tokenizer.num_special_tokens_to_add()
+    no_text = prompt if no_text is None else no_text
+    least = _check_room(tokenizer, no_text, max_length, f"a maximum length of {max_length} tokens")
     backend = tokenizer.backend_tokenizer
-    backend.no_padding()
-    backend.no_truncation()
-    no_text = len(backend.encode(prompt))  # the tokens of an empty text
-    if max_length <= no_text:
-        prompts = f" and {no_text - specials} of the prompt {prompt!r}" if prompt else ""
-        raise InputError(
-            f"a maximum length of {max_length} tokens leaves no room for text beside {specials} special tokens"
-            f"{prompts}"
-        )
     backend.enable_truncation(max_length)
     encode = partial(encode_beginnings, backend, max_length) if reads_words(backend) else backend.encode_batch_fast
     rows: dict[str, int] = {}
@@ -111,7 +126,7 @@ def write_token_store(
         for _, ids, encodings in _encode_ahead(_once(_blocks(texts), source, left_out), encode):
             rows.update((text_id, writer.rows + i) for i, text_id in enumerate(ids) if text_id in wanted)
             writer.append(ids, (encoding.ids for encoding in encodings))
-            empty += sum(len(encoding) <= no_text for encoding in encodings)
+            empty += sum(len(encoding) <= least for encoding in encodings)
             bar.update(len(ids))
         if left_out:
             writer.note_lines(np.delete(np.arange(writer.rows + len(left_out)), np.array(left_out) - 1))

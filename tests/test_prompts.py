@@ -111,12 +111,13 @@ def test_a_store_of_another_prompt_is_refused_by_every_script(made, flags, monke
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("flag", "length"), [("--query_prompt", QUERY_LENGTH), ("--passage_prompt", PASSAGE_LENGTH)])
-def test_a_prompt_that_fills_the_length_is_refused(folder, layout, flag, length):
+def test_a_prompt_that_fills_the_length_is_refused_before_anything_is_tokenized(folder, layout, flag, length):
     shutil.rmtree(folder / f"{layout}-tokens")
     with pytest.raises(
-        InputError, match=rf"length of {length} tokens leaves no room .* 2 special tokens and {length - 2} of"
+        InputError, match=rf"is {length}, which leaves no room .* 2 special tokens and {length - 2} of the prompt"
     ):
         tokenize(folder, layout, f"{flag}={'sky ' * (length - 2)}")
+    assert not (folder / f"{layout}-tokens").exists()
     tokenize(folder, layout, f"{flag}={'sky ' * (length - 3)}")
 
 

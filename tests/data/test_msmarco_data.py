@@ -95,6 +95,29 @@ def test_only_condenser_models_get_lowercased_text(preprocess_passages, tokenize
     assert tokenizer.convert_ids_to_tokens(rows(out, "train-query")["12"])[1] == first
 
 
+@pytest.mark.parametrize(("lowercase", "query"), [(0, "Sky of "), (1, "sky of ")])
+def test_prompts_stand_before_every_text_and_count_in_its_length(
+    preprocess_passages, tokenizer_folder, lowercase, query
+):
+    flags = {"query_prompt": "Sky of ", "passage_prompt": r"dog:\n", "lowercase": lowercase}
+    out = preprocess_passages(max_seq_length=8, max_query_length=7, **flags)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    cat, how = ("cat", "how") if lowercase else ("Cat", "How")
+    for store, length, texts in (
+        ("passages", 8, (f"dog:\nthe {cat} is blue", "dog:\nthe sky of the tree", "dog:\n", "dog:\ndog: what")),
+        ("train-query", 7, (f"{query}what is blue", f"{query}{how} blue is the tree")),
+        ("dev-query", 7, (f"{query}dog of the sky",)),
+    ):
+        expected = [tokenizer(text, truncation=True, max_length=length)["input_ids"] for text in texts]
+        assert list(rows(out, store).values()) == expected
+        assert TokenStore(out / store).meta.prompt == ("dog:\n" if store == "passages" else "Sky of ")
+
+
+def test_only_texts_without_a_word_beside_the_prompt_are_said_to_hold_none(preprocess_passages, capsys):
+    preprocess_passages(passage_prompt="THE SKY: ", lowercase=1)
+    assert "1 of the passages hold no text" in capsys.readouterr().out
+
+
 def test_an_empty_passage_is_kept_with_its_special_tokens_only(preprocess_passages, tokenizer_folder):
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     assert rows(preprocess_passages(), "passages")["2"] == [tokenizer.cls_token_id, tokenizer.sep_token_id]

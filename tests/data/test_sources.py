@@ -101,6 +101,8 @@ def test_changed_files_of_beirs_layout_too(preprocess_beir, tmp_path):
         ({"max_seq_length": 5}, "max_seq_length was 128 and is 5"),
         ({"max_query_length": 5}, "max_query_length was 64 and is 5"),
         ({"model_type": "rdot_nll_condenser"}, "lowercased was False and is True"),
+        ({"query_prompt": "the Cat "}, "query_prompt was '' and is 'the Cat '"),
+        ({"passage_prompt": "what: "}, "passage_prompt was '' and is 'what: '"),
         ({"model_name_or_path": "another"}, "the tokenizer is another one"),
     ],
 )
@@ -134,7 +136,8 @@ def test_folders_that_were_moved_are_the_same_sources(preprocess_passages, run_s
 
 
 def test_stores_of_a_version_that_noted_no_sources_go_on_in_use_and_are_made_anew_else(preprocess_passages, capsys):
-    out = preprocess_passages()
+    prompts = {"query_prompt": "the ", "passage_prompt": "what "}
+    out = preprocess_passages(**prompts)
     before = last_changes(out)
     (out / "sources.json").unlink()
     longer = {"collection.tsv": COLLECTION + "8\tone more\n"}
@@ -142,7 +145,9 @@ def test_stores_of_a_version_that_noted_no_sources_go_on_in_use_and_are_made_ane
         preprocess_passages(longer, in_use=True)
     with pytest.raises(InputError, match=r"max_seq_length was 128 and is 9"):
         preprocess_passages(max_seq_length=9, in_use=True)
-    preprocess_passages(in_use=True)
+    with pytest.raises(InputError, match=r"query_prompt was 'the ' and is ''"):
+        preprocess_passages(passage_prompt="what ", in_use=True)
+    preprocess_passages(**prompts, in_use=True)
     assert (out / "sources.json").exists(), "from now on the files are known by their sums"
     assert last_changes(out) | {out / "sources.json": before[out / "sources.json"]} == before
     (out / "sources.json").unlink()
@@ -329,7 +334,8 @@ def test_documents_that_are_cut_may_be_longer_than_the_models_positions(tmp_path
     tiny_roberta(positions=514).config.save_pretrained(tmp_path / "checkpoint")
     checkpoint = str(tmp_path / "checkpoint")
     for model_type, fits in (("rdot_nll_multi_chunk", True), ("rdot_nll", False)):
-        on = checkpoint, tokenizing.positions_of(checkpoint), published_reading(model_type), (2_048, 64)
+        tokenizer, reading = tokenizing.load_tokenizer(checkpoint), published_reading(model_type)
+        on = checkpoint, tokenizing.positions_of(checkpoint), tokenizer, reading, (2_048, 64)
         with nullcontext() if fits else pytest.raises(InputError, match="--max_seq_length is 2048"):
             tokenizing.check_lengths(*on)
 

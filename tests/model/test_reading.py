@@ -49,6 +49,12 @@ def test_a_checkpoint_without_such_files_declares_nothing(tmp_path):
     assert declared(tmp_path) is None
 
 
+@pytest.mark.parametrize("checkpoint", ["/no/where", "no/where/at/all", "checkpoint-7"])
+def test_a_checkpoint_that_cannot_be_is_told_in_one_line_and_the_hub_is_not_asked(checkpoint):
+    with pytest.raises(InputError, match="there is no such folder"):
+        find_reading(checkpoint, AUTO)
+
+
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
 @pytest.mark.parametrize("head", [False, True])

@@ -22,8 +22,8 @@ from torch import Tensor
 from transformers.utils import cached_file
 
 from utils.runtime.errors import InputError, first_line
-from utils.runtime.hub import quiet_retries
 from utils.stores.files import read_json
+from utils.stores.pretrained import check_place, loading
 
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 CURE = "copy or download the checkpoint again"
@@ -106,14 +106,18 @@ def _names_in(path: Path) -> list[str]:
         raise InputError(f"the weights are damaged ({reason}); {CURE}", path) from None
 
 
-@quiet_retries()
 def checkpoint_file(checkpoint: str, name: str, cache_dir: str | None) -> Path | None:
-    """A file of a checkpoint, downloaded where that is on the hub; None where it has no such file."""
-    found = cached_file(
-        checkpoint,
-        name,
-        cache_dir=cache_dir,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,  # of a model that was downloaded before
-    )
+    """A file of a checkpoint, downloaded where that is on the hub; None where it has no such file.
+
+    `InputError` where there can be no such checkpoint, or the hub refuses it.
+    """
+    check_place(checkpoint)
+    with loading(checkpoint):
+        found = cached_file(
+            checkpoint,
+            name,
+            cache_dir=cache_dir,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,  # of a model that was downloaded before
+        )
     return Path(found) if found else None
