@@ -91,7 +91,8 @@ setting LICENSE text "" \
 
 # What settings are called in the scripts that get them, for what these say.
 export ANCE_FLAGS="out_data_dir=--out_dir training_dir=--out_dir output_dir=--out_dir result_dir=--out_dir
-    ann_dir=--out_dir run_dir=--out_dir log_dir=--out_dir embedding_dir=--public_ann_data_dir
+    ann_dir=--out_dir run_dir=--out_dir log_dir=--out_dir settings_file=--out_dir
+    embedding_dir=--public_ann_data_dir
     model_name_or_path=--checkpoint init_model_dir=--checkpoint
     topk_training=--topk negative_sample=--negatives cluster_centroids=--clusters n_groups=--clusters
     max_steps=--steps per_gpu_train_batch_size=--batch_size

@@ -79,31 +79,60 @@ name_zero_shot_collections() {
 
 # With other settings, what is in the folder would be taken for done. A setting is held to once something is there that
 # follows from it (`mined`, `trained`: not empty where there is); until then a mistake can be mended.
+held_by_tokens=(DATA_TYPE CHECKPOINT_CONTENT MODEL_TYPE MAX_SEQ_LENGTH MAX_QUERY_LENGTH QUERY_PROMPT PASSAGE_PROMPT LOWERCASE)
+held_by_mining=(POOLING NORMALIZE TOPK NEGATIVES CLUSTERS MINING_SEED MIXED_PRECISION EMBEDDING_DTYPE INDEX_FACTORY
+    INDEX_PARAMETERS)
+held_by_training=(ASYNC SEED MODEL_SIZE STEPS BATCH_SIZE ACCUMULATION OPTIMIZER LEARNING_RATE WARMUP_STEPS OBJECTIVE
+    SCALE ALPHA EMA RHO EPS IDRO_LAYERS IDRO_SKETCH_DIM)
+schedule=(NUM_TRAINING_STEPS TOTAL_TRAINING_STEPS)
+
 hold_to_settings() {
-    trained="$(there "$models"/checkpoint-*)$(there "$results"/ann_ndcg_[1-9]*)"
-    mined="$trained$(there "$results"/ann_ndcg_*)$(there "$results"/dev/*/metrics.json)"
+    see_what_is_there
     hold_to_checkpoint
     find_reading
-    hold "$OUT_DIR/settings.tokenize" "$mined" DATA_TYPE CHECKPOINT_CONTENT MODEL_TYPE MAX_SEQ_LENGTH \
-        MAX_QUERY_LENGTH QUERY_PROMPT PASSAGE_PROMPT LOWERCASE
-    hold "$OUT_DIR/settings.mine" "$mined" POOLING NORMALIZE \
-        TOPK NEGATIVES CLUSTERS MINING_SEED MIXED_PRECISION EMBEDDING_DTYPE INDEX_FACTORY INDEX_PARAMETERS
-    local schedule=(NUM_TRAINING_STEPS TOTAL_TRAINING_STEPS)
-    ((ASYNC == 0)) || schedule=()
-    hold "$OUT_DIR/settings.train" "$trained" \
-        ASYNC SEED MODEL_SIZE STEPS BATCH_SIZE ACCUMULATION OPTIMIZER LEARNING_RATE WARMUP_STEPS OBJECTIVE \
-        SCALE ALPHA EMA RHO EPS IDRO_LAYERS IDRO_SKETCH_DIM ${schedule[@]+"${schedule[@]}"}
+    ((ASYNC)) || held_by_training+=("${schedule[@]}")
+    hold "$OUT_DIR/settings.tokenize" "$mined" "${held_by_tokens[@]}"
+    hold "$OUT_DIR/settings.mine" "$mined" "${held_by_mining[@]}"
+    hold "$OUT_DIR/settings.train" "$trained" "${held_by_training[@]}"
 }
-# How the checkpoint is read is found once, and the settings hold what that is. A run of a version that knew the
-# published model types only goes on with its own.
+see_what_is_there() {
+    trained="$(there "$OUT_DIR"/saved_models/checkpoint-*)$(there "$OUT_DIR"/results/ann_ndcg_[1-9]*)"
+    mined="$trained$(there "$OUT_DIR"/results/ann_ndcg_*)$(there "$OUT_DIR"/results/dev/*/metrics.json)"
+}
+# What a folder of another version is gone on with, where it is not given: the demo's settings, whose defaults may have
+# been others, and the model type, where a run has no other reading. Before anything is worked out from these.
+go_on_as_noted() {
+    [[ -n "$OUT_DIR" ]] || return 0
+    see_what_is_there
+    if ((demo)); then
+        [[ -z "$mined" ]] || default_to_noted tokenize "${held_by_tokens[@]}"
+        [[ -z "$mined" ]] || default_to_noted mine "${held_by_mining[@]}"
+        [[ -z "$trained" ]] || default_to_noted train "${held_by_training[@]}" "${schedule[@]}"
+    elif [[ -n "$mined" ]] && is_without_reading; then
+        default_to_noted tokenize MODEL_TYPE
+    fi
+}
+default_to_noted() { # STAGE NAME…
+    local name
+    for name in "${@:2}"; do
+        if is_setting "$name" && grep -qs "^$name=" "$OUT_DIR/settings.$1"; then
+            # The value may be a user's text, and `settle` evaluates defaults: it gets the command that prints it.
+            set_default "$name" "\$(noted \"\$OUT_DIR/settings.$1\" $name)"
+        fi
+    done
+}
+is_without_reading() { # whether the run is of a version that knew the published model types only
+    grep -qs "^MODEL_TYPE=" "$OUT_DIR/settings.tokenize" && ! grep -qs "^POOLING=" "$OUT_DIR/settings.mine"
+}
+
+# How the checkpoint is read is found once, and the settings hold what that is.
 find_reading() {
-    local name line was type=MODEL_TYPE
-    was="$(noted "$OUT_DIR/settings.tokenize" "$type")"
-    if [[ -n "$mined" && -n "$was" ]] && ! grep -q "^POOLING=" "$OUT_DIR/settings.mine"; then
+    local name line
+    if [[ -n "$mined" ]] && is_without_reading; then
         for name in POOLING NORMALIZE SCALE QUERY_PROMPT PASSAGE_PROMPT LOWERCASE; do
-            ! is_given "$name" || fail "$OUT_DIR holds a run of a version without $name, which goes on as it began; for another reading choose another OUT_DIR"
+            [[ "${!name}" == auto ]] ||
+                fail "$OUT_DIR holds a run of a version without $name, which goes on as it began; choose another OUT_DIR for another reading"
         done
-        is_given "$type" || printf -v "$type" %s "$was"
     fi
     reading_flags
     run "$python" "$root/drivers/find_reading.py" --model_name_or_path "$CHECKPOINT" "${reading[@]}" \
@@ -128,8 +157,6 @@ hold() { # FILE PRODUCT NAME…: notes these settings in FILE; where PRODUCT is 
             grep -q "^$name=" "$1" || continue # the file is of a version without this setting
             was="$(noted "$1" "$name")" is="${!name#"$OUT_DIR/"}"
             [[ "$is" != "$was" ]] || continue
-            # The demo's defaults may be others than those of the version that the folder is of.
-            if ((demo)) && ! is_given "$name"; then printf -v "$name" %s "$was" && continue; fi
             [[ "$name" != CHECKPOINT_CONTENT ]] || name=CHECKPOINT was="$checkpoint_was" is="$CHECKPOINT"
             differences+=$'\n'"    $name was '$was' and is '$is'"
             [[ "$is" != "$was" ]] || differences+=" with other files"

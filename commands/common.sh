@@ -37,6 +37,7 @@ setting() {
     (($# == 4)) || setting_demo["$1"]="$4"
     setting_heading["$1"]="$next_heading" next_heading=""
 }
+set_default() { setting_default["$1"]="$2" && unset "setting_demo[$1]"; } # NAME TEXT, which `settle` evaluates
 
 # Prints the comment at the head of the script that was started, then its settings.
 print_help() {

@@ -22,6 +22,8 @@ take_arguments "$@"
 takes_no_words
 find_gpus
 [[ -n "${DATA_DIR:-}" ]] || demo=1
+settle OUT_DIR
+go_on_as_noted
 settle
 check_settings
 ((demo)) || name_zero_shot_collections # the demo makes its own first

@@ -22,9 +22,9 @@ take_arguments "$@"
 takes_no_words
 settle
 own=(EPISODES OBJECTIVE SEED MINING_SEED ASYNC) # which this script gives to run_ance.sh itself
-for flag in ${others[@]+"${others[@]}"}; do
-    name="${flag//-/_}" && name="${name#__}"
-    [[ "$flag" != --* || " ${own[*]} " != *" ${name^^} "* ]] || fail "$flag is not a setting here; see --help"
+for ((i = 0; i < ${#others[@]}; i += 2)); do # flag, value
+    name="${others[i]//-/_}" && name="${name#__}"
+    [[ " ${own[*]} " != *" ${name^^} "* ]] || fail "${others[i]} is not a setting here; see --help"
 done
 unset "${own[@]}"
 read -ra objectives <<< "$OBJECTIVES"
@@ -61,6 +61,7 @@ share() { # OUT: links there what the first run has made before its training
         up="${path//[!\/]/}" # relative links, so that OUT_DIR can be moved
         [[ ! -e "$first/$path" || -e "$1/$path" ]] || ln -s "../${up//\//../}${first##*/}/$path" "$1/$path"
     done
+    cp "$first"/settings.{tokenize,mine} "$1/" # which these follow from
     cp "$first/results/ann_ndcg_0" "$1/results/"
 }
 arguments=()

@@ -82,7 +82,8 @@ run_name="$(name_of "$CHECKPOINT")" # with what is read otherwise than the defau
 [[ "$NORMALIZE" != 0 ]] || run_name+="-not-normalized"
 [[ "$NORMALIZE" != 1 ]] || run_name+="-normalized"
 [[ "$LOWERCASE" == auto ]] || run_name+="-lowercase-$LOWERCASE"
-[[ "$QUERY_PROMPT$PASSAGE_PROMPT" == autoauto ]] || run_name+="-prompts"
+[[ "$QUERY_PROMPT$PASSAGE_PROMPT" == autoauto ]] ||
+    run_name+="-prompts-$(printf '%s\n' "$QUERY_PROMPT" "$PASSAGE_PROMPT" | cksum | cut -d ' ' -f 1)"
 ((MAX_SEQ_LENGTH == 0)) || run_name+="-$MAX_SEQ_LENGTH-tokens"
 ((MAX_QUERY_LENGTH == 0)) || run_name+="-$MAX_QUERY_LENGTH-a-query"
 : "${OUT_DIR:=$root/runs/evaluate/$run_name}"

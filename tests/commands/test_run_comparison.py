@@ -87,6 +87,34 @@ def test_runs_that_would_begin_elsewhere_are_refused(checkout):
     assert more.returncode == 0, more.stderr
 
 
+def readings(checkout: Checkout) -> set[tuple[str, ...]]:
+    """How the training scripts that were called read their checkpoints."""
+    names = "model_type", "pooling", "query_prompt"
+    return {tuple(call.flags[name] for name in names) for call in checkout.calls() if call.script == "run_ann"}
+
+
+def test_all_read_the_checkpoint_as_they_are_told(checkout):
+    flags = ("--pooling", "mean", "--query_prompt", "--seed", "--seeds", "3", "--objectives", "erm idro")
+    finished = checkout.run("run_comparison.sh", *flags, **SETTINGS)
+    assert finished.returncode == 0, finished.stderr
+    assert readings(checkout) == {("rdot_nll_condenser", "mean", "--seed")}
+    refused = checkout.run("run_comparison.sh", *flags, **SETTINGS | {"SCALE": "3"})
+    assert "SCALE was '1' and is '3'" in refused.stderr
+
+
+def test_a_comparison_of_a_version_without_readings_goes_on_with_its_model_type(checkout):
+    (checkout.work / "initial" / "modules.json").touch()
+    settings = SETTINGS | {"OBJECTIVES": "erm"}
+    assert checkout.run("run_comparison.sh", "--seeds", "3", "--model_type", "rdot_nll", **settings).returncode == 0
+    for path in (checkout.work / "the out" / "erm-3").glob("settings.*"):
+        lines = (line for line in path.open() if not line.startswith(("POOLING=", "NORMALIZE=", "SCALE=", "QUERY_")))
+        path.write_text("".join(lines))
+    readings(checkout)
+    finished = checkout.run("run_comparison.sh", "--seeds", "3 4", **settings)
+    assert finished.returncode == 0, finished.stderr
+    assert readings(checkout) == {("rdot_nll", "cls", "")}
+
+
 def test_help_says_what_is_compared(checkout):
     shown = checkout.run("run_comparison.sh", "--help")
     assert (shown.returncode, shown.stderr) == (0, "")

@@ -31,10 +31,10 @@ def checkout(tmp_path) -> Checkout:
         (["beir/arguana", "elsewhere/arguana"], "two collections are named 'arguana'"),
         (["beir/arguana", "arguana"], "two collections are named 'arguana'"),
         (["beir/a,b"], "has a comma"),
-        (["beir/arguana", "--pooling", "max"], "POOLING is 'max'; it can be: cls mean"),
+        (["beir/arguana", "--pooling", "max"], "POOLING is 'max'; it can be: auto cls mean"),
         (["beir/arguana", "--processes", "0"], "PROCESSES is '0'; a whole number, at least 1"),
         (["beir/arguana", "--max_seq_length", "long"], "MAX_SEQ_LENGTH is 'long'; a whole number"),
-        (["beir/arguana", "--model_type", "bert"], "MODEL_TYPE is 'bert'; it can be: rdot_nll rdot_nll_multi"),
+        (["beir/arguana", "--model_type", "bert"], "MODEL_TYPE is 'bert'; it can be: auto rdot_nll rdot_nll_multi"),
         (["beir/arguana", "--checkpoint", "a run/saved_models/checkpoint-100"], "no folder, and no name of a model"),
         (["beir/arguana", "--checkpoint", "elsewhere/checkpoint-100"], "no folder, and no name of a model"),
         (["scifact", "--checkpoint", "/no/where"], "no folder, and no name of a model"),
@@ -67,22 +67,19 @@ def test_each_collection_is_tokenized_and_evaluated_in_a_folder_of_its_own(check
         if call.script == "bm25":
             assert call.flags["out_dir"] == f"the results/{collection}/bm25"
             continue
-        assert call.flags | {"model_type": "rdot_nll"} == call.flags
+        assert call.flags | {"model_type": "rdot_nll", "pooling": "mean", "normalize": "1"} == call.flags
         assert call.flags["model_name_or_path"] == "a run/saved_models/checkpoint-200"
         tokens = call.flags["out_data_dir" if call.script == "beir_data" else "data_dir"]
         assert tokens == f"the results/{collection}/preprocessed"
     for call in calls[1::3]:
-        assert (
-            call.flags | {"pooling": "mean", "normalize": "", "run_name": "a run-checkpoint-200-mean-normalized"}
-            == call.flags
-        )
+        assert call.flags | {"run_name": "a run-checkpoint-200-rdot_nll-mean-normalized"} == call.flags
     assert [call.flags["collection"] for call in calls[1::3]] == ["sci fact", "arguana"]
     assert [call.flags["out_dir"] for call in calls[1::3]] == ["the results/sci fact", "the results/arguana"]
     runs = table.values[table.values.index("--runs") + 1 :]
     assert (table.script, table.flags["out_dir"]) == ("compare_runs", ".")
     assert runs == [
         "BM25=sci fact/bm25/metrics.json,arguana/bm25/metrics.json",
-        "a run-checkpoint-200-mean-normalized=sci fact/metrics.json,arguana/metrics.json",
+        "a run-checkpoint-200-rdot_nll-mean-normalized=sci fact/metrics.json,arguana/metrics.json",
     ]
 
 
@@ -189,6 +186,20 @@ def test_checkpoints_of_two_runs_have_results_of_their_own(checkout, checkpoint,
     finished = checkout.run("run_evaluate.sh", "beir/arguana", CHECKPOINT=checkpoint)
     assert finished.returncode == 0, finished.stderr
     assert checkout.calls()[1].flags["out_dir"] == f"{checkout.root}/runs/evaluate/{name}/arguana"
+
+
+def test_prompts_arrive_as_they_were_given_and_others_have_results_of_their_own(checkout):
+    prompt = r" -$(touch ran) `touch ran` 'a' \"b\" \n "
+    folders = set()
+    for prompts in ({}, {"QUERY_PROMPT": prompt}, {"QUERY_PROMPT": "", "PASSAGE_PROMPT": prompt}):
+        finished = checkout.run("run_evaluate.sh", "beir/arguana", "--bm25", 0, CHECKPOINT="a/b", **prompts)
+        assert finished.returncode == 0, finished.stderr
+        for call in checkout.calls()[:2]:
+            told = {name.upper(): value for name, value in call.flags.items() if name.endswith("_prompt")}
+            assert told == prompts, call.script
+        folders.add(call.flags["out_dir"])
+    assert len(folders) == 3
+    assert not list(checkout.work.rglob("ran"))
 
 
 def test_without_a_checkpoint_the_demos_newest_is_taken_else_the_pretrained_one(checkout):

@@ -18,10 +18,10 @@ def checkout(tmp_path) -> Checkout:
         (["--out", "x", "a question"], "unknown argument '--out'"),
         (["a question", "--depth"], "--depth wants a value"),
         (["--depth", "many", "a question"], "DEPTH is 'many'; a whole number is needed"),
-        (["--normalize", "yes", "a question"], "NORMALIZE is 'yes'; it can be: 0 1"),
+        (["--normalize", "yes", "a question"], "NORMALIZE is 'yes'; it can be: auto 0 1"),
         ([""], "the question is empty"),
         ([" ", "\t"], "the question is empty"),
-        (["--model-type=bert", "a question"], "MODEL_TYPE is 'bert'; it can be: rdot_nll rdot_nll_multi"),
+        (["--model-type=bert", "a question"], "MODEL_TYPE is 'bert'; it can be: auto rdot_nll rdot_nll_multi"),
         (["--checkpoint", "no/such/folder", "a question"], "no folder, and no name of a model"),
         (["--depth seed", "1", "a question"], "unknown argument '--depth seed'"),
     ],
@@ -52,13 +52,15 @@ def test_settings_reach_the_script_and_a_flag_wins(checkout):
         CHECKPOINT="a checkpoint",
         MAX_QUERY_LENGTH=8,
         POOLING="mean",
+        QUERY_PROMPT=" -$(touch ran) ",
         NORMALIZE=1,
     )
     assert finished.returncode == 0, finished.stderr
     (call,) = checkout.calls()
     assert call.flags | {"run_dir": "a run", "collection": "sci fact", "depth": "3"} == call.flags
     assert call.flags | {"model_name_or_path": "a checkpoint", "max_query_length": "8"} == call.flags
-    assert call.flags | {"pooling": "mean", "normalize": ""} == call.flags
+    assert call.flags | {"pooling": "mean", "normalize": "1", "query_prompt": " -$(touch ran) "} == call.flags
+    assert not {"scale", "passage_prompt", "lowercase"} & set(call.flags), "what is not given is the run's"
     assert "fp16" not in call.flags
     assert "--query=what is  it" in call.values
 
@@ -68,7 +70,7 @@ def test_what_the_script_says_has_the_names_of_this_scripts_settings(checkout):
     (call,) = checkout.calls()
     called = checkout.names_of(call.script)
     known = {f"--{setting.lower()}" for setting in settings_of("search.sh")}
-    assert {called.get(flag, f"--{flag}") for flag in call.flags if "=" not in flag} <= known
+    assert {called.get(flag, f"--{flag}") for flag in call.flags.keys() - {"query"}} <= known
     assert called["model_name_or_path"] == "--checkpoint"
 
 
