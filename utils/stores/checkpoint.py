@@ -36,6 +36,9 @@ MOST = 2**40  # of any count
 WEIGHTS = "model.safetensors"
 CHECKED = (WEIGHTS, "config.json", "optimizer.pt", "random_states.pt", "trainer_state.json")
 HEAD_WEIGHTS = re.compile(rf"\d+_\w+/{re.escape(WEIGHTS)}")
+READING = re.compile(  # what says how the encoder is read, the head's weights with it
+    rf"modules\.json|sentence_bert_config\.json|config_sentence_transformers\.json|\d+_\w+/(config\.json|{re.escape(WEIGHTS)})"
+)
 CHECKSUMS = "checksums.json"
 
 
@@ -201,9 +204,12 @@ def remove_old_checkpoints(training_dir: str | Path, keep: int, first: int) -> N
 
 
 def check_files(folder: Path) -> None:
-    """`InputError` naming the file that is missing or not as it was saved."""
+    """`InputError` naming the file that is missing or not as it was saved.
+
+    A version before readings has no sums of what says them.
+    """
     digests = read_json(folder / CHECKSUMS, CURE)
-    for name in (*CHECKED, *filter(HEAD_WEIGHTS.fullmatch, digests)):
+    for name in (*CHECKED, *filter(READING.fullmatch, digests)):
         check_sha256(folder / name, str(digests.get(name)), CURE)
 
 
@@ -274,8 +280,9 @@ def save_checkpoint(
             torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}, partial / "optimizer.pt")
             torch.save(random_states, partial / "random_states.pt")
             write_json(partial / "trainer_state.json", asdict(state))
-            heads = sorted(path.relative_to(partial).as_posix() for path in partial.glob(f"*/{WEIGHTS}"))
-            write_json(partial / CHECKSUMS, {name: sha256_of_file(partial / name) for name in (*CHECKED, *heads)})
+            names = (path.relative_to(partial).as_posix() for path in partial.rglob("*"))
+            checked = (*CHECKED, *sorted(filter(READING.fullmatch, names)))
+            write_json(partial / CHECKSUMS, {name: sha256_of_file(partial / name) for name in checked})
         return str(folder)
 
     distributed.on_main(write)

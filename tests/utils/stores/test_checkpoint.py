@@ -14,10 +14,10 @@ from sentence_transformers.models import Dense, Normalize, Pooling, Transformer
 from transformers import AutoTokenizer
 
 from data.tokenizing import load_tokenizer, write_token_store
-from model.reading import find_reading
+from model.reading import HeadLayer, Reading, find_reading
 from tests.tiny import tiny_bert_tokenizer
 from tests.tiny_models import load_encoder, tiny_bert, tiny_roberta
-from tests.tiny_run import PASSAGE_LENGTH, QUERY_LENGTH, save_tiny_checkpoint
+from tests.tiny_run import PASSAGE_LENGTH, QUERY_LENGTH, save_random_checkpoint, save_tiny_checkpoint
 from utils.batching import PackedTokens, Sequences, pack
 from utils.runtime.errors import InputError
 from utils.stores.checkpoint import (
@@ -97,6 +97,34 @@ def test_a_checkpoint_with_an_altered_byte_is_named_and_passed_over(tmp_path, sa
     path.write_bytes(content)
     assert newest_checkpoint(tmp_path / "models").name == "checkpoint-5"
     assert f"checkpoint-10/{name}: " in capsys.readouterr().out
+
+
+HEAD = (HeadLayer("Dense", 16, 8, activation="Tanh"), HeadLayer("LayerNorm", 8, 8))
+OF_READING = (
+    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json"),
+    *("2_Dense/config.json", "2_Dense/model.safetensors", "3_LayerNorm/config.json", "3_LayerNorm/model.safetensors"),
+    "4_Normalize/config.json",
+)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize("name", OF_READING)
+def test_a_checkpoint_whose_reading_or_head_was_altered_is_named_and_passed_over(tmp_path, save, name, gone, capsys):
+    """Without modules.json a model with a head would train on as one without."""
+    save(5)
+    checkpoint = save_random_checkpoint(tmp_path / "models", "bert", Reading("mean", True, "q: ", head=HEAD))
+    assert newest_checkpoint(tmp_path / "models") == checkpoint
+    if gone:
+        (checkpoint / name).unlink()
+    else:
+        content = bytearray((checkpoint / name).read_bytes())
+        content[-1] ^= 1
+        (checkpoint / name).write_bytes(content)
+    assert newest_checkpoint(tmp_path / "models").name == "checkpoint-5"
+    assert f"not a valid checkpoint, passed over: {checkpoint / name}: " in capsys.readouterr().out
+    if name.endswith("safetensors"):
+        with pytest.raises(InputError, match=re.escape(name)):
+            load_encoder("auto", str(checkpoint))
 
 
 def test_a_file_is_read_once_and_again_when_it_changes(tmp_path, save, monkeypatch):
