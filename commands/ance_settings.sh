@@ -40,7 +40,7 @@ reading_settings
 
 heading "Mining"
 setting TOPK count 200 100 "passages ranked per training query"
-setting NEGATIVES count 30 "negatives drawn from them"
+setting NEGATIVES count 30 5 "negatives drawn from them"
 setting CLUSTERS count 50 16 "clusters of the training queries"
 setting EMBEDDING_DTYPE "float32|float16" float32 "the type of stored vectors; float16 takes half the disk, and rounds"
 setting INDEX_FACTORY text Flat "Flat: exact search; else an approximate index, by faiss's factory string"
@@ -48,15 +48,15 @@ setting INDEX_PARAMETERS text "" "of an approximate index's search, like nprobe=
 
 heading "Training"
 setting EPISODES count 3 2 "rounds of mining and training"
-setting STEPS count '$(by_size 45000 30000)' 100 "optimizer steps per episode (default: 45000, large 30000; demo: 100)"
-setting BATCH_SIZE count '$(by_size 64 32)' 8 "triplets per process and pass (default: 64, large 32; demo: 8)"
+setting STEPS count '$(by_size 45000 30000)' 60 "optimizer steps per episode (default: 45000, large 30000; demo: 60)"
+setting BATCH_SIZE count '$(by_size 64 32)' 16 "triplets per process and pass (default: 64, large 32; demo: 16)"
 setting PROCESSES count '$(processes_on "${gpus[@]-}")' '$(demo_on_one_gpu && echo 1 || echo 2)' \
     "processes on this machine: by default as many as GPUs, else 1 (demo: 2, on one GPU 1). GPUs are those that CUDA_VISIBLE_DEVICES lists, where it is set"
 setting ACCUMULATION count 1 '$(demo_on_one_gpu && ! is_async && echo 2 || echo 1)' \
     "passes per step. Published are 512 triplets per step (large: 256); with fewer than 8 GPUs, 8 / GPUs passes take as many. (The demo takes 2 on one GPU.)"
-setting OPTIMIZER "lamb|adamW" lamb "how steps are taken"
-setting LEARNING_RATE number 5e-6 1e-3 "peak of the first episode"
-setting WARMUP_STEPS whole 3000 10 "steps of linear warm-up at the beginning of each episode"
+setting OPTIMIZER "lamb|adamW" lamb adamW "how steps are taken"
+setting LEARNING_RATE number 5e-6 1e-4 "peak of the first episode"
+setting WARMUP_STEPS whole 3000 8 "steps of linear warm-up at the beginning of each episode"
 setting NUM_TRAINING_STEPS count '$(scheduled 60000 "$STEPS")' '$STEPS' \
     "the episode's step at which its learning rate is down to 0, or would be, did the episode not end before (default: 60000; demo: STEPS)"
 setting TOTAL_TRAINING_STEPS count \
@@ -69,7 +69,7 @@ setting RHO number 0.05 "iDRO: step size of the weights"
 setting EPS number 0.01 "the least weight of a cluster"
 setting IDRO_LAYERS whole 0 "last layers that iDRO compares gradients over; 0: 3, large 2"
 setting IDRO_SKETCH_DIM whole 0 "numbers that a cluster's gradient is projected to; 0: exact"
-setting SAVE_STEPS count 5000 50 "steps between checkpoints"
+setting SAVE_STEPS count 5000 30 "steps between checkpoints"
 setting SAVE_TOTAL_LIMIT whole 0 \
     "newest checkpoints that an episode keeps; 0: all. The last checkpoint of each episode stays in any case, for mining and evaluation"
 setting GRADIENT_CHECKPOINTING "0|1" 0 "1: compute every layer but the last twice, and keep less"
