@@ -48,7 +48,7 @@ setting INDEX_PARAMETERS text "" "of an approximate index's search, like nprobe=
 
 heading "Training"
 setting EPISODES count 3 2 "rounds of mining and training"
-setting STEPS count '$(by_size 45000 30000)' 60 "optimizer steps per episode (default: 45000, large 30000; demo: 60)"
+setting STEPS count '$(by_size 45000 30000)' 40 "optimizer steps per episode (default: 45000, large 30000; demo: 40)"
 setting BATCH_SIZE count '$(by_size 64 32)' 16 "triplets per process and pass (default: 64, large 32; demo: 16)"
 setting PROCESSES count '$(processes_on "${gpus[@]-}")' '$(demo_on_one_gpu && echo 1 || echo 2)' \
     "processes on this machine: by default as many as GPUs, else 1 (demo: 2, on one GPU 1). GPUs are those that CUDA_VISIBLE_DEVICES lists, where it is set"
@@ -69,7 +69,7 @@ setting RHO number 0.05 "iDRO: step size of the weights"
 setting EPS number 0.01 "the least weight of a cluster"
 setting IDRO_LAYERS whole 0 "last layers that iDRO compares gradients over; 0: 3, large 2"
 setting IDRO_SKETCH_DIM whole 0 "numbers that a cluster's gradient is projected to; 0: exact"
-setting SAVE_STEPS count 5000 30 "steps between checkpoints"
+setting SAVE_STEPS count 5000 20 "steps between checkpoints"
 setting SAVE_TOTAL_LIMIT whole 0 \
     "newest checkpoints that an episode keeps; 0: all. The last checkpoint of each episode stays in any case, for mining and evaluation"
 setting GRADIENT_CHECKPOINTING "0|1" 0 "1: compute every layer but the last twice, and keep less"

@@ -2,7 +2,7 @@
 # Evaluates a checkpoint on collections in BEIR's layout (corpus.jsonl, queries.jsonl, qrels/test.tsv).
 #
 #     bash commands/run_evaluate.sh [--flag value]… COLLECTION…
-#     CHECKPOINT=runs/demo/saved_models/checkpoint-120 bash commands/run_evaluate.sh scifact arguana data/my-set
+#     CHECKPOINT=runs/demo/saved_models/checkpoint-80 bash commands/run_evaluate.sh scifact arguana data/my-set
 #
 # A collection is a folder, or the name of one of BEIR's 18 sets, which is fetched into BEIR_DIR where it is not there
 # yet. A folder without corpus.jsonl whose folders have one (CQADupStack) is evaluated in these parts, and their mean
@@ -15,7 +15,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 setting CHECKPOINT text '$(newest_of_the_demo)' \
     "a folder or a hub name (default: the newest of runs/demo, else all-MiniLM-L6-v2)"
 setting OUT_DIR text "" \
-    "results and embeddings (default: runs/evaluate/NAME, where NAME is RUN-checkpoint-120 for the checkpoint RUN/saved_models/checkpoint-120, PARENT-FOLDER for another folder, AUTHOR-MODEL for a hub name)"
+    "results and embeddings (default: runs/evaluate/NAME, where NAME is RUN-checkpoint-80 for the checkpoint RUN/saved_models/checkpoint-80, PARENT-FOLDER for another folder, AUTHOR-MODEL for a hub name)"
 setting BEIR_DIR text '$root/runs/beir' "where BEIR's sets are fetched to (default: runs/beir)"
 reading_settings
 setting MAX_SEQ_LENGTH whole 0 "tokens per passage; 0: as the checkpoint's own files say, else as the collection's published evaluation (data/beir_sets.py)"

@@ -1,6 +1,6 @@
 """Writes a checkpoint's model card: the README.md that the Hugging Face hub shows and takes its metadata from.
 
-    python evaluate/model_card.py --checkpoint runs/demo/saved_models/checkpoint-120 --run_dir runs/demo --license mit
+    python evaluate/model_card.py --checkpoint runs/demo/saved_models/checkpoint-80 --run_dir runs/demo --license mit
 
 What stands in it is read from the run: its settings, the sizes of its token stores, and this checkpoint's metrics
 from results/results.json, which the metadata carries too, as the hub shows them (model-index). A checkpoint that was

