@@ -39,6 +39,9 @@ LEGACY_POOLINGS = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 SETTINGS, TEXTS = "config_sentence_transformers.json", "sentence_bert_config.json"
+OLD_TEXTS = [  # what the library called it once, by the architecture, and still reads
+    f"sentence_{architecture}_config.json" for architecture in ("roberta", "distilbert", "camembert", "xlm-roberta")
+]
 TOKENIZER = "tokenizer_config.json"
 UNLIMITED = 10**9  # transformers has a length beyond it where a tokenizer has none
 OWN_KEY = "ance"  # in SETTINGS: what only this project reads, {"scale": 20.0, "model_type": "auto"}
@@ -224,6 +227,8 @@ def declared_reading(checkpoint: str, cache_dir: str | None = None) -> Reading |
     kinds = [module.kind for module in modules]
     if kinds[:2] != ["Transformer", "Pooling"]:
         _refuse(modules[0], f"modules.json begins with {' and '.join(kinds[:2])}, not with Transformer and Pooling")
+    if modules[0].folder:
+        _refuse(modules[0], "modules.json has the encoder in a folder of its own")
     head, normalized = [], False
     for module in modules[2:]:
         if module.kind == "Normalize" and not normalized:
@@ -233,7 +238,7 @@ def declared_reading(checkpoint: str, cache_dir: str | None = None) -> Reading |
         elif module.kind != "Dropout":  # which does something in training only
             _refuse(module, f"the module {module.kind}{' after Normalize' if normalized else ''}")
     query_prompt, passage_prompt, has_cosine = _settings(settings, f"{checkpoint}/{SETTINGS}")
-    texts = _read(checkpoint, TEXTS, cache_dir)
+    texts, _ = _read_texts(checkpoint, cache_dir)
     return Reading(
         _pooling(modules[1]),
         normalized or has_cosine,
@@ -249,11 +254,11 @@ def declared_reading(checkpoint: str, cache_dir: str | None = None) -> Reading |
 def declared_lengths(checkpoint: str, cache_dir: str | None = None) -> tuple[int, int] | None:
     """The tokens, special ones included, that passages and queries are meant to be cut to; None where nothing says.
 
-    They are those of sentence_bert_config.json or, where it has none, the tokenizer's.
+    They are those of sentence_bert_config.json (or its older names) or, where it has none, the tokenizer's.
     """
     if not read_modules(checkpoint, cache_dir):
         return None
-    texts, place = _read(checkpoint, TEXTS, cache_dir), f"{checkpoint}/{TEXTS}"
+    texts, place = _read_texts(checkpoint, cache_dir)
     longest = texts.get("max_seq_length") or _read(checkpoint, TOKENIZER, cache_dir).get("model_max_length")
     lengths = [texts.get(f"{name}_length") or longest for name in ("document", "query")]
     if not all(isinstance(length, int | float | None) for length in lengths):
@@ -272,6 +277,14 @@ def _read(checkpoint: str, name: str, cache_dir: str | None) -> dict:
     return read_json(path, CURE) if path else {}
 
 
+def _read_texts(checkpoint: str, cache_dir: str | None) -> tuple[dict, str]:
+    """The lengths and the lowercasing that a checkpoint declares, and the file that does."""
+    for name in (TEXTS, *OLD_TEXTS):
+        if texts := _read(checkpoint, name, cache_dir):
+            return texts, f"{checkpoint}/{name}"
+    return {}, f"{checkpoint}/{TEXTS}"
+
+
 def _pooling(module: SentenceModule) -> str:
     """The one pooling that a Pooling module asks for."""
     config = module.config
@@ -288,11 +301,12 @@ def _pooling(module: SentenceModule) -> str:
 
 def _dense(module: SentenceModule) -> HeadLayer:
     config = module.config
-    activation = str(config.get("activation_function") or "Identity").rpartition(".")[2]
+    activation = str(config.get("activation_function", "Tanh")).rpartition(".")[2]  # the library's default
     if activation not in ACTIVATIONS:
         _refuse(module, f"the activation {activation}")
-    if config.get("use_residual") or config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
-        _refuse(module, "a layer that reads something else than the pooled vector")
+    names = [config.get(name) or "sentence_embedding" for name in ("module_input_name", "module_output_name")]
+    if config.get("use_residual") or names != ["sentence_embedding"] * 2:
+        _refuse(module, "a layer that is not from the pooled vector to the text's")
     sizes = _sizes(module, "in_features", "out_features")
     return HeadLayer("Dense", *sizes, bool(config.get("bias", True)), activation, module.folder)
 

@@ -14,10 +14,21 @@ from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm,
 
 from drivers.find_reading import settings_of
 from model.encoders import RobertaDot, compare_with_meant, load_encoder
-from model.reading import AUTO, MODEL_TYPES, HeadLayer, Reading, declared_reading, find_reading, published_reading
+from model.reading import (
+    AUTO,
+    MODEL_TYPES,
+    HeadLayer,
+    Reading,
+    declared_lengths,
+    declared_reading,
+    find_reading,
+    published_reading,
+)
 from tests.tiny import tiny_bert_tokenizer
 from tests.tiny_models import tiny_bert, tiny_config, tiny_model, tiny_roberta
 from utils.runtime.errors import InputError
+
+LIBRARY = "sentence_transformers.models."
 
 
 def declared(folder: Path) -> Reading | None:
@@ -41,7 +52,7 @@ def write(folder: Path, **files) -> Path:
 
 
 def modules(*more: tuple[str, str]) -> list[dict]:
-    listed = [("", "sentence_transformers.models.Transformer"), ("1_Pooling", "x.Pooling"), *more]
+    listed = [("", f"{LIBRARY}Transformer"), ("1_Pooling", f"{LIBRARY}Pooling"), *more]
     return [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(listed)]
 
 
@@ -84,6 +95,7 @@ def test_what_the_library_saves_is_read_as_it_was_made(tmp_path, pooling, simila
         ({"config_sentence_transformers.json": {}}, Reading("mean", True)),
         ({"config_sentence_transformers.json": {"similarity_fn_name": None}}, Reading("mean", True)),
         ({"sentence_bert_config.json": {"do_lower_case": True}}, Reading("mean", lowercase=True)),
+        ({"sentence_roberta_config.json": {"do_lower_case": True}}, Reading("mean", lowercase=True)),
         (
             {"config_sentence_transformers.json": {"similarity_fn_name": "dot", "prompts": {"passage": "p: "}}},
             Reading("mean", passage_prompt="p: "),
@@ -114,18 +126,30 @@ def test_files_of_the_older_generation(tmp_path, files, expected):
         ({"1_Pooling/config.json": {"pooling_mode": "lasttoken"}}, "lasttoken pooling"),
         ({"1_Pooling/config.json": {"pooling_mode": ["mean", "max"]}}, "mean + max pooling"),
         ({"1_Pooling/config.json": {"pooling_mode": "mean", "include_prompt": False}}, "include_prompt"),
-        ({"modules.json": modules(("2_Router", "x.Router"))}, "module Router"),
-        ({"modules.json": modules(("2_N", "x.Normalize"), ("3_Dense", "x.Dense"))}, "module Dense after Normalize"),
+        ({"modules.json": modules(("2_Router", f"{LIBRARY}Router"))}, "module Router"),
+        (
+            {"modules.json": modules(("2_N", f"{LIBRARY}Normalize"), ("3_Dense", f"{LIBRARY}Dense"))},
+            "module Dense after Normalize",
+        ),
         ({"modules.json": modules()[1:]}, "begins with Pooling"),
+        ({"modules.json": modules(("2_N", "own_code.Normalize"))}, "module own_code.Normalize"),
+        ({"modules.json": [modules()[0] | {"path": "0_Transformer"}, modules()[1]]}, "folder of its own"),
+        (
+            {
+                "modules.json": modules(("2_Dense", f"{LIBRARY}Dense")),
+                "2_Dense/config.json": {"in_features": 16, "out_features": 8, "module_output_name": "other"},
+            },
+            "2_Dense: a layer that is not",
+        ),
         ({"modules.json": [{"type": 3}]}, "type and path"),
         ({"modules.json": {}}, "type and path"),
         (
-            {"modules.json": modules(("2_Dense", "x.Dense")), "2_Dense/config.json": {"in_features": 16}},
+            {"modules.json": modules(("2_Dense", f"{LIBRARY}Dense")), "2_Dense/config.json": {"in_features": 16}},
             "in_features or out_features",
         ),
         (
             {
-                "modules.json": modules(("2_Dense", "x.Dense")),
+                "modules.json": modules(("2_Dense", f"{LIBRARY}Dense")),
                 "2_Dense/config.json": {"in_features": 16, "out_features": 8, "activation_function": "torch.nn.GELU"},
             },
             "activation GELU",
@@ -139,6 +163,17 @@ def test_what_cannot_be_done_is_refused_by_name(tmp_path, files, named):
     with pytest.raises(InputError, match=re.escape(named)) as raised:
         declared(write(tmp_path, **files))
     assert str(tmp_path) in str(raised.value)
+
+
+def test_a_dense_layer_that_names_no_activation_has_the_librarys(tmp_path):
+    dense = modules(("2_Dense", f"{LIBRARY}Dense"))
+    write(tmp_path, **{"modules.json": dense, "2_Dense/config.json": {"in_features": 16, "out_features": 8}})
+    assert declared(tmp_path).head[0].activation == "Tanh" == type(Dense(16, 8).activation_function).__name__
+
+
+def test_lengths_are_read_from_the_files_older_names_too(tmp_path):
+    write(tmp_path, **{"sentence_xlm-roberta_config.json": {"max_seq_length": 24}})
+    assert declared_lengths(str(tmp_path)) == (24, 24)
 
 
 def test_a_reading_prints_in_one_line():
@@ -320,7 +355,7 @@ def test_what_a_checkpoint_declares_and_cannot_be_done_is_refused_under_auto_als
 @pytest.mark.parametrize("size", [0, -1, 2**21, 2**70, True, "16"])
 def test_sizes_that_no_vector_has_are_refused(tmp_path, size):
     dense = {"in_features": 16, "out_features": size}
-    write(tmp_path, **{"modules.json": modules(("2_Dense", "x.Dense")), "2_Dense/config.json": dense})
+    write(tmp_path, **{"modules.json": modules(("2_Dense", f"{LIBRARY}Dense")), "2_Dense/config.json": dense})
     with pytest.raises(InputError, match="lacks in_features or out_features, a number from 1 to"):
         declared(tmp_path)
 
@@ -330,7 +365,7 @@ def test_a_head_that_is_declared_larger_than_its_weights_is_refused_before_any_m
     tiny_bert().model.save_pretrained(tmp_path)
     (tmp_path / "2_Dense").mkdir()
     (tmp_path / "2_Dense" / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes())
-    layers = modules(("2_Dense", "x.Dense"), ("3_Dense", "x.Dense"))
+    layers = modules(("2_Dense", f"{LIBRARY}Dense"), ("3_Dense", f"{LIBRARY}Dense"))
     sizes = {"in_features": 16, "out_features": 2**20}, {"in_features": 2**20, "out_features": 2**20}
     write(tmp_path, **{"modules.json": layers, "2_Dense/config.json": sizes[0], "3_Dense/config.json": sizes[1]})
     with pytest.raises(InputError, match="2_Dense: holds weights"):

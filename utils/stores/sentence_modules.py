@@ -5,8 +5,9 @@
     2_Dense/config.json, 2_Dense/model.safetensors    settings and weights (or pytorch_model.bin)
 
 The classes were moved: older versions write "sentence_transformers.models.Dense", newer ones
-"sentence_transformers.base.modules.dense.Dense". The last name is the same. Only names are read here: no class is
-looked up, and weights are safetensors or torch's with weights_only=True.
+"sentence_transformers.base.modules.dense.Dense". The last name is the same. A class of another package keeps its
+whole name, for it may do anything. Only names are read here: no class is looked up, and weights are safetensors or
+torch's with weights_only=True.
 """
 
 import json
@@ -25,13 +26,14 @@ from utils.runtime.errors import InputError, first_line
 from utils.stores.files import read_json
 from utils.stores.pretrained import check_place, loading
 
+LIBRARY = "sentence_transformers."
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 CURE = "copy or download the checkpoint again"
 
 
 @dataclass(frozen=True)
 class SentenceModule:
-    """A module: the last name of its class, its folder within the checkpoint, and the content of its config.json."""
+    """A module: the name of its class (see above), its folder in the checkpoint, the content of its config.json."""
 
     kind: str
     folder: str
@@ -79,7 +81,8 @@ def read_modules(checkpoint: str, cache_dir: str | None = None) -> list[Sentence
             raise InputError(f"has {entry!r:.200}, where a module has type and path (a folder's name); {CURE}", path)
         config = checkpoint_file(checkpoint, f"{folder}/config.json", cache_dir) if folder else None
         settings = read_json(config, CURE) if config else {}
-        modules.append(SentenceModule(kind.rpartition(".")[2], folder, settings, checkpoint, cache_dir))
+        kind = kind.rpartition(".")[2] if kind.startswith(LIBRARY) else kind
+        modules.append(SentenceModule(kind, folder, settings, checkpoint, cache_dir))
     return modules
 
 

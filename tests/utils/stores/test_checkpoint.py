@@ -382,6 +382,9 @@ def change_json(path: Path, **changes) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+MODULES = '[{"type": "sentence_transformers.models.Dense", "path": "%s"}]'
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -396,11 +399,11 @@ def change_json(path: Path, **changes) -> None:
         (lambda folder: (folder / "modules.json").write_text("{"), r"modules\.json: is not JSON"),
         (lambda folder: (folder / "modules.json").write_text("7"), r"modules\.json: has 7, where"),
         (
-            lambda folder: (folder / "modules.json").write_text('[{"type": "x.Dense", "path": "../other"}]'),
+            lambda folder: (folder / "modules.json").write_text(MODULES % "../other"),
             r"a folder's name",
         ),
         (
-            lambda folder: (folder / "modules.json").write_text('[{"type": "x.Dense", "path": "2_Dense"}]'),
+            lambda folder: (folder / "modules.json").write_text(MODULES % "2_Dense"),
             "begin with a random head instead, remove modules.json",
         ),
     ],
