@@ -27,7 +27,7 @@ from evaluate.metrics_file import COLLAPSED, RunMetrics
 from evaluate.reporting.loading_program import transformers_program
 from evaluate.reporting.run_folder import RunFolder
 from evaluate.reporting.tables import markdown
-from model.reading import HEAD_LAYERS, TEXTS, HeadLayer, Reading, declared_reading
+from model.reading import HEAD_LAYERS, HeadLayer, Reading, declared_lengths, declared_reading
 from utils.runtime.arguments import option, parse, required
 from utils.runtime.errors import InputError, run
 from utils.runtime.logs import say
@@ -92,19 +92,12 @@ class Checkpoint:
     @classmethod
     def of(cls, path: Path) -> "Checkpoint":
         """`InputError` where it is no checkpoint of this project."""
-        name, reads = str(path), read_json(path / TEXTS)
-        reading = declared_reading(name)
-        if reading is None or "max_seq_length" not in reads:
+        name = str(path)
+        reading, lengths = declared_reading(name), declared_lengths(name)
+        if reading is None or lengths is None:
             raise InputError("does not say how it is read; is it one of this project's checkpoints?", path)
         head = tuple(HEAD_LAYERS[module.kind](module) for module in read_modules(name) if module.kind in HEAD_LAYERS)
-        length = reads["max_seq_length"]
-        return cls(
-            head[-1].out_features if head else pretrained_config(name).hidden_size,
-            reading,
-            head,
-            length,
-            reads.get("query_length", length),
-        )
+        return cls(head[-1].out_features if head else pretrained_config(name).hidden_size, reading, head, *lengths)
 
 
 def is_hub_name(name: str) -> bool:
@@ -251,13 +244,17 @@ def body(
     lengths = (
         f"A passage is read up to {checkpoint.passage_length:,} tokens, a query up to {checkpoint.query_length:,}"
     )
-    if checkpoint.query_length < checkpoint.passage_length:
-        lengths += " (by sentence-transformers before version 6 as far as a passage)"
     limits = [
         f"{lengths}.",
         "A score orders the passages of one query. It is no probability, and scores of two queries do not compare.",
         "How good it is on texts and languages unlike those above is not known.",
     ]
+    if checkpoint.query_length != checkpoint.passage_length:
+        limits.append(
+            "sentence-transformers before version 6 cannot load it: it knows no lengths of queries' and of passages' "
+            "own. Without `query_length` and `document_length` in `sentence_bert_config.json` it can, and cuts both "
+            "at the greater length."
+        )
     if documents:
         limits.append(
             "In training and evaluation a document was cut into chunks, of which the best one scored. Loaded as "

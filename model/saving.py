@@ -6,8 +6,8 @@
     config_sentence_transformers.json    prompts, similarity, and under a key of our own scale and model type
 
 `SentenceTransformer(folder).encode_query` and `encode_document` then put the prompts before a text, and cut it. All
-versions since 2.0 read these names, but for `query_length` and `document_length`, which are of version 6: one of them
-is written where queries and passages are not cut alike.
+versions since 2.0 read these names, but for `query_length` and `document_length`. One of them is written where
+queries and passages are not cut alike, and versions before 6 cannot load what has it.
 """
 
 import json

@@ -183,8 +183,6 @@ def test_the_hubs_licenses_are_taken(license):
 
 
 def test_folders_that_are_no_checkpoint_and_no_run_are_named(run, tmp_path):
-    with pytest.raises(InputError, match=r"sentence_bert_config\.json: no such file"):
-        call(model_card, "--checkpoint", tmp_path, "--run_dir", run)
     with pytest.raises(InputError, match=r"settings\.tokenize: no such file; is the folder that of a run"):
         call(model_card, "--checkpoint", run / "saved_models" / f"checkpoint-{STEP}", "--run_dir", tmp_path)
     (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 24}')
@@ -254,12 +252,24 @@ def test_the_limits_name_the_lengths_and_what_is_put_before_a_text(run, tmp_path
     checkpoint = save_random_checkpoint(tmp_path / "saved_models", "bert", READINGS["mean, length 1, prompts"])
     call(model_card, "--checkpoint", checkpoint, "--run_dir", run)
     card = (checkpoint / "README.md").read_text()
-    assert "- A passage is read up to 24 tokens, a query up to 12 (by sentence-transformers before version 6" in card
+    assert "- A passage is read up to 24 tokens, a query up to 12.\n" in card
+    assert "- sentence-transformers before version 6 cannot load it" in card
     assert "- `encode_query` and `encode_document` put prompts before a text" in card
     assert "lowercased" not in card
     text = write_card(run).text
     assert "put prompts before a text" not in text
     assert "- Texts are lowercased before they are tokenized." in text
+
+
+@pytest.mark.parametrize(("passage", "query"), [(12, 24), (24, 12), (24, 24)])
+def test_both_lengths_are_told_whichever_is_greater(run, passage, query):
+    checkpoint = run / "saved_models" / f"checkpoint-{STEP}"
+    tiny_bert().save_reading(checkpoint, passage, query)
+    card = write_card(run).text
+    assert f"- A passage is read up to {passage} tokens, a query up to {query}.\n" in card
+    assert f'encode(["Return a new sorted list."], {passage})' in card
+    assert f'encode(["how do I sort a list"], {query})' in card
+    assert ("before version 6 cannot load it" in card) == (passage != query)
 
 
 def test_the_documented_upload_leaves_training_files_behind(run):
