@@ -27,6 +27,7 @@ from model.reading import (
 from tests.tiny import tiny_bert_tokenizer
 from tests.tiny_models import tiny_bert, tiny_config, tiny_model, tiny_roberta
 from utils.runtime.errors import InputError
+from utils.runtime.logs import say_once
 
 LIBRARY = "sentence_transformers.models."
 
@@ -331,6 +332,21 @@ def in_cache(tmp_path: Path, folder: Path, monkeypatch) -> tuple[str, str]:
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     return "author/model", str(tmp_path / "cache")
+
+
+def test_a_model_of_the_hub_that_may_have_a_modules_json_is_said_to_be_read_without(tmp_path, monkeypatch, capsys):
+    bare(tmp_path / "model", tiny_bert().model)
+    checkpoint, cache = in_cache(tmp_path, tmp_path / "model", monkeypatch)
+    say_once.cache_clear()
+    find_reading(checkpoint, AUTO, cache_dir=cache)
+    said = "warning: the hub cannot be asked whether author/model has a modules.json"
+    assert capsys.readouterr().out.count(said) == 1
+    absent = Path(cache, "models--author--model", ".no_exist", "0" * 40)  # as the library notes it
+    absent.mkdir(parents=True)
+    (absent / "modules.json").touch()
+    say_once.cache_clear()
+    find_reading(checkpoint, AUTO, cache_dir=cache)
+    assert said not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("family", ["roberta", "xlm-roberta", "mpnet", "distilbert", "modernbert"])

@@ -17,12 +17,14 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils import cached_file
 
 from utils.runtime.errors import InputError, first_line
+from utils.runtime.logs import say_once
 from utils.stores.files import read_json
 from utils.stores.pretrained import check_place, loading
 
@@ -65,9 +67,17 @@ class SentenceModule:
 
 
 def read_modules(checkpoint: str, cache_dir: str | None = None) -> list[SentenceModule]:
-    """The modules of a checkpoint, a folder or a hub name; none where it is not of sentence-transformers."""
+    """The modules of a checkpoint, a folder or a hub name; none where it is not of sentence-transformers.
+
+    That is said where it is not known: the hub does not answer, and modules.json was never asked for.
+    """
     path = checkpoint_file(checkpoint, "modules.json", cache_dir)
     if path is None:
+        if not Path(checkpoint).is_dir() and _may_have(checkpoint, "modules.json", cache_dir):
+            say_once(
+                f"warning: the hub cannot be asked whether {checkpoint} has a modules.json, and its copy in the "
+                "cache has none; it is read as a model without. Run this once with the network, or give --pooling"
+            )
         return []
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -107,6 +117,12 @@ def _names_in(path: Path) -> list[str]:
     except (SafetensorError, UnpicklingError, EOFError, RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = first_line(error) if isinstance(error, SafetensorError) else type(error).__name__
         raise InputError(f"the weights are damaged ({reason}); {CURE}", path) from None
+
+
+def _may_have(checkpoint: str, name: str, cache_dir: str | None) -> bool:
+    """Whether the cache has a model of the hub, and neither this file of it nor the note that there is none."""
+    config, wanted = (try_to_load_from_cache(checkpoint, part, cache_dir) for part in ("config.json", name))
+    return isinstance(config, str) and wanted is None
 
 
 def checkpoint_file(checkpoint: str, name: str, cache_dir: str | None) -> Path | None:
