@@ -146,7 +146,7 @@ def load_encoder(
     transformers_logging.set_verbosity_error()
     try:
         config = pretrained_config(checkpoint, cache_dir)
-        _check_architecture(config, reading, checkpoint)
+        check_architecture(config, reading, checkpoint)
         tokenizer = pretrained_tokenizer(checkpoint, cache_dir)
         load = _load_published if reading.model_type != AUTO else _load_declared
         encoder = load(config, reading, checkpoint, cache_dir)
@@ -159,7 +159,8 @@ def load_encoder(
     return encoder, tokenizer
 
 
-def _check_architecture(config: PreTrainedConfig, reading: Reading, checkpoint: str) -> None:
+def check_architecture(config: PreTrainedConfig, reading: Reading, checkpoint: str) -> None:
+    """`InputError` where an encoder of this configuration cannot be read so, or is of no family, or a decoder."""
     wanted = config.model_type if reading.model_type == AUTO else MODEL_TYPES[reading.model_type].architecture
     if config.model_type != wanted:
         raise InputError(

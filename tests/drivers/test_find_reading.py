@@ -69,6 +69,33 @@ def test_an_encoder_that_says_nothing_is_refused_with_the_cure_and_no_settings_a
     assert settings(tmp_path, "--model_type", "auto", "--pooling", "mean")["POOLING"] == "mean"
 
 
+def test_without_a_type_the_checkpoints_own_files_say(tmp_path):
+    checkpoint = save_tiny_checkpoint(tmp_path, "rdot_nll_condenser", reading=Reading("mean", True))
+    assert settings(checkpoint) == settings(checkpoint, "--model_type", "auto")
+    assert settings(checkpoint)["POOLING"] == "mean"
+
+
+@pytest.mark.parametrize(
+    ("config", "flags", "message"),
+    [
+        (
+            {"model_type": "bert"},
+            ("--model_type", "rdot_nll"),
+            "is a bert checkpoint, and --model_type rdot_nll wants",
+        ),
+        ({"model_type": "electra"}, ("--pooling", "mean"), "is a electra model, and the encoders that can be used"),
+        ({"model_type": "bert", "is_decoder": True}, ("--pooling", "mean"), "is a decoder"),
+    ],
+)
+def test_an_encoder_that_cannot_be_read_so_is_refused_before_anything_is_made_for_it(
+    tmp_path, config, flags, message
+):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=message):
+        settings(tmp_path, *flags)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
 @pytest.mark.parametrize("prompt", PROMPTS)
 @pytest.mark.parametrize("scale", ["0.1", "3.3333333333333335", "1e-5"])
 def test_the_settings_give_the_same_reading_again(tmp_path, prompt, scale):
