@@ -13,7 +13,7 @@ setting COLLECTION text "" \
     "a zero-shot collection of the run, by name, or any folder of token stores, with passages/ inside (default: the training collection)"
 setting CHECKPOINT text "" "a folder or a hub name (default: the newest of OUT_DIR)"
 setting DATA_DIR text "" "the collection's own files, which the texts are shown from (default: the run's)"
-reading_settings "" "auto: read the checkpoint as its own files say; or a published model type (default: the run's)"
+reading_settings "" "auto: read the checkpoint as its own files say; or a published model type (default: of the run's checkpoints its own, else auto)"
 setting EMBEDDING_DIR text "" \
     "where the passages' embeddings are found or kept (default: the run's where they fit, else a new folder)"
 setting DEPTH whole 10 "passages shown"

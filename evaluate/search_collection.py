@@ -62,7 +62,9 @@ class Arguments(ReadingArguments):
     )
     data_dir: str = option("", "folder with the collection's own files (default: the run's)")
     model_name_or_path: str = option("", "the checkpoint: a folder or a hub name (default: the run's newest)")
-    model_type: str = option("", "auto: as the checkpoint's own files say; or a published type (default: the run's)")
+    model_type: str = option(
+        "", "auto: as the checkpoint's own files say; or a published type (default: of the run's checkpoints its own)"
+    )
     embedding_dir: str = option("", "where the passages' embeddings are found or kept (default: see above)")
     query: str = option("", "the question (default: questions are read from stdin)")
     depth: int = option(10, "passages shown a question")
@@ -237,12 +239,16 @@ def question_length(tokens: Path, asked: int) -> int:
     return max(lengths)
 
 
-def reading_settings(args: Arguments, run: RunFolder | None) -> dict[str, Any]:
-    """What `find_reading` takes: flags, then the run's settings; a model type that is given goes without those."""
+def reading_settings(args: Arguments, run: RunFolder | None, checkpoint: str) -> dict[str, Any]:
+    """What `find_reading` takes: flags, then the run's settings, where the checkpoint is the run's.
+
+    Those do not count where a model type is given.
+    """
     flags = {name: value for name, value in args.reading.items() if value is not None}
     if args.model_type:
         return flags
-    return (run.reading if run else {}) | flags | {"model_type": run.reading["model_type"] if run else AUTO}
+    own = run.reading if run and run.owns(checkpoint) else {"model_type": AUTO}
+    return own | flags | {"model_type": own["model_type"]}
 
 
 class Searcher:
@@ -263,7 +269,7 @@ class Searcher:
         self._device = distributed.set_up(args.no_cuda)
         self._texts = Texts(store, Path(args.data_dir) if args.data_dir else collection.data_dir)
         self._depth = min(args.depth, len(store))
-        self._reading = find_reading(checkpoint, **reading_settings(args, run))
+        self._reading = find_reading(checkpoint, **reading_settings(args, run, checkpoint))
         loaded = load_store_encoder(
             checkpoint,
             self._reading,

@@ -7,7 +7,7 @@ from typing import Any
 
 from utils.runtime.arguments import prompt_of_flag
 from utils.runtime.errors import InputError
-from utils.stores.checkpoint import newest_checkpoint
+from utils.stores.checkpoint import checkpoint_step, newest_checkpoint
 from utils.stores.files import read_lines
 
 READING = {  # the settings that drivers/find_reading.py finds
@@ -67,6 +67,12 @@ class RunFolder:
                         f"{name} is {self.settings[name]!r} in settings.*; they were altered", self.path
                     ) from None
         return found
+
+    def owns(self, checkpoint: str) -> bool:
+        """Whether it is one of the run's, or what it began with: these are read by the run's settings."""
+        initial = self.settings.get("CHECKPOINT", "")
+        is_initial = checkpoint == initial or Path(checkpoint).resolve() == (self.path / initial).resolve()
+        return is_initial or checkpoint_step(checkpoint, self.models) > 0
 
     @property
     def tokens(self) -> Path:

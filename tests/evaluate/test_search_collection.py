@@ -16,6 +16,7 @@ from data import beir_data
 from data.msmarco_data import read_tsv
 from data.tokenizing import load_tokenizer, write_token_store
 from evaluate import search_collection
+from evaluate.reporting.run_folder import RunFolder
 from evaluate.search_collection import (
     Arguments,
     Hit,
@@ -28,7 +29,7 @@ from evaluate.search_collection import (
 )
 from model.reading import MODEL_TYPES, HeadLayer, ModelType, Reading
 from tests.tiny import tiny_bert_tokenizer
-from tests.tiny_run import COLLECTION, PASSAGES, QUERIES, QUERY_LENGTH, STEP, call, make_run
+from tests.tiny_run import COLLECTION, PASSAGES, QUERIES, QUERY_LENGTH, STEP, call, make_run, save_random_checkpoint
 from utils.runtime.errors import InputError
 from utils.stores.token_store import TokenStore
 
@@ -178,6 +179,25 @@ def test_embeddings_in_half_precision_are_found_whatever_was_asked_for(run):
     manifest.write_text(manifest.read_text().replace('"precision": "float32"', '"precision": "bfloat16"'))
     search(run, "blue tree")
     assert not (run / "search").exists()
+
+
+def test_a_checkpoint_from_elsewhere_is_read_as_its_own_files_say_and_not_by_the_runs_settings(made_run, tmp_path):
+    other = save_random_checkpoint(tmp_path, "bert", Reading("mean", True, lowercase=True))
+    hits = search(made_run, "blue tree", model_name_or_path=str(other), embedding_dir=str(tmp_path / "kept"))
+    model = SentenceTransformer(str(other), device="cpu")
+    expected = model.encode_document([hit.text for hit in hits]) @ model.encode_query("blue tree")
+    np.testing.assert_allclose([hit.score for hit in hits], expected, atol=1e-5)
+
+
+def test_a_run_owns_its_checkpoints_and_what_it_began_with(made_run, monkeypatch):
+    monkeypatch.chdir(made_run.parent)
+    run = RunFolder(Path(made_run.name))
+    initial = made_run.parent / "initial"
+    assert run.owns(str(made_run / "saved_models" / f"checkpoint-{STEP}"))
+    assert run.owns(str(initial))
+    assert run.owns("initial")
+    assert not run.owns(str(initial / f"checkpoint-{STEP}"))
+    assert not run.owns("author/initial")
 
 
 def test_any_folder_of_token_stores_is_searched_without_a_run(made_run, tmp_path):
