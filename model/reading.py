@@ -2,16 +2,16 @@
 
 A model that is read otherwise than its makers meant is another, worse model: all-MiniLM-L6-v2 has nDCG@10 0.647 on
 SciFact by the mean of all its tokens, of length 1, as it was trained, and 0.518 by its first token. So all scripts
-read a checkpoint by what is said, in this order (`find_reading`), by flags; with --model_type auto by the
-checkpoint's own files, as sentence-transformers has them (modules.json, sentence_bert_config.json,
-config_sentence_transformers.json, of version 2 to version 6); else by the model type. Published types fix all of it:
+find the reading alike (`find_reading`): flags come first; then, with --model_type auto, the checkpoint's own files, as
+sentence-transformers 2 to 6 write them (modules.json, sentence_bert_config.json, config_sentence_transformers.json);
+then the model type. Published types fix all of it:
 
     rdot_nll               RoBERTa's first token, a linear layer to 768, LayerNorm    (ANCE FirstP, arXiv:2007.00808)
     rdot_nll_multi_chunk   the same; a document is cut into chunks of 512 tokens,     (ANCE MaxP)
                            and its best chunk scores
     rdot_nll_condenser     BERT's first token as it is, of lowercased text            (COCO-DR, arXiv:2210.15212)
 
-What a checkpoint declares and this project cannot do is told by name, never passed over.
+What a checkpoint declares and this project cannot do is refused by name, never passed over.
 
 Not here: weights and forward passes (model/encoders.py), and how a reading is saved (model/saving.py).
 """
@@ -116,6 +116,11 @@ class Reading:
             object.__setattr__(self, "scale", COSINE_SCALE if self.normalized else 1.0)
         if not 0 < self.scale < math.inf:
             raise InputError(f"--scale is {self.scale:g}; a number above 0 is needed")
+        if self.chunk_length and self.passage_prompt:
+            raise InputError(
+                f"--model_type {self.model_type} cuts documents into chunks, of which the first alone would have the "
+                f"prompt {self.passage_prompt!r}; give no --passage_prompt"
+            )
 
     @property
     def chunk_length(self) -> int | None:
@@ -342,8 +347,13 @@ def _settings(settings: dict, place: str) -> tuple[str, str, bool]:
     prompts = settings.get("prompts") or {}
     if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
         raise InputError(f"prompts are no texts by their names; {CURE}", place)
-    passage = prompts.get("document") or prompts.get("passage") or ""
-    return prompts.get("query") or "", passage, SIMILARITIES[similarity]
+    query, passage = prompts.get("query") or "", prompts.get("document") or prompts.get("passage") or ""
+    if any(prompts.values()) and not query and not passage:
+        say_once(
+            f"warning: {place} has prompts of other names than query, document and passage ({', '.join(map(repr, prompts))}), "
+            "which are not used; give --query_prompt and --passage_prompt where its makers meant them for search"
+        )
+    return query, passage, SIMILARITIES[similarity]
 
 
 def _own_settings(settings: dict, place: str) -> tuple[str, float | None]:

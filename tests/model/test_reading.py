@@ -172,6 +172,22 @@ def test_a_dense_layer_that_names_no_activation_has_the_librarys(tmp_path):
     assert declared(tmp_path).head[0].activation == "Tanh" == type(Dense(16, 8).activation_function).__name__
 
 
+def test_prompts_of_other_names_are_said_not_to_be_used(tmp_path, capsys):
+    settings = {"similarity_fn_name": "dot", "prompts": {"query": "", "find": "Find: "}}
+    assert declared(write(tmp_path, **{"config_sentence_transformers.json": settings})) == Reading("mean")
+    assert "prompts of other names than query, document and passage ('query', 'find')" in capsys.readouterr().out
+    settings["prompts"]["query"] = "Query: "
+    assert declared(write(tmp_path, **{"config_sentence_transformers.json": settings})).query_prompt == "Query: "
+    assert capsys.readouterr().out == ""
+
+
+def test_a_prompt_that_only_the_first_chunk_would_have_is_refused(tmp_path):
+    chunks = "rdot_nll_multi_chunk"
+    with pytest.raises(InputError, match="of which the first alone would have the prompt 'p: '"):
+        find_reading(str(tmp_path), chunks, passage_prompt="p: ")
+    assert find_reading(str(tmp_path), chunks, query_prompt="q: ", passage_prompt="").query_prompt == "q: "
+
+
 def test_lengths_are_read_from_the_files_older_names_too(tmp_path):
     write(tmp_path, **{"sentence_xlm-roberta_config.json": {"max_seq_length": 24}})
     assert declared_lengths(str(tmp_path)) == (24, 24)
