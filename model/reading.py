@@ -2,9 +2,9 @@
 
 A model that is read otherwise than its makers meant is another, worse model: all-MiniLM-L6-v2 has nDCG@10 0.647 on
 SciFact by the mean of all its tokens, of length 1, as it was trained, and 0.518 by its first token. So all scripts
-find the reading alike (`find_reading`): flags come first; then, with --model_type auto, the checkpoint's own files, as
-sentence-transformers 2 to 6 write them (modules.json, sentence_bert_config.json, config_sentence_transformers.json);
-then the model type. Published types fix all of it:
+find the reading alike (`find_reading`): flags come first; then, with --model_type auto, the checkpoint's own files,
+as sentence-transformers 2 to 6 write them (modules.json, sentence_bert_config.json,
+config_sentence_transformers.json); then the model type. Published types fix all of it:
 
     rdot_nll               RoBERTa's first token, a linear layer to 768, LayerNorm    (ANCE FirstP, arXiv:2007.00808)
     rdot_nll_multi_chunk   the same; a document is cut into chunks of 512 tokens,     (ANCE MaxP)
@@ -22,6 +22,7 @@ from typing import NoReturn
 
 from utils.runtime.errors import InputError
 from utils.runtime.logs import say_once
+from utils.runtime.plain_text import printable
 from utils.stores.files import read_json
 from utils.stores.pretrained import pretrained_config
 from utils.stores.sentence_modules import CURE, SentenceModule, checkpoint_file, read_modules, weight_names
@@ -274,7 +275,7 @@ def declared_lengths(checkpoint: str, cache_dir: str | None = None) -> tuple[int
 
 
 def _refuse(module: SentenceModule, what: str) -> NoReturn:
-    raise InputError(f"{what}: this cannot be done here", module.place)
+    raise InputError(f"{printable(what)}: this cannot be done here", module.place)
 
 
 def _read(checkpoint: str, name: str, cache_dir: str | None) -> dict:
@@ -340,18 +341,19 @@ def _settings(settings: dict, place: str) -> tuple[str, str, bool]:
     passage.
     """
     if settings.get("truncate_dim"):
-        raise InputError(f"cuts vectors to {settings['truncate_dim']} dimensions: this cannot be done here", place)
+        raise InputError(f"cuts vectors to {settings['truncate_dim']!r} dimensions: this cannot be done here", place)
     similarity = str(settings.get("similarity_fn_name") or "cosine")
     if similarity not in SIMILARITIES:
-        raise InputError(f"compares vectors by {similarity}: this cannot be done here", place)
+        raise InputError(f"compares vectors by {printable(similarity)}: this cannot be done here", place)
     prompts = settings.get("prompts") or {}
     if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
         raise InputError(f"prompts are no texts by their names; {CURE}", place)
     query, passage = prompts.get("query") or "", prompts.get("document") or prompts.get("passage") or ""
     if any(prompts.values()) and not query and not passage:
+        names = ", ".join(map(repr, prompts))
         say_once(
-            f"warning: {place} has prompts of other names than query, document and passage ({', '.join(map(repr, prompts))}), "
-            "which are not used; give --query_prompt and --passage_prompt where its makers meant them for search"
+            f"warning: {place} has prompts of other names than query, document and passage ({names}), which are not "
+            "used; give --query_prompt and --passage_prompt where its makers meant them for search"
         )
     return query, passage, SIMILARITIES[similarity]
 

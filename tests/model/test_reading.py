@@ -188,6 +188,21 @@ def test_a_prompt_that_only_the_first_chunk_would_have_is_refused(tmp_path):
     assert find_reading(str(tmp_path), chunks, query_prompt="q: ", passage_prompt="").query_prompt == "q: "
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"modules.json": modules(("2_N", "x\x1b[2J\n"))},
+        {"1_Pooling/config.json": {"pooling_mode": "x\x1b[2J\n"}},
+        {"config_sentence_transformers.json": {"similarity_fn_name": "x\x1b[2J\n"}},
+        {"config_sentence_transformers.json": {"truncate_dim": "x\x1b[2J\n"}},
+    ],
+)
+def test_nothing_that_a_checkpoint_declares_reaches_the_terminal_but_letters(tmp_path, files):
+    with pytest.raises(InputError, match=r"x\\x1b\[2J") as raised:
+        declared(write(tmp_path, **files))
+    assert str(raised.value).isprintable()
+
+
 def test_lengths_are_read_from_the_files_older_names_too(tmp_path):
     write(tmp_path, **{"sentence_xlm-roberta_config.json": {"max_seq_length": 24}})
     assert declared_lengths(str(tmp_path)) == (24, 24)
