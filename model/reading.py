@@ -25,7 +25,14 @@ from utils.runtime.logs import say_once
 from utils.runtime.plain_text import printable
 from utils.stores.files import read_json
 from utils.stores.pretrained import pretrained_config
-from utils.stores.sentence_modules import CURE, SentenceModule, checkpoint_file, read_modules, weight_names
+from utils.stores.sentence_modules import (
+    CURE,
+    SentenceModule,
+    checkpoint_file,
+    declaration,
+    read_modules,
+    weight_names,
+)
 
 AUTO = "auto"
 POOLINGS = ("cls", "mean")
@@ -279,7 +286,8 @@ def _refuse(module: SentenceModule, what: str) -> NoReturn:
 
 
 def _read(checkpoint: str, name: str, cache_dir: str | None) -> dict:
-    path = checkpoint_file(checkpoint, name, cache_dir)
+    find = checkpoint_file if name in OLD_TEXTS else declaration
+    path = find(checkpoint, name, cache_dir)
     return read_json(path, CURE) if path else {}
 
 
@@ -294,6 +302,8 @@ def _read_texts(checkpoint: str, cache_dir: str | None) -> tuple[dict, str]:
 def _pooling(module: SentenceModule) -> str:
     """The one pooling that a Pooling module asks for."""
     config = module.config
+    if not config:
+        raise InputError(f"its config.json, which says the pooling, is missing or empty; {CURE}", module.place)
     if not config.get("include_prompt", True):
         _refuse(module, "the prompt is left out of the pooling (include_prompt: false)")
     modes = config.get("pooling_mode")

@@ -92,7 +92,7 @@ def test_what_the_library_saves_is_read_as_it_was_made(tmp_path, pooling, simila
     [
         ({}, Reading("mean")),
         ({"1_Pooling/config.json": {"pooling_mode_cls_token": True}}, Reading("cls")),
-        ({"1_Pooling/config.json": {}}, Reading("mean")),
+        ({"1_Pooling/config.json": {"word_embedding_dimension": 16}}, Reading("mean")),
         ({"config_sentence_transformers.json": {}}, Reading("mean", True)),
         ({"config_sentence_transformers.json": {"similarity_fn_name": None}}, Reading("mean", True)),
         ({"sentence_bert_config.json": {"do_lower_case": True}}, Reading("mean", lowercase=True)),
@@ -170,6 +170,12 @@ def test_a_dense_layer_that_names_no_activation_has_the_librarys(tmp_path):
     dense = modules(("2_Dense", f"{LIBRARY}Dense"))
     write(tmp_path, **{"modules.json": dense, "2_Dense/config.json": {"in_features": 16, "out_features": 8}})
     assert declared(tmp_path).head[0].activation == "Tanh" == type(Dense(16, 8).activation_function).__name__
+
+
+def test_a_pooling_whose_settings_are_missing_is_not_taken_for_the_mean(tmp_path):
+    (write(tmp_path) / "1_Pooling" / "config.json").unlink()
+    with pytest.raises(InputError, match=r"1_Pooling: its config\.json, which says the pooling, is missing"):
+        declared(tmp_path)
 
 
 def test_prompts_of_other_names_are_said_not_to_be_used(tmp_path, capsys):

@@ -67,17 +67,9 @@ class SentenceModule:
 
 
 def read_modules(checkpoint: str, cache_dir: str | None = None) -> list[SentenceModule]:
-    """The modules of a checkpoint, a folder or a hub name; none where it is not of sentence-transformers.
-
-    That is said where it is not known: the hub does not answer, and modules.json was never asked for.
-    """
-    path = checkpoint_file(checkpoint, "modules.json", cache_dir)
+    """The modules of a checkpoint, a folder or a hub name; none where it is not of sentence-transformers."""
+    path = declaration(checkpoint, "modules.json", cache_dir)
     if path is None:
-        if not Path(checkpoint).is_dir() and _may_have(checkpoint, "modules.json", cache_dir):
-            say_once(
-                f"warning: the hub cannot be asked whether {checkpoint} has a modules.json, and its copy in the "
-                "cache has none; it is read as a model without. Run this once with the network, or give --pooling"
-            )
         return []
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -117,6 +109,20 @@ def _names_in(path: Path) -> list[str]:
     except (SafetensorError, UnpicklingError, EOFError, RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = first_line(error) if isinstance(error, SafetensorError) else type(error).__name__
         raise InputError(f"the weights are damaged ({reason}); {CURE}", path) from None
+
+
+def declaration(checkpoint: str, name: str, cache_dir: str | None) -> Path | None:
+    """What `checkpoint_file` gives, of a file that says how the checkpoint is read.
+
+    It is said where it is not known that there is none: the hub does not answer, and was never asked for it.
+    """
+    path = checkpoint_file(checkpoint, name, cache_dir)
+    if path is None and not Path(checkpoint).is_dir() and _may_have(checkpoint, name, cache_dir):
+        say_once(
+            f"warning: the hub cannot be asked whether {checkpoint} has a {name}, and its copy in the cache has "
+            "none; it is read as a model without. Run this once with the network"
+        )
+    return path
 
 
 def _may_have(checkpoint: str, name: str, cache_dir: str | None) -> bool:
