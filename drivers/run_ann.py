@@ -112,7 +112,7 @@ def main() -> None:
         distributed.leave()
         return
 
-    reading = find_reading(checkpoint, **args.reading)
+    reading = distributed.on_main(lambda: find_reading(checkpoint, **args.reading))
     encoder, tokenizer = load_encoder(checkpoint, reading, args.cache_dir or None)
     stores, reads = [Path(args.data_dir, name) for name in ("train-query", "passages")], (tokenizer, encoder.config)
     queries = open_sequences(stores[0], *reads, args.max_query_length, prompt=reading.query_prompt)

@@ -91,7 +91,8 @@ class Arguments(ModelArguments, LengthArguments):
 def load(args: Arguments, checkpoint: str, device: torch.device) -> StoreEncoder:
     """The checkpoint, ready to encode token stores."""
     how = {"batch_size": args.per_gpu_eval_batch_size, "precision": choose_precision(args.fp16, device)}
-    what = checkpoint, find_reading(checkpoint, **args.reading), args.cache_dir or None
+    reading = distributed.on_main(lambda: find_reading(checkpoint, **args.reading))
+    what = checkpoint, reading, args.cache_dir or None
     return load_store_encoder(*what, **how, device=device, dtype=args.embedding_dtype)
 
 

@@ -57,7 +57,7 @@ def main() -> None:
     device = distributed.set_up(args.no_cuda, args.local_rank)
     encoder = load_store_encoder(
         args.model_name_or_path,
-        find_reading(args.model_name_or_path, **args.reading),
+        distributed.on_main(lambda: find_reading(args.model_name_or_path, **args.reading)),
         args.cache_dir or None,
         batch_size=args.per_gpu_eval_batch_size,
         device=device,

@@ -265,9 +265,10 @@ def declared_reading(checkpoint: str, cache_dir: str | None = None) -> Reading |
 
 
 def declared_lengths(checkpoint: str, cache_dir: str | None = None) -> tuple[int, int] | None:
-    """The tokens, special ones included, that passages and queries are meant to be cut to; None where nothing says.
+    """The tokens, special ones included, that passages and queries are meant to be cut to, as far as it has positions.
 
-    They are those of sentence_bert_config.json (or its older names) or, where it has none, the tokenizer's.
+    They are those of sentence_bert_config.json (or its older names), else the tokenizer's, else without limit. None
+    where there is no modules.json.
     """
     if not read_modules(checkpoint, cache_dir):
         return None
@@ -276,9 +277,10 @@ def declared_lengths(checkpoint: str, cache_dir: str | None = None) -> tuple[int
     lengths = [texts.get(f"{name}_length") or longest for name in ("document", "query")]
     if not all(isinstance(length, int | float | None) for length in lengths):
         raise InputError(f"has a length that is no number: {lengths}; {CURE}", place)
-    if any(length is None or not 0 < length < UNLIMITED for length in lengths):
-        return None
-    return int(lengths[0]), int(lengths[1])
+    passages, queries = (int(min(length or UNLIMITED, UNLIMITED)) for length in lengths)
+    if min(passages, queries) < 1:
+        raise InputError(f"has a length below 1: {lengths}; {CURE}", place)
+    return passages, queries
 
 
 def _refuse(module: SentenceModule, what: str) -> NoReturn:

@@ -94,7 +94,7 @@ def test_lengths_go_by_the_data_set_unless_given(folder, flags, query_length, pa
         ({"max_seq_length": 100, "query_length": 20}, {}, 100, 20),
         ({"max_seq_length": 100, "document_length": 30}, {}, 30, 100),
         ({}, {"model_max_length": 80}, 80, 80),
-        ({}, {"model_max_length": 1e30}, 256, 64),
+        ({}, {"model_max_length": 1e30}, 300, 300),
         ({"max_seq_length": 8192}, {}, 300, 300),
     ],
 )
