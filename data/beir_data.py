@@ -120,7 +120,7 @@ def main() -> None:
     positions = positions_of(checkpoint, args.cache_dir or None)
     lengths = choose_lengths(args, reading, positions)
     check_lengths(checkpoint, positions, tokenizer, reading, lengths)
-    query_text, passage_text = reading.query_text, reading.passage_text
+    query_text, passage_text = reading.queries, reading.passages
     if find_set(args.dataset).one_line:
         query_text, passage_text = in_one_line(query_text), in_one_line(passage_text)
 
@@ -145,8 +145,7 @@ def main() -> None:
             tokenizer,
             lengths[0],
             corpus,
-            prompt=reading.passage_prompt,
-            no_text=reading.passage_text(""),
+            prepared=reading.passages,
             wanted=split.passage_ids,
             label="passages",
             total=total,
@@ -154,8 +153,7 @@ def main() -> None:
     else:
         passage_rows = rows_of(out / "passages", split.passage_ids)
     sources.note()
-    prompts = {"prompt": reading.query_prompt, "no_text": reading.query_text("")}
-    judged = write_split(split, passage_rows, tokenizer, lengths[1], out, **prompts)
+    judged = write_split(split, passage_rows, tokenizer, lengths[1], out, prepared=reading.queries)
     if args.split == "test":
         highest = max(grade for query in split.queries for grade in split.judgments[query].values())
         compare_with_published(args.dataset, len(TokenStore(out / "passages")), judged, highest)

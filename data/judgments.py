@@ -16,7 +16,7 @@ from utils.runtime.errors import InputError
 from utils.runtime.logs import say
 from utils.stores.files import read_records
 from utils.stores.qrels import LARGEST_GRADE, Qrels, missing_file, say_missing, write_missing_ids, write_qrels
-from utils.stores.token_store import TokenStore
+from utils.stores.token_store import AS_IT_IS, Preparation, TokenStore
 
 Judgments = dict[str, dict[str, int]]  # query id → passage id → relevance
 
@@ -157,13 +157,12 @@ def write_split(
     max_length: int,
     out_folder: Path,
     *,
-    prompt: str = "",
-    no_text: str | None = None,
+    prepared: Preparation = AS_IT_IS,
     trained_on: bool = False,
 ) -> int:
     """Writes `out_folder`/NAME-query/ and, last, NAME-qrel.tsv; returns the number of queries.
 
-    For `prompt` and `no_text` see `write_token_store`. `passage_rows` has the row of each judged passage that the
+    For `prepared` see `write_token_store`. `passage_rows` has the row of each judged passage that the
     collection, in `out_folder`/passages/, holds. Judgments of others are kept (`utils.stores.qrels`), and counted. A
     query that is judged relevant to none but such passages is kept to be measured, and left out of a split that is
     `trained_on`. `InputError` where all queries are such.
@@ -188,8 +187,7 @@ def write_split(
         tokenizer,
         max_length,
         split.queries_path,
-        prompt=prompt,
-        no_text=no_text,
+        prepared=prepared,
         wanted=(),
         label=f"{split.name} queries",
         total=len(queries),

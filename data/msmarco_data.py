@@ -135,12 +135,12 @@ def main() -> None:
     for name in to_make:
         queries, qrels = pairs[name]
         say(f"reading {queries.name} and {qrels.name}")
-        splits.append(read_split(name, read_tsv(queries, reading.query_text), queries, qrels))
+        splits.append(read_split(name, read_tsv(queries, reading.queries), queries, qrels))
 
     if args.data_type == PASSAGES:
-        texts = read_tsv(collection, reading.passage_text)
+        texts = read_tsv(collection, reading.passages)
     else:
-        texts = read_documents(collection, DOCUMENT_SEPARATOR, args.max_doc_character, reading.passage_text)
+        texts = read_documents(collection, DOCUMENT_SEPARATOR, args.max_doc_character, reading.passages)
     hold_lock(out)
     remove_judgments(out, None if make_passages else to_make)  # they would name rows of the stores to come
     wanted = set().union(*(split.passage_ids for split in splits))
@@ -153,8 +153,7 @@ def main() -> None:
             tokenizer,
             args.max_seq_length,
             collection,
-            prompt=reading.passage_prompt,
-            no_text=reading.passage_text(""),
+            prepared=reading.passages,
             wanted=wanted,
             label="passages",
             total=total,
@@ -169,8 +168,7 @@ def main() -> None:
             tokenizer,
             args.max_query_length,
             out,
-            prompt=reading.query_prompt,
-            no_text=reading.query_text(""),
+            prepared=reading.queries,
             trained_on=split.name == "train",
         )
     say(f"token stores and judgments are in {out}")

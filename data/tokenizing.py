@@ -26,7 +26,7 @@ from utils.runtime.errors import InputError
 from utils.runtime.logs import progress, say
 from utils.stores.files import open_binary
 from utils.stores.pretrained import check_first_token, longest_sequence, pretrained_config, pretrained_tokenizer
-from utils.stores.token_store import TokenizerInfo, TokenStore, create_token_store
+from utils.stores.token_store import AS_IT_IS, Preparation, TokenizerInfo, TokenStore, create_token_store
 
 Text = tuple[int, str, str]  # line of the source file, the collection's own id, text
 Block = tuple[list[int], list[str], list[str]]  # lines, ids, texts
@@ -67,11 +67,11 @@ def check_lengths(
     And where they are longer than the checkpoint has positions for.
     """
     max_seq_length, max_query_length = lengths
-    for flag, length, at_once, no_text in (
-        ("max_seq_length", max_seq_length, reading.chunk_length, reading.passage_text("")),
-        ("max_query_length", max_query_length, None, reading.query_text("")),
+    for flag, length, at_once, prepared in (
+        ("max_seq_length", max_seq_length, reading.chunk_length, reading.passages),
+        ("max_query_length", max_query_length, None, reading.queries),
     ):
-        _check_room(tokenizer, no_text, length, f"--{flag} is {length}, which")
+        _check_room(tokenizer, prepared, length, f"--{flag} is {length}, which")
         if positions is not None and min(length, at_once or length) > positions:
             raise InputError(
                 f"--{flag} is {length}, and {name_or_path} has positions for {positions} tokens, special ones "
@@ -79,14 +79,14 @@ def check_lengths(
             )
 
 
-def _check_room(tokenizer: PreTrainedTokenizerBase, no_text: str, max_length: int, subject: str) -> int:
-    """The tokens of `no_text`, an empty text with its prompt; `InputError` where `max_length` has no more."""
+def _check_room(tokenizer: PreTrainedTokenizerBase, prepared: Preparation, max_length: int, subject: str) -> int:
+    """The tokens of an empty text with its prompt; `InputError` where `max_length` has no more."""
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.no_truncation()
-    specials, tokens = tokenizer.num_special_tokens_to_add(), len(backend.encode(no_text))
+    specials, tokens = tokenizer.num_special_tokens_to_add(), len(backend.encode(prepared("")))
     if max_length <= tokens:
-        prompt = f" and {tokens - specials} of the prompt {no_text!r}" if no_text else ""
+        prompt = f" and {tokens - specials} of the prompt {prepared.prompt!r}" if prepared.prompt else ""
         raise InputError(f"{subject} leaves no room for text beside {specials} special tokens{prompt}")
     return tokens
 
@@ -98,8 +98,7 @@ def write_token_store(
     max_length: int,
     source: Path,
     *,
-    prompt: str = "",
-    no_text: str | None = None,
+    prepared: Preparation = AS_IT_IS,
     wanted: Collection[str],
     label: str,
     total: int | None = None,
@@ -107,12 +106,11 @@ def write_token_store(
     """Tokenizes `texts` into a token store at `folder` and returns the rows of the `wanted` ids that it holds.
 
     A row has at most `max_length` tokens, special ones included, and equals what `tokenizer(text)` gives, truncated.
-    `source` is the file that the texts come from, `prompt` what is noted as their beginning, `no_text` what an empty
-    one is (default: the prompt), and `total`, if known, how many there are. A text that comes again with its id is
+    `source` is the file that the texts come from, `prepared` what was done to them, and `total`, if known, how many
+    there are. A text that comes again with its id is
     left out, see `each_once`. Raises `InputError` where an id comes with two texts; then no store appears.
     """
-    no_text = prompt if no_text is None else no_text
-    least = _check_room(tokenizer, no_text, max_length, f"a maximum length of {max_length} tokens")
+    least = _check_room(tokenizer, prepared, max_length, f"a maximum length of {max_length} tokens")
     backend = tokenizer.backend_tokenizer
     backend.enable_truncation(max_length)
     encode = partial(encode_beginnings, backend, max_length) if reads_words(backend) else backend.encode_batch_fast
@@ -120,7 +118,7 @@ def write_token_store(
     left_out: list[int] = []
     empty = 0
     with (
-        create_token_store(folder, TokenizerInfo.of(tokenizer), max_length, source, prompt) as writer,
+        create_token_store(folder, TokenizerInfo.of(tokenizer), max_length, source, prepared) as writer,
         progress(total=total, unit="texts", label=label) as bar,
     ):
         for _, ids, encodings in _encode_ahead(_once(_blocks(texts), source, left_out), encode):

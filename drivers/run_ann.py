@@ -115,8 +115,8 @@ def main() -> None:
     reading = distributed.on_main(lambda: find_reading(checkpoint, **args.reading))
     encoder, tokenizer = load_encoder(checkpoint, reading, args.cache_dir or None)
     stores, reads = [Path(args.data_dir, name) for name in ("train-query", "passages")], (tokenizer, encoder.config)
-    queries = open_sequences(stores[0], *reads, args.max_query_length, prompt=reading.query_prompt)
-    passages = open_sequences(stores[1], *reads, args.max_seq_length, reading.chunk_length, reading.passage_prompt)
+    queries = open_sequences(stores[0], *reads, args.max_query_length, prepared=reading.queries)
+    passages = open_sequences(stores[1], *reads, args.max_seq_length, reading.chunk_length, reading.passages)
     lengths = args.max_seq_length, args.max_query_length
     step = make_step(args, encoder, device)
     number = args.round

@@ -283,7 +283,7 @@ class Searcher:
         self._sequences = loaded.open_passages(store.folder)
         self._tokenizer.no_padding()
         length = question_length(collection.tokens, args.max_query_length)
-        specials = len(self._tokenizer.encode(self._reading.query_text("")))
+        specials = len(self._tokenizer.encode(self._reading.queries("")))
         if not specials < length <= longest_sequence(loaded.encoder.config):
             raise InputError(
                 f"--max_query_length {length}: a question has {specials} tokens beside its own (special ones and "
@@ -301,7 +301,7 @@ class Searcher:
     @torch.inference_mode()
     def __call__(self, question: str) -> list[Hit]:
         """The best passages, best first."""
-        ids = torch.tensor(self._tokenizer.encode(self._reading.query_text(question)).ids)
+        ids = torch.tensor(self._tokenizer.encode(self._reading.queries(question)).ids)
         tokens = PackedTokens(ids, torch.arange(len(ids)), torch.tensor([0]), [len(ids)])
         vector = self._encoder(tokens.to(self._device)).float().cpu().numpy()
         counts = np.diff(self._sequences.row_starts)

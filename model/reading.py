@@ -33,6 +33,7 @@ from utils.stores.sentence_modules import (
     read_modules,
     weight_names,
 )
+from utils.stores.token_store import Preparation
 
 AUTO = "auto"
 POOLINGS = ("cls", "mean")
@@ -51,6 +52,8 @@ OLD_TEXTS = [  # what the library called it once, by the architecture, and still
     f"sentence_{architecture}_config.json" for architecture in ("roberta", "distilbert", "camembert", "xlm-roberta")
 ]
 TOKENIZER = "tokenizer_config.json"
+# Of a tokenizer, those that change no ordinary text's tokens.
+HARMLESS_ARGUMENTS = {"split_special_tokens", "trust_remote_code", "use_fast", "revision", "padding_side"}
 UNLIMITED = 10**9  # transformers has a length beyond it where a tokenizer has none
 OWN_KEY = "ance"  # in SETTINGS: what only this project reads, {"scale": 20.0, "model_type": "auto"}
 LARGEST_SIZE = 2**20  # of a vector
@@ -141,16 +144,15 @@ class Reading:
         head = map(str, self.head if self.model_type == AUTO else ())
         return ", ".join([self.pooling, *head, *(["normalized"] if self.normalized else [])])
 
-    def query_text(self, text: str) -> str:
-        """What is tokenized of a query."""
-        return self._text(self.query_prompt + text)
+    @property
+    def queries(self) -> Preparation:
+        """What is done to a query before it is tokenized."""
+        return Preparation(self.query_prompt, self.lowercase)
 
-    def passage_text(self, text: str) -> str:
-        """What is tokenized of a passage."""
-        return self._text(self.passage_prompt + text)
-
-    def _text(self, text: str) -> str:
-        return text.lower() if self.lowercase else text
+    @property
+    def passages(self) -> Preparation:
+        """The same of a passage."""
+        return Preparation(self.passage_prompt, self.lowercase)
 
     def __str__(self) -> str:
         of_type = self.model_type != AUTO and MODEL_TYPES[self.model_type].ance_head
@@ -251,7 +253,8 @@ def declared_reading(checkpoint: str, cache_dir: str | None = None) -> Reading |
         elif module.kind != "Dropout":  # which does something in training only
             _refuse(module, f"the module {module.kind}{' after Normalize' if normalized else ''}")
     query_prompt, passage_prompt, has_cosine = _settings(settings, f"{checkpoint}/{SETTINGS}")
-    texts, _ = _read_texts(checkpoint, cache_dir)
+    texts, place = _read_texts(checkpoint, cache_dir)
+    _check_texts(texts, place)
     return Reading(
         _pooling(modules[1]),
         normalized or has_cosine,
@@ -265,7 +268,7 @@ def declared_reading(checkpoint: str, cache_dir: str | None = None) -> Reading |
 
 
 def declared_lengths(checkpoint: str, cache_dir: str | None = None) -> tuple[int, int] | None:
-    """The tokens, special ones included, that passages and queries are meant to be cut to, as far as it has positions.
+    """The tokens, special ones included, that passages and queries are to be cut to, as far as there are positions.
 
     They are those of sentence_bert_config.json (or its older names), else the tokenizer's, else without limit. None
     where there is no modules.json.
@@ -299,6 +302,18 @@ def _read_texts(checkpoint: str, cache_dir: str | None) -> tuple[dict, str]:
         if texts := _read(checkpoint, name, cache_dir):
             return texts, f"{checkpoint}/{name}"
     return {}, f"{checkpoint}/{TEXTS}"
+
+
+def _check_texts(texts: dict, place: str) -> None:
+    """`InputError` where texts are to become other tokens than the tokenizer makes of them by itself."""
+    for name in ("query_expansion", "tokenizer_name_or_path", "processing_kwargs"):
+        value = texts.get(name)
+        if any(value.values()) if isinstance(value, dict) else value:
+            raise InputError(f"has {name}, {printable(str(value))[:80]}: this cannot be done here", place)
+    for name in ("tokenizer_args", "processor_kwargs"):
+        arguments = texts.get(name) or {}
+        if others := sorted(set(arguments) - HARMLESS_ARGUMENTS):
+            raise InputError(f"has {name} {printable(', '.join(others))[:80]}: this cannot be done here", place)
 
 
 def _pooling(module: SentenceModule) -> str:

@@ -85,10 +85,10 @@ def make_work(args: Arguments, folder: Path, device: torch.device, precision: Pr
     texts = [texts[i] for i in np.random.default_rng(args.seed).permutation(len(texts))[:count]]
     encoder, tokenizer = load_encoder(args.checkpoint, find_reading(args.checkpoint, AUTO))
     reading, store, length = encoder.reading, folder / "passages", args.max_seq_length
-    rows = ((place, text_id, reading.passage_text(text)) for place, text_id, text in texts)
-    named = {"prompt": reading.passage_prompt, "wanted": (), "label": "texts", "total": count}
+    rows = ((place, text_id, reading.passages(text)) for place, text_id, text in texts)
+    named = {"prepared": reading.passages, "wanted": (), "label": "texts", "total": count}
     write_token_store(store, rows, tokenizer, length, collection, **named)
-    sequences = open_sequences(store, tokenizer, encoder.config, length, prompt=reading.passage_prompt)
+    sequences = open_sequences(store, tokenizer, encoder.config, length, prepared=reading.passages)
     library = load_model(folder / "library", encoder, tokenizer, length, device).to(precision.dtype)
     encoder = encoder.to(device).eval()
 

@@ -48,7 +48,7 @@ def read_pairs(folder: Path, reading: Reading) -> tuple[dict[str, list[str]], li
     """Each query with each of its relevant passages, as two columns of texts, and the texts of all passages."""
     passages, queries = (
         {text_id: text for _, text_id, text in read_tsv(folder / name, prepare)}
-        for name, prepare in (("collection.tsv", reading.passage_text), ("queries.train.tsv", reading.query_text))
+        for name, prepare in (("collection.tsv", reading.passages), ("queries.train.tsv", reading.queries))
     )
     pairs = [
         (queries[query], passages[passage])

@@ -59,7 +59,7 @@ Rows = TokenStore | Dataset
 def make_contenders(args: Arguments, folder: Path) -> dict[str, Callable[[], Rows]]:
     """Writes the texts to a file and gives what turns them into rows of tokens: a token store, a data set."""
     collection = find_file(args.collection_dir, "collection.tsv")
-    prepare = READING.passage_text
+    prepare = READING.passages
     some = [text for _, _, text in read_tsv(collection, prepare)]
     texts = [some[i % len(some)] for i in range(args.texts)]
     path = folder / "collection.tsv"

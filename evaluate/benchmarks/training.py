@@ -136,9 +136,9 @@ def draw_lines(args: Arguments, folder: Path) -> Lines:
     """
     reading = make_reading(args)
     tokenizer = load_tokenizer(args.checkpoint, reading.pooling)
-    data_dir, prompts = Path(args.data_dir), (reading.query_prompt, reading.passage_prompt)
-    queries = TokenStore(data_dir / "train-query").expect(tokenizer, args.max_query_length, prompts[0])
-    passages = TokenStore(data_dir / "passages").expect(tokenizer, args.max_seq_length, prompts[1])
+    data_dir = Path(args.data_dir)
+    queries = TokenStore(data_dir / "train-query").expect(tokenizer, args.max_query_length, reading.queries)
+    passages = TokenStore(data_dir / "passages").expect(tokenizer, args.max_seq_length, reading.passages)
     qrels = read_qrels(qrel_file(data_dir, "train"), len(queries), len(passages))
     positives = qrels.within(len(passages)).positives
     generator = np.random.default_rng(args.seed)
@@ -166,7 +166,7 @@ def read_columns(collection_dir: str | Path, lines: Lines) -> dict[str, list[str
     """The texts of all triplets, as sentence-transformers takes them: columns anchor, positive and negative."""
     triplets = np.arange(lines.batches * lines.batch_size)
     line = lines.grouped.line_of(triplets)
-    query_text, passage_text = lines.reading.query_text, lines.reading.passage_text
+    query_text, passage_text = lines.reading.queries, lines.reading.passages
     return {
         name: _texts(collection_dir, store, rows, prepare)
         for name, store, rows, prepare in (

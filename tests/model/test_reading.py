@@ -158,6 +158,10 @@ def test_files_of_the_older_generation(tmp_path, files, expected):
         ({"config_sentence_transformers.json": {"similarity_fn_name": "euclidean"}}, "euclidean"),
         ({"config_sentence_transformers.json": {"truncate_dim": 8}}, "8 dimensions"),
         ({"config_sentence_transformers.json": {"prompts": ["q: "]}}, "prompts"),
+        ({"sentence_bert_config.json": {"query_expansion": {"length": 32}}}, "query_expansion"),
+        ({"sentence_bert_config.json": {"tokenizer_name_or_path": "other"}}, "tokenizer_name_or_path, other"),
+        ({"sentence_bert_config.json": {"processing_kwargs": {"text": {"max_length": 8}}}}, "processing_kwargs"),
+        ({"sentence_bert_config.json": {"tokenizer_args": {"do_lower_case": True}}}, "tokenizer_args do_lower_case"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(tmp_path, files, named):

@@ -35,13 +35,13 @@ every_reading = pytest.mark.parametrize("reading", READINGS.values(), ids=READIN
 def encode(encoder: Encoder, tokenizer: PreTrainedTokenizerFast, folder: Path, kind: str, texts: list[str]):
     """The vectors of texts by way of a token store of queries or passages, as mining and evaluation make them."""
     reading, length = encoder.reading, PASSAGE_LENGTH if kind == "passage" else QUERY_LENGTH
-    prepare, prompt = getattr(reading, f"{kind}_text"), getattr(reading, f"{kind}_prompt")
-    rows = ((row, str(row), prepare(text)) for row, text in enumerate(texts))
+    prepared = reading.passages if kind == "passage" else reading.queries
+    rows = ((row, str(row), prepared(text)) for row, text in enumerate(texts))
     source = folder / kind
     source.write_text("of the texts")
     store = folder / f"{kind}-store"
-    write_token_store(store, rows, tokenizer, length, source, prompt=prompt, wanted=(), label="texts")
-    assert TokenStore(store).expect(tokenizer, length, prompt).meta.prompt == prompt
+    write_token_store(store, rows, tokenizer, length, source, prepared=prepared, wanted=(), label="texts")
+    assert TokenStore(store).expect(tokenizer, length, prepared).meta.prompt == prepared.prompt
     with torch.inference_mode():
         return encoder.eval()(pack([(Sequences(TokenStore(store)), np.arange(len(texts)))])).numpy()
 

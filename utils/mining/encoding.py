@@ -38,7 +38,7 @@ from utils.stores.embedding_store import (
 )
 from utils.stores.lock import taking_turns
 from utils.stores.pretrained import longest_sequence
-from utils.stores.token_store import TokenStore
+from utils.stores.token_store import AS_IT_IS, Preparation, TokenStore
 
 WINDOW = 32_768  # sequences sorted together; their vectors' place in the shard is 100 MB at 768 dimensions
 # Tokens of a batch. On a CPU 1,024 to 16,384 are equally fast to a tenth, 384 or 768 wide, and a small batch is less
@@ -51,8 +51,8 @@ class VectorReading(Protocol):
     """How texts become vectors: prompts, chunks, and `vectors`, what the manifest of embeddings has of the rest."""
 
     vectors: str
-    query_prompt: str
-    passage_prompt: str
+    queries: Preparation
+    passages: Preparation
     chunk_length: int | None
 
 
@@ -85,13 +85,13 @@ def open_sequences(
     config: PreTrainedConfig,
     max_length: int | None,
     chunk_length: int | None = None,
-    prompt: str = "",
+    prepared: Preparation = AS_IT_IS,
 ) -> Sequences:
-    """The sequences of a token store, which must fit the encoder, its tokenizer, prompt and length (None: any)."""
+    """The sequences of a token store, which must fit the encoder, its tokenizer, texts and length (None: any)."""
     store = TokenStore(folder)
     if distributed.is_main():
         store.check_content()
-    store.expect(tokenizer, max_length or store.meta.max_length, prompt)
+    store.expect(tokenizer, max_length or store.meta.max_length, prepared)
     check_length(config, store.folder.name, store.meta.max_length, chunk_length)
     return Sequences(store, chunk_length)
 
@@ -297,15 +297,15 @@ class StoreEncoder:
     dtype: str = "float32"
 
     def open_queries(self, folder: str | Path, max_length: int | None = None) -> Sequences:
-        """A store of queries, which must be of this tokenizer, prompt and length (None: any)."""
-        prompt = self.encoder.reading.query_prompt
-        return open_sequences(folder, self.tokenizer, self.encoder.config, max_length, prompt=prompt)
+        """A store of queries as this encoder reads them, of this length (None: any)."""
+        prepared = self.encoder.reading.queries
+        return open_sequences(folder, self.tokenizer, self.encoder.config, max_length, prepared=prepared)
 
     def open_passages(self, folder: str | Path, max_length: int | None = None) -> Sequences:
         """The same of passages, which the encoder may read in chunks."""
         reading = self.encoder.reading
         on = self.tokenizer, self.encoder.config, max_length
-        return open_sequences(folder, *on, reading.chunk_length, reading.passage_prompt)
+        return open_sequences(folder, *on, reading.chunk_length, reading.passages)
 
     def encode(self, sequences: Sequences, folder: str | Path) -> EmbeddingMatrix:
         """The embeddings of these sequences, in `folder` under their store's name; all processes must call it.

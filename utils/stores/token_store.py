@@ -58,10 +58,26 @@ class TokenizerInfo:
 
 
 @dataclass(frozen=True)
+class Preparation:
+    """What is done to a text before it is tokenized: a prompt is put before it, and both are lowercased or not."""
+
+    prompt: str = ""
+    lowercased: bool = False
+
+    def __call__(self, text: str) -> str:
+        text = self.prompt + text
+        return text.lower() if self.lowercased else text
+
+
+AS_IT_IS = Preparation()
+
+
+@dataclass(frozen=True)
 class TokenStoreMeta:
     """The content of meta.json. `max_length` counts special tokens too; `sha256` is of tokens and offsets.
 
-    `ids_sha256` is of ids.txt. `prompt` is what every text begins with, nothing in stores of older versions.
+    `ids_sha256` is of ids.txt. `prompt` is what every text begins with, nothing in stores of older versions, and
+    `lowercased` whether texts were before they were tokenized, None in those.
     """
 
     format_version: int
@@ -77,6 +93,7 @@ class TokenStoreMeta:
     sha256: str
     ids_sha256: str
     prompt: str = ""
+    lowercased: bool | None = None
 
 
 class _NpyAppender:
@@ -114,9 +131,9 @@ class _NpyAppender:
 class TokenStoreWriter:
     """Appends rows to a store that is being made; see `create_token_store`."""
 
-    def __init__(self, folder: Path, tokenizer: TokenizerInfo, max_length: int, prompt: str) -> None:
+    def __init__(self, folder: Path, tokenizer: TokenizerInfo, max_length: int, prepared: Preparation) -> None:
         self.tokenizer = tokenizer
-        self.prompt = prompt
+        self.prepared = prepared
         self.max_length = max_length
         self._folder = folder
         self._tokens = _NpyAppender(folder / "tokens.npy", _token_dtype(tokenizer.vocabulary_size))
@@ -165,22 +182,27 @@ class TokenStoreWriter:
             source_size=source.stat().st_size,
             sha256=_digest_of(self._tokens.sha256.hexdigest(), self._offsets.sha256.hexdigest()),
             ids_sha256=sha256_of_file(self._folder / "ids.txt"),
-            prompt=self.prompt,
+            prompt=self.prepared.prompt,
+            lowercased=self.prepared.lowercased,
         )
         write_json(self._folder / "meta.json", asdict(meta))
 
 
 @contextmanager
 def create_token_store(
-    folder: str | Path, tokenizer: TokenizerInfo, max_length: int, source: str | Path, prompt: str = ""
+    folder: str | Path,
+    tokenizer: TokenizerInfo,
+    max_length: int,
+    source: str | Path,
+    prepared: Preparation = AS_IT_IS,
 ) -> Iterator[TokenStoreWriter]:
     """Makes a token store; it appears at `folder` only if the block ends without an error.
 
     `source` is the file that the texts come from: its name and size go into meta.json, so that a store can be
-    told from one made of another file. `prompt` is what the texts begin with.
+    told from one made of another file. `prepared` is what was done to the texts.
     """
     with atomic_folder(folder) as partial:
-        writer = TokenStoreWriter(partial, tokenizer, max_length, prompt)
+        writer = TokenStoreWriter(partial, tokenizer, max_length, prepared)
         yield writer
         writer.close(Path(source))
 
@@ -286,18 +308,29 @@ class TokenStore:
             start = stop
         return hashes
 
-    def expect(self, tokenizer, max_length: int, prompt: str = "") -> "TokenStore":
-        """Itself, if it was made with this tokenizer (of transformers), length and prompt; else `InputError`."""
+    def expect(self, tokenizer, max_length: int, prepared: Preparation = AS_IT_IS) -> "TokenStore":
+        """Itself, if made with this tokenizer (of transformers) and length, of texts so prepared; else `InputError`.
+
+        Whether they were lowercased matters where the tokenizer tells cases apart.
+        """
         if self.meta.tokenizer_fingerprint != TokenizerInfo.of(tokenizer).fingerprint:
             raise InputError(
                 f"was made with another tokenizer ({self.meta.tokenizer}) than the checkpoint's; tokenize the "
                 "collection again with the checkpoint's own, or use a checkpoint with the store's tokenizer",
                 self.folder,
             )
-        if self.meta.prompt != prompt:
+        if self.meta.prompt != prepared.prompt:
             raise InputError(
-                f"its texts begin with the prompt {self.meta.prompt!r}, and the checkpoint is read with {prompt!r}; "
+                f"its texts begin with the prompt {self.meta.prompt!r}, and the checkpoint is read with "
+                f"{prepared.prompt!r}; "
                 "tokenize the collection again with the checkpoint's, or give --query_prompt and --passage_prompt",
+                self.folder,
+            )
+        if self.meta.lowercased not in (None, prepared.lowercased) and _tells_cases_apart(tokenizer):
+            was, wanted = ("" if of else "not " for of in (self.meta.lowercased, prepared.lowercased))
+            raise InputError(
+                f"its texts were {was}lowercased, and those that the checkpoint reads are {wanted}lowercased; "
+                "tokenize the collection again as the checkpoint is read, or give --lowercase",
                 self.folder,
             )
         if self.meta.max_length != max_length:
@@ -307,6 +340,11 @@ class TokenStore:
                 self.folder,
             )
         return self
+
+
+def _tells_cases_apart(tokenizer) -> bool:
+    encode = tokenizer.backend_tokenizer.encode
+    return encode("A").ids != encode("a").ids
 
 
 def _digest_of(tokens: str, offsets: str) -> str:
@@ -320,7 +358,7 @@ def _cure(folder: Path) -> str:
 
 def _read_meta(path: Path) -> TokenStoreMeta:
     cure = _cure(path.parent)
-    content = {"prompt": ""} | read_json(path, cure)
+    content = {"prompt": "", "lowercased": None} | read_json(path, cure)
     if content.get("format_version") != FORMAT_VERSION:
         raise InputError(
             f"format version {content.get('format_version')!r}, this code reads {FORMAT_VERSION}; {cure}",
@@ -328,7 +366,8 @@ def _read_meta(path: Path) -> TokenStoreMeta:
         )
     for field in fields(TokenStoreMeta):
         value = content.get(field.name)
-        if type(value) is not field.type or (field.type is int and value < 0):
+        kinds = (bool, type(None)) if field.name == "lowercased" else (field.type,)
+        if type(value) not in kinds or (field.type is int and value < 0):
             raise InputError(f"{field.name} is {value!r}; the file was altered: {cure}", path)
     if Path(content["source_file"]).name != content["source_file"]:
         raise InputError(f"source_file is {content['source_file']!r}, not the name of a file: {cure}", path)

@@ -294,7 +294,7 @@ MODEL_TYPES = ["rdot_nll", "rdot_nll_condenser"]
 def own_vectors(checkpoint: Path, model_type: str, max_length: int, folder: Path) -> np.ndarray:
     """The vectors of TEXTS by way of a token store, as mining and evaluation make them."""
     reading = find_reading(str(checkpoint), model_type)
-    texts = ((row, str(row), reading.passage_text(text)) for row, text in enumerate(TEXTS))
+    texts = ((row, str(row), reading.passages(text)) for row, text in enumerate(TEXTS))
     source = folder / "source"
     folder.mkdir(exist_ok=True)
     source.write_text("of the texts")

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from transformers import AutoTokenizer
 from tests.tiny import tiny_bert_tokenizer
 from tests.tiny_models import random_store
 from utils.runtime.errors import InputError
-from utils.stores.token_store import TokenizerInfo, TokenStore, create_token_store
+from utils.stores.token_store import Preparation, TokenizerInfo, TokenStore, create_token_store
 
 SMALL, LARGE = 65_536, 65_537
 
@@ -88,6 +89,7 @@ def test_meta_names_source_tokenizer_and_counts(tmp_path):
         "source_file": "source.tsv",
         "source_size": 6,
         "prompt": "",
+        "lowercased": False,
     }
     other = write_store(tmp_path / "other", [(["a", "b"], [[1], [2, 3]])], max_length=5)
     assert other.meta.sha256 != store.meta.sha256, "the same tokens cut in other places are another store"
@@ -198,6 +200,24 @@ def test_another_tokenizer_or_length_than_the_stores_is_told(tmp_path):
         store.expect(uncased, 5)
     with pytest.raises(InputError, match=r"store: was made with at most 5 tokens a row, and 6 were asked for"):
         store.expect(cased, 6)
+
+
+@pytest.mark.parametrize("cased", [True, False])
+@pytest.mark.parametrize("was", [True, False, None])
+@pytest.mark.parametrize("lowercased", [True, False])
+def test_texts_lowercased_otherwise_are_told_where_the_tokenizer_tells_cases_apart(tmp_path, cased, was, lowercased):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert_tokenizer(tmp_path / "tokenizer", lowercase=not cased))
+    (tmp_path / "source").touch()
+    made = Preparation(lowercased=bool(was))
+    with create_token_store(tmp_path / "store", TokenizerInfo.of(tokenizer), 5, tmp_path / "source", made):
+        pass
+    if was is None:  # as of a version that did not note it
+        meta = json.loads((tmp_path / "store/meta.json").read_text())
+        del meta["lowercased"]
+        (tmp_path / "store/meta.json").write_text(json.dumps(meta))
+    refused = cased and was not in (None, lowercased)
+    with pytest.raises(InputError, match="lowercased; tokenize the collection") if refused else nullcontext():
+        TokenStore(tmp_path / "store").expect(tokenizer, 5, Preparation(lowercased=lowercased))
 
 
 def test_the_fingerprint_does_not_hang_on_the_name_nor_on_truncation_and_padding(tmp_path):
