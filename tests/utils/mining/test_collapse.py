@@ -114,9 +114,10 @@ def save_collapsed_checkpoint(folder: Path) -> Path:
 def test_evaluation_and_mining_say_that_an_encoder_has_collapsed_and_keep_it_with_the_metrics(tmp_path, capsys):
     raw, stores = write_msmarco(tmp_path / "raw"), tmp_path / "stores"
     tokenizer = tiny_bert_tokenizer(tmp_path / "tokenizer")
-    call(msmarco_data, "--data_dir", raw, "--out_data_dir", stores, "--model_name_or_path", tokenizer, *LENGTHS)
+    read = "--model_name_or_path", tokenizer, "--model_type", "rdot_nll_condenser", *LENGTHS
+    call(msmarco_data, "--data_dir", raw, "--out_data_dir", stores, *read)
     beir, zero_shot = write_beir(tmp_path / "beir"), tmp_path / "others"
-    call(beir_data, "--data_dir", beir, "--out_data_dir", zero_shot, "--model_name_or_path", tokenizer, *LENGTHS)
+    call(beir_data, "--data_dir", beir, "--out_data_dir", zero_shot, *read)
     model = ("--model_type", "rdot_nll_condenser", "--no_cuda")
     for checkpoint, collapsed in (
         (save_tiny_checkpoint(tmp_path / "good", "rdot_nll_condenser"), False),
