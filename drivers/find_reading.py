@@ -35,7 +35,7 @@ def settings_of(reading: Reading) -> dict[str, str]:
         "MODEL_TYPE": reading.model_type,
         "POOLING": reading.pooling,
         "NORMALIZE": str(int(reading.normalized)),
-        "SCALE": f"{reading.scale:.17g}",
+        "SCALE": repr(float(reading.scale)).removesuffix(".0"),
         "QUERY_PROMPT": prompt_flag(reading.query_prompt),
         "PASSAGE_PROMPT": prompt_flag(reading.passage_prompt),
         "LOWERCASE": str(int(reading.lowercase)),
