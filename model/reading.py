@@ -312,6 +312,8 @@ def _check_texts(texts: dict, place: str) -> None:
             raise InputError(f"has {name}, {printable(str(value))[:80]}: this cannot be done here", place)
     for name in ("tokenizer_args", "processor_kwargs"):
         arguments = texts.get(name) or {}
+        if not isinstance(arguments, dict):
+            raise InputError(f"{name} are no settings by their names; {CURE}", place)
         if others := sorted(set(arguments) - HARMLESS_ARGUMENTS):
             raise InputError(f"has {name} {printable(', '.join(others))[:80]}: this cannot be done here", place)
 

@@ -93,7 +93,8 @@ def write_collection(args: Arguments, folder: Path, passages: int, tokenizer: Pr
         ("train-query", queries, 10, MAX_QUERY_LENGTH),
         ("dev-query", queries // 10, 10, MAX_QUERY_LENGTH),
     ):
-        with create_token_store(folder / name, TokenizerInfo.of(tokenizer), longest, source) as writer:
+        read = contenders.READING.queries  # by which it mines
+        with create_token_store(folder / name, TokenizerInfo.of(tokenizer), longest, source, read) as writer:
             for start in range(0, rows, BLOCK_ROWS):
                 ids = [str(row) for row in range(start, min(start + BLOCK_ROWS, rows))]
                 lengths = np.clip(generator.gamma(4, mean / 4, size=len(ids)), 4, longest).astype(np.int64)
