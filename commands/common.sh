@@ -126,7 +126,7 @@ reading_settings() { # [DEFAULT-OF-MODEL_TYPE HELP]
     setting POOLING "auto|cls|mean" auto "the vector of a text: that of its first token, or the mean of all its tokens'"
     setting NORMALIZE "auto|0|1" auto "1: vectors of length 1, so that scores are cosines"
     setting SCALE "auto|number" auto "what the loss multiplies scores with; auto: 1, of vectors of length 1 it is 20"
-    setting QUERY_PROMPT any auto 'what stands before a query, like "query: "; \n in it is a line break; "" is nothing'
+    setting QUERY_PROMPT any auto 'what stands before a query, like "query: "; \n in it is a line break; "" means no prompt'
     setting PASSAGE_PROMPT any auto "what stands before a passage, likewise"
     setting LOWERCASE "auto|0|1" auto "1: texts are lowercased before they are tokenized"
 }

@@ -18,6 +18,7 @@ Not here: weights and forward passes (model/encoders.py), and how a reading is s
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NoReturn
 
 from utils.runtime.errors import InputError
@@ -215,6 +216,12 @@ def _undeclared(checkpoint: str, cache_dir: str | None, pooling: str | None) -> 
         return published_reading("rdot_nll")
     if pooling is not None:
         return Reading(pooling)
+    if Path(checkpoint, "1_Pooling").is_dir():
+        raise InputError(
+            "has 1_Pooling, and modules.json is missing, which says how it is read; copy or download the checkpoint "
+            "again, or give --pooling",
+            checkpoint,
+        )
     if architecture == "bert":
         reading = published_reading("rdot_nll_condenser")
         say_once(
@@ -223,8 +230,8 @@ def _undeclared(checkpoint: str, cache_dir: str | None, pooling: str | None) -> 
         )
         return reading
     raise InputError(
-        "does not say how it is meant to be read (it has no modules.json). Its makers do: give --pooling cls or "
-        "--pooling mean, and --normalize 1 where they compare by cosine",
+        "does not say how it is meant to be read (it has no modules.json). Its authors do: give --pooling cls or "
+        "--pooling mean, and --normalize 1 if they compare by cosine",
         checkpoint,
     )
 
@@ -378,11 +385,16 @@ def _settings(settings: dict, place: str) -> tuple[str, str, bool]:
     if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
         raise InputError(f"prompts are no texts by their names; {CURE}", place)
     query, passage = prompts.get("query") or "", prompts.get("document") or prompts.get("passage") or ""
-    if any(prompts.values()) and not query and not passage:
-        names = ", ".join(map(repr, prompts))
+    if left_over := [name for name, text in prompts.items() if text and name not in ("query", "document", "passage")]:
+        names = ", ".join(map(repr, left_over))
         say_once(
-            f"warning: {place} has prompts of other names than query, document and passage ({names}), which are not "
-            "used; give --query_prompt and --passage_prompt where its makers meant them for search"
+            f"note: {place} has prompts of other names than query, document and passage ({names}), which are not "
+            "used; give --query_prompt and --passage_prompt if they are meant for search"
+        )
+    if passage and not prompts.get("document"):
+        say_once(
+            f"note: {place} has a prompt named passage, which is put before passages here; sentence-transformers 6 "
+            'puts none there. Give --passage_prompt "" to do as it does'
         )
     return query, passage, SIMILARITIES[similarity]
 

@@ -185,7 +185,7 @@ def test_a_pooling_whose_settings_are_missing_is_not_taken_for_the_mean(tmp_path
 def test_prompts_of_other_names_are_said_not_to_be_used(tmp_path, capsys):
     settings = {"similarity_fn_name": "dot", "prompts": {"query": "", "find": "Find: "}}
     assert declared(write(tmp_path, **{"config_sentence_transformers.json": settings})) == Reading("mean")
-    assert "prompts of other names than query, document and passage ('query', 'find')" in capsys.readouterr().out
+    assert "prompts of other names than query, document and passage ('find')" in capsys.readouterr().out
     settings["prompts"]["query"] = "Query: "
     assert declared(write(tmp_path, **{"config_sentence_transformers.json": settings})).query_prompt == "Query: "
     assert capsys.readouterr().out == ""
@@ -441,3 +441,11 @@ def test_the_settings_that_are_noted_give_the_same_reading_again(tmp_path):
         "PASSAGE_PROMPT": "of files: ",
         "LOWERCASE": "1",
     }
+
+
+def test_a_copy_that_lost_modules_json_is_not_taken_for_a_plain_bert(tmp_path):
+    tiny_bert().save_pretrained(tmp_path)
+    (tmp_path / "1_Pooling").mkdir()
+    with pytest.raises(InputError, match=r"has 1_Pooling, and modules\.json is missing"):
+        find_reading(str(tmp_path), AUTO)
+    assert find_reading(str(tmp_path), AUTO, pooling="mean") == Reading("mean")
