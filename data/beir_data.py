@@ -49,7 +49,7 @@ class Arguments(ReadingArguments):
     data_dir: str = required("folder with corpus.jsonl, queries.jsonl and qrels/, plain or .gz")
     out_data_dir: str = required("where token stores and judgments are written")
     model_name_or_path: str = required("checkpoint (folder or hub name) whose tokenizer is used")
-    max_seq_length: int = option(0, "tokens of a passage at most, special ones included; 0: see below")
+    max_seq_length: int = option(0, "tokens of a passage at most, special ones included; 0: see above")
     max_query_length: int = option(0, "tokens of a query at most, likewise")
     split: str = option("test", "the judgments that are used: qrels/SPLIT.tsv")
     dataset: str = option("", "name of the data set, which decides the above (default: the folder's name)")
@@ -93,16 +93,14 @@ def choose_lengths(args: Arguments, reading: Reading, positions: int | None) -> 
     """The tokens of a passage and of a query at most: those asked for, the checkpoint's own, or the data set's."""
     own = declared_lengths(args.model_name_or_path, args.cache_dir or None) if reading.model_type == AUTO else None
     published = find_set(args.dataset)
-    lengths = []
-    for place, (name, of_set) in enumerate(
-        (("max_seq_length", published.passage_length), ("max_query_length", published.query_length))
-    ):
-        length = getattr(args, name) or (own[place] if own else of_set)
-        if not getattr(args, name) and positions is not None and length > positions:
+    lengths = list(own or (published.passage_length, published.query_length))
+    for place, name in enumerate(("max_seq_length", "max_query_length")):
+        if asked := getattr(args, name):
+            lengths[place] = asked
+        elif positions is not None and lengths[place] > positions:
             if not own:
-                say(f"{args.dataset}: {length} tokens are published as --{name}, the model takes {positions}")
-            length = positions
-        lengths.append(length)
+                say(f"{args.dataset}: {lengths[place]} tokens are published as --{name}, the model takes {positions}")
+            lengths[place] = positions
     return lengths[0], lengths[1]
 
 

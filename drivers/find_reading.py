@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from model.encoders import check_architecture, compare_with_meant
+from model.encoders import check_architecture
 from model.reading import AUTO, Reading, find_reading
 from utils.runtime.arguments import ReadingArguments, option, parse, prompt_flag, required
 from utils.runtime.errors import run
@@ -48,7 +48,6 @@ def main() -> None:
     config = pretrained_config(args.model_name_or_path, args.cache_dir or None)
     check_architecture(config, reading, args.model_name_or_path)
     say(f"{args.model_name_or_path} is read by: {reading}")
-    compare_with_meant(reading, args.model_name_or_path, args.cache_dir or None)
     if args.settings_file:
         with atomic_file(args.settings_file) as handle:
             handle.writelines(f"{name}={value}\n" for name, value in settings_of(reading).items())

@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 from model.dropout import replace_dropout
 from model.families import find_family
 from model.forward import pooled_vectors
-from model.reading import AUTO, MODEL_TYPES, HeadLayer, Reading, declared_reading
+from model.reading import AUTO, MODEL_TYPES, HeadLayer, Reading
 from model.saving import WEIGHT_PREFIXES, write_sentence_files
 from utils.batching import PackedTokens
 from utils.mining.encoding import StoreEncoder
@@ -153,7 +153,6 @@ def load_encoder(
     finally:
         transformers_logging.set_verbosity(verbosity)
     say_once(f"{checkpoint} is read by: {encoder.reading}")
-    compare_with_meant(encoder.reading, checkpoint, cache_dir)
     if reading.pooling == "cls":
         check_first_token(tokenizer, checkpoint)
     return encoder, tokenizer
@@ -218,25 +217,6 @@ def _load_published(config: PreTrainedConfig, reading: Reading, checkpoint: str,
 def _refuse_missing(names: list[str], checkpoint: str) -> None:
     if names:
         raise InputError(f"lacks weights of the encoder: {', '.join(names[:5])} …; it is another model", checkpoint)
-
-
-def compare_with_meant(reading: Reading, checkpoint: str, cache_dir: str | None = None) -> None:
-    """Says where a checkpoint's own files ask for another reading than this: it is then another, worse model."""
-    try:
-        meant = declared_reading(checkpoint, cache_dir)
-    except InputError as error:
-        say_once(f"warning: this model was made for something else than is done with it here: {error}")
-        return
-    if meant and (
-        (meant.pooling, meant.normalized) != (reading.pooling, reading.normalized)
-        or (meant.query_prompt and meant.query_prompt != reading.query_prompt)
-        or (meant.passage_prompt and meant.passage_prompt != reading.passage_prompt)
-    ):
-        say_once(
-            f"warning: {checkpoint} was made to be read by: {meant} (modules.json). Here it is read by: {reading}. "
-            f"Read otherwise than its makers meant, it is a worse model; --model_type {AUTO}, without other flags, "
-            "reads it as they did"
-        )
 
 
 def _load_weights(

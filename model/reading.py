@@ -38,9 +38,9 @@ from utils.stores.token_store import Preparation
 
 AUTO = "auto"
 POOLINGS = ("cls", "mean")
-ACTIVATIONS = ("Identity", "Tanh")
+ACTIVATIONS = {"Identity": "torch.nn.modules.linear.Identity", "Tanh": "torch.nn.modules.activation.Tanh"}
 SIMILARITIES = {"cosine": True, "dot": False, "dot_product": False}  # whether only directions count
-LEGACY_POOLINGS = {
+LEGACY_POOLINGS = {  # which all versions still read
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_max_tokens": "max",
@@ -187,9 +187,14 @@ def find_reading(
     checkpoint declares what cannot be done, and where nothing says how it is read.
     """
     if model_type == AUTO:
-        reading = declared_reading(checkpoint, cache_dir) or _undeclared(checkpoint, cache_dir, pooling)
+        declared = declared_reading(checkpoint, cache_dir)
+        reading = declared or _undeclared(checkpoint, cache_dir, pooling)
     else:
-        reading = published_reading(model_type)
+        reading, declared = published_reading(model_type), None
+        try:
+            declared = declared_reading(checkpoint, cache_dir)
+        except InputError as error:
+            say_once(f"warning: this model was made for something else than is done with it here: {error}")
     if scale is None and normalize in (None, reading.normalized):
         scale = reading.scale  # else it is by default that of the other comparison
     given = {
@@ -199,7 +204,25 @@ def find_reading(
         "passage_prompt": passage_prompt,
         "lowercase": lowercase,
     }
-    return replace(reading, scale=scale, **{name: value for name, value in given.items() if value is not None})
+    reading = replace(reading, scale=scale, **{name: value for name, value in given.items() if value is not None})
+    if declared and _contradict(reading, declared):
+        say_once(
+            f"warning: {checkpoint} was made to be read by: {declared} (as its own files say). Here it is read by: "
+            f"{reading}. Read otherwise than its makers meant, it is a worse model; --model_type {AUTO}, without "
+            "other flags, reads it as they did"
+        )
+    return reading
+
+
+def _contradict(reading: Reading, declared: Reading) -> bool:
+    """Whether a checkpoint is read otherwise than it declares. A prompt where it has none contradicts nothing."""
+    return (reading.pooling, reading.normalized) != (declared.pooling, declared.normalized) or any(
+        meant and given != meant
+        for given, meant in (
+            (reading.query_prompt, declared.query_prompt),
+            (reading.passage_prompt, declared.passage_prompt),
+        )
+    )
 
 
 def published_reading(model_type: str) -> Reading:
@@ -263,14 +286,14 @@ def declared_reading(checkpoint: str, cache_dir: str | None = None) -> Reading |
     texts, place = _read_texts(checkpoint, cache_dir)
     _check_texts(texts, place)
     return Reading(
-        _pooling(modules[1]),
-        normalized or has_cosine,
-        query_prompt,
-        passage_prompt,
-        bool(texts.get("do_lower_case", False)),  # else the tokenizer does it, where it is done
-        tuple(head) if own_type == AUTO else (),
-        scale,
-        own_type,
+        pooling=_pooling(modules[1]),
+        normalized=normalized or has_cosine,
+        query_prompt=query_prompt,
+        passage_prompt=passage_prompt,
+        lowercase=bool(texts.get("do_lower_case", False)),  # else the tokenizer does it, where it is done
+        head=tuple(head) if own_type == AUTO else (),
+        scale=scale,
+        model_type=own_type,
     )
 
 

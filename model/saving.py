@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from model.reading import OWN_KEY, SETTINGS, TEXTS, HeadLayer, Reading
+from model.reading import ACTIVATIONS, LEGACY_POOLINGS, OWN_KEY, SETTINGS, TEXTS, HeadLayer, Reading
 from utils.stores.checkpoint import WEIGHTS
 from utils.stores.pretrained import longest_sequence
 
@@ -52,7 +52,7 @@ def write_sentence_files(
     reads = {"do_lower_case": reading.lowercase, "tokenizer_args": {"split_special_tokens": reading.lowercase}}
     write(TEXTS, lengths | reads)
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
-    pooling = {f"pooling_mode_{mode}": name == reading.pooling for mode, name in POOLING_MODES.items()}
+    pooling = {key: mode == reading.pooling for key, mode in LEGACY_POOLINGS.items()}
     write("1_Pooling/config.json", {"word_embedding_dimension": config.hidden_size, **pooling})
     for layer, weights in layers:
         modules.append((f"{len(modules)}_{layer.kind}", layer.kind))
@@ -81,9 +81,6 @@ def write_sentence_files(
     )
 
 
-POOLING_MODES = {"cls_token": "cls", "mean_tokens": "mean"}
-
-
 def _layer_config(layer: HeadLayer) -> dict[str, Any]:
     if layer.kind == "LayerNorm":
         return {"dimension": layer.out_features}
@@ -91,8 +88,5 @@ def _layer_config(layer: HeadLayer) -> dict[str, Any]:
         "in_features": layer.in_features,
         "out_features": layer.out_features,
         "bias": layer.bias,
-        "activation_function": f"torch.nn.modules.{ACTIVATION_CLASSES[layer.activation]}",
+        "activation_function": ACTIVATIONS[layer.activation],
     }
-
-
-ACTIVATION_CLASSES = {"Identity": "linear.Identity", "Tanh": "activation.Tanh"}

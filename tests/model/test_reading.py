@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Normalize, Pooling, Transformer
 
 from drivers.find_reading import settings_of
-from model.encoders import RobertaDot, compare_with_meant, load_encoder
+from model.encoders import RobertaDot, load_encoder
 from model.reading import (
     AUTO,
     MODEL_TYPES,
@@ -228,15 +228,15 @@ def test_a_reading_prints_in_one_line():
 
 
 def test_a_model_that_is_read_otherwise_than_it_was_made_for_is_said_and_one_that_is_not_is_not(tmp_path, capsys):
-    write(tmp_path)
-    compare_with_meant(Reading("mean"), str(tmp_path))
+    checkpoint = str(write(tmp_path))
+    find_reading(checkpoint, AUTO, pooling="mean", query_prompt="q: ")
     assert capsys.readouterr().out == ""
-    compare_with_meant(Reading("cls"), str(tmp_path))
-    assert "made to be read by: mean of all tokens (modules.json). Here it is read by: first token" in (
-        capsys.readouterr().out
-    )
+    for flags in ({"pooling": "cls"}, {"model_type": "rdot_nll"}, {"normalize": True}):
+        find_reading(checkpoint, **{"model_type": AUTO} | flags)
+        said = capsys.readouterr().out
+        assert "made to be read by: mean of all tokens (as its own files say). Here it is read by: " in said
     write(tmp_path, **{"1_Pooling/config.json": {"pooling_mode": "max"}})
-    compare_with_meant(Reading("mean"), str(tmp_path))
+    find_reading(checkpoint, "rdot_nll", pooling="mean")
     assert "max pooling" in capsys.readouterr().out
 
 

@@ -46,6 +46,14 @@ def plain_losses(encoder, store_queries, store_passages, episode, triplets, chun
     return torch.stack(losses)
 
 
+def assert_equal_with_gradients(shared, alone, encoder):
+    torch.testing.assert_close(shared, alone, rtol=1e-12, atol=1e-12)
+    gradients = torch.autograd.grad(shared.sum(), encoder.parameters())
+    expected = torch.autograd.grad(alone.sum(), encoder.parameters())
+    for got, want in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("chunk_length", [None, 10])
 def test_sharing_encoded_texts_equals_encoding_every_triplet_alone(tmp_path, chunk_length):
     encoder = tiny_bert() if chunk_length is None else tiny_roberta()
@@ -59,12 +67,7 @@ def test_sharing_encoded_texts_equals_encoding_every_triplet_alone(tmp_path, chu
     shared = TripletModel(encoder)(batch)
     alone = plain_losses(encoder, queries, passages, episode, triplets, chunk_length)
     assert len(batch.tokens) < 2 * len(triplets)
-    torch.testing.assert_close(shared, alone, rtol=1e-12, atol=1e-12)
-
-    gradients = torch.autograd.grad(shared.sum(), encoder.parameters())
-    expected = torch.autograd.grad(alone.sum(), encoder.parameters())
-    for got, want in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+    assert_equal_with_gradients(shared, alone, encoder)
 
 
 def test_weights_of_the_mined_lines_scale_the_losses(tmp_path):
@@ -88,11 +91,7 @@ def test_the_loss_multiplies_scores_with_the_scale_and_its_gradient_is_that_of_t
     encoder = Encoder(tiny_bert().model, Reading(pooling, normalized, scale=given)).double()
     shared = TripletModel(encoder)(make_triplet_batch(episode, triplets, Sequences(queries), Sequences(passages)))
     alone = plain_losses(encoder, queries, passages, episode, triplets, scale=scale)
-    torch.testing.assert_close(shared, alone, rtol=1e-12, atol=1e-12)
-    gradients = torch.autograd.grad(shared.sum(), encoder.parameters())
-    expected = torch.autograd.grad(alone.sum(), encoder.parameters())
-    for got, want in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+    assert_equal_with_gradients(shared, alone, encoder)
 
 
 def test_vectors_and_what_is_kept_of_them_know_no_scale(tmp_path):
