@@ -109,6 +109,14 @@ def test_a_store_of_another_prompt_is_refused_by_every_script(made, flags, monke
     assert not (made / "out" / "metrics.json").exists()
 
 
+def test_every_script_takes_stores_of_the_checkpoints_own_prompts(folder, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
+    for module, *arguments in scripts(folder):
+        call(module, *arguments, *(("--max_steps", 1) if module is run_ann else ()))
+    assert (folder / "models" / "checkpoint-1").is_dir()
+    assert (folder / "of beir" / "metrics.json").exists()
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("flag", "length"), [("--query_prompt", QUERY_LENGTH), ("--passage_prompt", PASSAGE_LENGTH)])
 def test_a_prompt_that_fills_the_length_is_refused_before_anything_is_tokenized(folder, layout, flag, length):
@@ -127,11 +135,13 @@ def forget_prompts(stores: Path, queries: str) -> None:
         path = stores / kind / "meta.json"
         meta = json.loads(path.read_text())
         assert meta.pop("prompt", "") == ""
+        meta.pop("lowercased", None)
         path.write_text(json.dumps(meta))
     path = stores / "sources.json"
     sources = json.loads(path.read_text())
     assert (sources["settings"].pop("query_prompt"), sources["settings"].pop("passage_prompt")) == ("", "")
-    sources["passages"].pop("prompt", None)
+    for name in ("prompt", "lowercased"):
+        sources["passages"].pop(name, None)
     path.write_text(json.dumps(sources))
 
 
