@@ -8,8 +8,8 @@
 A call mines one episode, the one after the newest. Where no checkpoint is newer than the one that mined that, or
 training stands inside its round, it says so and ends with exit code 0.
 
-Writes the mined file, the query clusters and, last of all, the dev metrics of the checkpoint, whose file makes the
-episode ready. Embeddings stay on disk: what a crash interrupts, and what the evaluation needs of the same
+Writes the mined file, its scores, the query clusters and, last of all, the dev metrics of the checkpoint, whose file
+makes the episode ready. Embeddings stay on disk: what a crash interrupts, and what the evaluation needs of the same
 checkpoint, is not encoded twice.
 
 With --end_output_num -1 it mines beside training (drivers/run_ann.py --round -1), an episode whenever there is a
@@ -33,8 +33,8 @@ from utils.batching import Sequences
 from utils.mining.clustering import Clusters, cluster_queries, evaluate_clusters, nearest_centroid
 from utils.mining.encoding import StoreEncoder
 from utils.mining.evaluation import DEPTH, check_names, evaluate_collections, gather_rankings, measure
-from utils.mining.negatives import check_candidates, deal_passes, draw_negatives
-from utils.mining.search import search_rows
+from utils.mining.negatives import check_candidates, deal_passes, draw_negatives, relevant_pairs
+from utils.mining.search import score_pairs, search_rows
 from utils.runtime import distributed
 from utils.runtime.arguments import LengthArguments, ModelArguments, check_at_least_one, option, parse, required
 from utils.runtime.errors import InputError, run
@@ -42,7 +42,7 @@ from utils.runtime.logs import say
 from utils.runtime.precision import choose_precision
 from utils.stores.checkpoint import checkpoint_step, checkpoint_to_mine, newest_or_initial
 from utils.stores.embedding_store import EmbeddingMatrix, check_dtype, remove_earlier_embeddings
-from utils.stores.episode import mined_file, newest_episode, write_mined_file, write_result
+from utils.stores.episode import mined_file, newest_episode, scores_file, write_mined_file, write_result
 from utils.stores.files import sha256_of_file
 from utils.stores.lock import hold_lock
 from utils.stores.qrels import Qrels, read_train_and_dev_qrels
@@ -111,6 +111,18 @@ def encode_all(args: Arguments, encoder: StoreEncoder, folder: Path) -> dict[str
     return {sequences.store.folder.name: encoder.encode(sequences, folder) for sequences in stores}
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Negatives of the training queries, padded with -1 and -inf: `rows` int64, `scores` float32, (queries, count).
+
+    `positive_scores` float32 (judgments,) are those of the relevant judgments, in their order.
+    """
+
+    rows: np.ndarray
+    scores: np.ndarray
+    positive_scores: np.ndarray
+
+
 def search(
     args: Arguments,
     number: int,
@@ -118,7 +130,7 @@ def search(
     chunk_length: int | None,
     train_qrels: Qrels,
     device: torch.device,
-) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+) -> tuple[tuple[np.ndarray, np.ndarray], Drawn]:
     """What dev queries find (rows, scores), training queries' negatives: all on the main process, else its share."""
     passages = TokenStore(Path(args.data_dir, "passages"))
     sequences = Sequences(passages, chunk_length)
@@ -129,22 +141,29 @@ def search(
 
     dev = gather_rankings(rankings("dev-query", DEPTH + 1))
     hashes, drawing = passages.row_hashes(), {"seed": args.seed, "episode": number}
-    negatives = [
-        draw_negatives(first + np.arange(len(rows)), rows, train_qrels, hashes, args.negative_sample, **drawing)
-        for first, _, rows in rankings("train-query", args.topk_training)
-    ]
-    return dev, distributed.gather_rows(np.concatenate(negatives))
+    matrices = embeddings["train-query"], embeddings["passages"], sequences
+    scoring = device if args.index_factory == "Flat" else torch.device("cpu")  # where the rankings' scores are made
+    parts = []
+    for first, scores, rows in rankings("train-query", args.topk_training):
+        queries = first + np.arange(len(rows))
+        ranking = queries, rows, scores
+        negatives = draw_negatives(*ranking, train_qrels, hashes, args.negative_sample, **drawing)
+        positives = relevant_pairs(train_qrels, first, first + len(rows))
+        parts.append((*negatives, score_pairs(*matrices, *positives, scoring)))
+    gathered = (distributed.gather_rows(np.concatenate(part)) for part in zip(*parts, strict=True))
+    return dev, Drawn(*gathered)
 
 
-def deal(args: Arguments, number: int, negatives: np.ndarray, train_qrels: Qrels, clusters: Clusters | None) -> int:
-    """Deals the negatives into the mined file and returns the number of its triplets."""
-    check_candidates(negatives, args.topk_training)
-    short = int(((negatives >= 0).sum(1) < args.negative_sample).sum())
+def deal(args: Arguments, number: int, drawn: Drawn, train_qrels: Qrels, clusters: Clusters | None) -> int:
+    """Deals the negatives into the mined file, with their scores beside it; returns the number of triplets."""
+    check_candidates(drawn.rows, args.topk_training)
+    short = int(((drawn.rows >= 0).sum(1) < args.negative_sample).sum())
     if short:
         say(f"episode {number}: {short:,} queries have fewer than {args.negative_sample} candidates")
-    rows, of_row = np.arange(len(negatives)), clusters and clusters.assignment
-    passes = deal_passes(rows, negatives, train_qrels, of_row, args.ann_chunk_factor, seed=args.seed, episode=number)
-    return write_mined_file(mined_file(args.output_dir, number), passes)
+    rows, of_row = np.arange(len(drawn.rows)), clusters and clusters.assignment
+    dealing = {"seed": args.seed, "episode": number, "scores": (drawn.scores, drawn.positive_scores)}
+    passes = deal_passes(rows, drawn.rows, train_qrels, of_row, args.ann_chunk_factor, **dealing)
+    return write_mined_file(mined_file(args.output_dir, number), passes, scores_file(args.output_dir, number))
 
 
 def mine(args: Arguments, number: int, checkpoint: str, step: int, device: torch.device) -> None:
@@ -157,8 +176,8 @@ def mine(args: Arguments, number: int, checkpoint: str, step: int, device: torch
     zero_shot, collapsed = evaluate_collections(encoder, args.zero_shot_dirs, "test", folder, exchange)
     chunk_length = encoder.encoder.reading.chunk_length
     del encoder  # searching wants the GPU's memory
-    found, negatives = search(args, number, embeddings, chunk_length, train_qrels, device)
-    say(f"episode {number}: {len(found[0]) + len(negatives):,} queries searched, and negatives drawn")
+    found, drawn = search(args, number, embeddings, chunk_length, train_qrels, device)
+    say(f"episode {number}: {len(found[0]) + len(drawn.rows):,} queries searched, and negatives drawn")
 
     def write() -> None:
         stores = (TokenStore(Path(args.data_dir, name)) for name in ("dev-query", "passages"))
@@ -174,8 +193,9 @@ def mine(args: Arguments, number: int, checkpoint: str, step: int, device: torch
             dev_clusters = nearest_centroid(embeddings["dev-query"], clusters.centroids, device)
             clusters.save(Path(args.output_dir, f"clusters_{number}"), dev_clusters)
             result |= evaluate_clusters(clusters, dev_clusters, dev.values["mrr@10"])
-        result["triplets"] = deal(args, number, negatives, train_qrels, clusters)
+        result["triplets"] = deal(args, number, drawn, train_qrels, clusters)
         result["mined_sha256"] = sha256_of_file(mined_file(args.output_dir, number))
+        result["scores_sha256"] = sha256_of_file(scores_file(args.output_dir, number))
         write_result(args.result_dir, number, result)
         metrics = f"dev MRR@10 {result['mrr@10']:.4f}, nDCG@10 {result['ndcg']:.4f}"
         metrics += "".join(f", {name} {means['ndcg@10']:.4f}" for name, means in zero_shot.items())

@@ -19,11 +19,12 @@ import pytest
 from tests.processes import free_port
 from tests.workplace import CLUSTERED, CLUSTERS, IDRO, ROOT, STEPS
 from utils.stores.checkpoint import newest_checkpoint, read_trainer_state
-from utils.stores.episode import read_episode
+from utils.stores.episode import open_scores, read_episode, scores_file
 from utils.stores.qrels import read_qrels, write_qrels
 from utils.stores.token_store import TokenStore
 
 pytestmark = pytest.mark.pipeline
+STORES = "train-query", "passages"
 
 
 # The loop of the public README, word for word but for the variables, the number of processes and the ports.
@@ -119,22 +120,43 @@ def test_mined_negatives_are_hard_and_never_relevant(mined):
     assert len(mined.result(0)["cluster_mrr"]) == CLUSTERS
 
 
+def test_scores_beside_the_mined_file_are_the_inner_products_of_the_vectors_that_were_searched(mined):
+    ann_data, stores = mined.folder / "ann_data", mined.folder / "preprocessed"
+    episode = read_episode(ann_data / "ann_training_data_0", *(len(TokenStore(stores / n)) for n in STORES), None)
+    scores = open_scores(ann_data, mined.folder / "results", 0, episode)
+    queries, passages = (
+        np.concatenate([np.load(path) for path in sorted((ann_data / "embeddings-0").glob(f"{name}.?-of-2.npy"))])
+        for name in STORES
+    )
+    query_rows, passage_rows = [], []
+    for line, (query, positive) in enumerate(zip(episode.query_rows, episode.positive_rows, strict=True)):
+        negatives = episode.negative_rows[episode.starts[line] : episode.starts[line + 1]]
+        passage_rows += [positive, *negatives]
+        query_rows += [query] * (1 + len(negatives))
+    plain = (queries[query_rows].astype(np.float64) * passages[passage_rows]).sum(1)
+    assert len(np.unique(plain)) > len(plain) / 10
+    np.testing.assert_allclose(scores, plain, rtol=1e-6, atol=1e-6)
+
+
 def test_one_process_mines_what_two_mine(place, mined):
     for name in ("ann_data", "results"):
         shutil.rmtree(place.folder / name)
     place.mine(0, *CLUSTERED, launcher="none", cwd=place.folder)
     name = "ann_data/ann_training_data_0"
     assert (place.folder / name).read_text() == (mined.folder / name).read_text()
+    scores, expected = (np.load(scores_file(of.folder / "ann_data", 0)) for of in (place, mined))
+    np.testing.assert_allclose(scores, expected, rtol=1e-6)  # texts were encoded in other batches
     assert place.result(0)["ndcg"] == pytest.approx(mined.result(0)["ndcg"])
 
 
 def test_negatives_do_not_depend_on_clusters(place, mined):
-    for name in ("ann_data/ann_training_data_0", "results/ann_ndcg_0"):
+    for name in ("ann_data/ann_training_data_0", "ann_data/ann_training_scores_0.npy", "results/ann_ndcg_0"):
         (place.folder / name).unlink()
-    place.mine(0, launcher="none")
+    place.mine(0, launcher="none")  # from the same vectors, by one process instead of two
     plain = (place.folder / "ann_data" / "ann_training_data_0").read_text().splitlines()
     clustered = (mined.folder / "ann_data" / "ann_training_data_0").read_text().splitlines()
     assert plain == [line.rsplit("\t", 2)[0] for line in clustered]
+    assert place.result(0)["scores_sha256"] == mined.result(0)["scores_sha256"]
 
 
 def test_training_that_was_interrupted_ends_with_the_same_weights_bit_for_bit(place):

@@ -63,7 +63,10 @@ case "$script" in
         make "${flag[out_dir]}/${flag[name]}/qrels/test.tsv" ;;
     beir_data) make "${flag[out_data_dir]}/${flag[split]:-test}-qrel.tsv" ;;
     run_ann_data_gen)
-        make "${flag[result_dir]}/ann_ndcg_${flag[end_output_num]/-1/0}"
+        number="${flag[end_output_num]/-1/0}"
+        make "${flag[output_dir]}/ann_training_data_$number"
+        make "${flag[output_dir]}/ann_training_scores_$number.npy"
+        make "${flag[result_dir]}/ann_ndcg_$number"
         ((flag[end_output_num] >= 0)) || exec sleep 60 ;;
     run_ann)
         step=$(((flag[round] + 1) * ${flag[max_steps]:-0}))

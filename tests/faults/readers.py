@@ -41,8 +41,16 @@ from utils.runtime.errors import InputError
 from utils.runtime.precision import Precision
 from utils.stores.checkpoint import CHECKSUMS, WEIGHTS, TrainerState, check_files, read_trainer_state
 from utils.stores.embedding_store import EmbeddingSource, ShardWriter, open_embeddings
-from utils.stores.episode import MinedLines, read_episode, read_result, write_mined_file, write_result
-from utils.stores.files import write_json
+from utils.stores.episode import (
+    MinedLines,
+    open_scores,
+    read_episode,
+    read_result,
+    scores_file,
+    write_mined_file,
+    write_result,
+)
+from utils.stores.files import sha256_of_file, write_json
 from utils.stores.qrels import read_missing_ids, read_qrels, write_missing_ids, write_qrels
 from utils.stores.token_store import TokenStore
 from utils.stores.training_log import TrainingLog
@@ -148,9 +156,12 @@ def _stores(folder: Path) -> dict[str, Reader]:
     Clusters(np.ones((CLUSTERS, 4), np.float32), np.bincount(assignment), assignment).save(
         folder / "clusters", assignment
     )
-    lines = MinedLines(np.arange(4), np.arange(4), np.arange(12).reshape(4, 3), np.arange(4) % CLUSTERS)
-    write_mined_file(folder / "mined", iter([lines]))
+    rows, scores = np.arange(4), scores_file(folder, 0)
+    lines = MinedLines(rows, rows, np.arange(12).reshape(4, 3), rows % CLUSTERS, np.ones((4, 4), np.float32))
+    write_mined_file(folder / "mined", iter([lines]), scores)
     result = {"step": 0, "episode": 0, "clusters": 3, "ndcg": 0.1, **dict.fromkeys(MEASURES, 0.1)}
+    result["scores_sha256"] = sha256_of_file(scores)
+    mined = read_episode(folder / "mined", QUERIES, PASSAGES, CLUSTERS)
     write_result(folder, 0, {**result, "cluster_mrr": [0.5, None, 1], "zero_shot": {"a": {"ndcg@10": 0.5}}})
     log = TrainingLog(folder / "logs")
     readers = {f"store/{name}": store for name in ("tokens.npy", "offsets.npy", "ids.txt", "meta.json")}
@@ -165,6 +176,7 @@ def _stores(folder: Path) -> dict[str, Reader]:
         "mined": lambda: read_episode(folder / "mined", QUERIES, PASSAGES, CLUSTERS),
         "marked/passages.0-of-1.progress.json": marked,
         "marked/passages.0-of-1.unfinished.npy": marked,
+        scores.name: lambda: open_scores(folder, folder, 0, mined),
         "ann_ndcg_0": lambda: log.metrics(0, read_result(folder, 0)),
     }
     return {name: Reader(folder / name, read) for name, read in readers.items()}
@@ -249,7 +261,7 @@ NAMES = (
     *("store/tokens.npy", "store/offsets.npy", "store/ids.txt", "store/meta.json"),
     *("embeddings/passages.0-of-1.npy", "embeddings/manifest.json", "clusters/dev_assignment.npy"),
     *("clusters/sizes.npy", "train-qrel.tsv", "train-missing.txt", "mined", "marked/passages.0-of-1.progress.json"),
-    *("marked/passages.0-of-1.unfinished.npy", "ann_ndcg_0"),
+    *("marked/passages.0-of-1.unfinished.npy", "ann_training_scores_0.npy", "ann_ndcg_0"),
     *("run.trec", "metrics.json", "per_query.json", "results/results.json", "comparison.json", "settings.train"),
     *("trainer_state.json", "checksums.json", "model.safetensors", "optimizer.pt", "random_states.pt"),
     *DECLARATIONS,

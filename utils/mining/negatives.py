@@ -44,21 +44,24 @@ def check_candidates(negatives: np.ndarray, topk: int) -> None:
 def draw_negatives(
     query_rows: np.ndarray,
     ranked_rows: np.ndarray,
+    ranked_scores: np.ndarray,
     qrels: Qrels,
     passage_hashes: np.ndarray,
     count: int,
     *,
     seed: int,
     episode: int,
-) -> np.ndarray:
-    """Up to `count` negatives a query from its ranking: int64 (Q, count), padded with -1 on the right.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Up to `count` negatives a query from its ranking, and their scores in it: int64 and float32, (Q, count).
 
-    `query_rows` int64 (Q,); `ranked_rows` int64 (Q, k), -1 where a ranking is shorter; `passage_hashes` uint64
-    (passages,) as `TokenStore.row_hashes`. Every relevant passage of the query is excluded, and every passage whose
-    tokens equal a relevant one's. Queries are taken in blocks: beside its arguments and its result it needs the same
-    memory for any number of them.
+    They are padded with -1 and -inf on the right. `query_rows` int64 (Q,); `ranked_rows` int64 and `ranked_scores`
+    float32, (Q, k), rows -1 where a ranking is shorter; `passage_hashes` uint64 (passages,) as
+    `TokenStore.row_hashes`. Every relevant passage of the query is excluded, and every passage whose tokens equal a
+    relevant one's. Queries are taken in blocks: beside its arguments and its result it needs the same memory for any
+    number of them.
     """
     negatives = np.full((len(query_rows), count), -1, dtype=np.int64)
+    scores = np.full(negatives.shape, -np.inf, dtype=np.float32)
     relevant_rows, first, counts = _find_relevant(qrels, query_rows)
     block_queries = max(1, BLOCK_CANDIDATES // max(1, ranked_rows.shape[1]))
     for start in range(0, len(query_rows), block_queries):
@@ -73,9 +76,17 @@ def draw_negatives(
         keys = random_keys(seed, episode, query_rows[block, None], ranked)
         keys[excluded] = LAST
         order = np.argsort(keys, axis=1, kind="stable")[:, :count]
-        drawn = np.take_along_axis(np.where(excluded, -1, ranked), order, axis=1)
-        negatives[block, : drawn.shape[1]] = drawn
-    return negatives
+        width = order.shape[1]
+        negatives[block, :width] = np.take_along_axis(np.where(excluded, -1, ranked), order, axis=1)
+        found = np.where(excluded, -np.inf, ranked_scores[block])
+        scores[block, :width] = np.take_along_axis(found, order, axis=1)
+    return negatives, scores
+
+
+def relevant_pairs(qrels: Qrels, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+    """The relevant judgments of query rows first … last - 1, in their order: query and passage rows, int64."""
+    kept = qrels.only((qrels.relevance > 0) & (first <= qrels.query_rows) & (qrels.query_rows < last))
+    return kept.query_rows, kept.passage_rows
 
 
 def _find_relevant(qrels: Qrels, query_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -95,22 +106,28 @@ def deal_passes(
     *,
     seed: int,
     episode: int,
+    scores: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Iterator[MinedLines]:
     """Deals each query's negatives into passes over the queries, each pass in an order of its own.
 
-    `negatives` as `draw_negatives` gives them; `clusters` int64 (Q,) or None. Pass j gets the negatives j,
-    j + passes, j + 2 passes … of every query: all are dealt, and a query's passes differ by one at most. A query
-    with several positives takes them in turn from pass to pass and from episode to episode. Every query must have
-    one (`utils.stores.qrels.check_positives`).
+    `negatives` as `draw_negatives` gives them; `clusters` int64 (Q,) or None; `scores` float32, if they are wanted
+    beside the lines: of the negatives (Q, count), and of every relevant judgment in `qrels` (judgments,). Pass j gets
+    the negatives j, j + passes, j + 2 passes … of every query: all are dealt, and a query's passes differ by one at
+    most. A query with several positives takes them in turn from pass to pass and from episode to episode. Every query
+    must have one (`utils.stores.qrels.check_positives`).
     """
     relevant_rows, first, counts = _find_relevant(qrels, query_rows)
     assert counts.all(), "a query without a relevant passage"
     for number in range(passes):
         order = np.argsort(random_keys(seed, episode, query_rows, SHUFFLE + number), kind="stable")
-        turn = episode * passes + number
+        positives = (first + (episode * passes + number) % counts)[order]
+        of_pass = None
+        if scores is not None:
+            of_pass = np.column_stack([scores[1][positives], scores[0][order, number::passes]])
         yield MinedLines(
             query_rows=query_rows[order],
-            positive_rows=relevant_rows[first + turn % counts][order],
+            positive_rows=relevant_rows[positives],
             negatives=negatives[order, number::passes],
             clusters=None if clusters is None else clusters[order],
+            scores=of_pass,
         )

@@ -436,6 +436,40 @@ def search_rows(
         yield (first, scores, rows) if most == 1 else (first, *best_chunks(scores, rows, row_of, k))
 
 
+def score_pairs(
+    queries: EmbeddingMatrix,
+    passages: EmbeddingMatrix,
+    sequences: Sequences,
+    query_rows: np.ndarray,
+    passage_rows: np.ndarray,
+    device: torch.device,
+) -> np.ndarray:
+    """The score of each pair of rows of the token stores, float32 (pairs,), as `search_rows` gives it, to the bit.
+
+    Of a passage of several sequences, the best one's. Passages are read in the order of their rows, in blocks.
+    """
+    counts = sequences.row_starts[passage_rows + 1] - sequences.row_starts[passage_rows]
+    ends = np.cumsum(counts)
+    starts = ends - counts
+    numbers = np.arange(counts.sum()) + np.repeat(sequences.row_starts[passage_rows] - starts, counts)
+    of_query = np.repeat(query_rows, counts)
+    scores = np.empty(len(numbers), np.float32)
+    order = np.argsort(numbers, kind="stable")
+    for first in range(0, len(order), LINES):
+        block = order[first : first + LINES]
+        scores[block] = _inner_products(queries.take(of_query[block]), passages.take(numbers[block]), device)
+        distributed.beat()
+    return np.maximum.reduceat(scores, starts) if len(starts) else scores
+
+
+def _inner_products(queries: np.ndarray, passages: np.ndarray, device: torch.device) -> np.ndarray:
+    """The inner product of each line of the one with the same line of the other, (n, D) float32, summed as above."""
+    if device.type == "cuda":
+        pairs = (torch.from_numpy(vectors).to(device) for vectors in (queries, passages))
+        return _sum_in_pairs(torch.mul(*pairs)).cpu().numpy()
+    return FloatBlock(passages).score(torch.from_numpy(queries), torch.arange(len(queries))[:, None]).numpy()[:, 0]
+
+
 def best_chunks(
     scores: np.ndarray, sequences: np.ndarray, row_of: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -1,11 +1,14 @@
 """The episode files: what mining hands to training.
 
-    OUTPUT_DIR/ann_training_data_N   a line is  query \\t positive \\t neg,neg,… [\\t weight \\t cluster]
-    RESULT_DIR/ann_ndcg_N            JSON with the dev metrics of the checkpoint that mined, and the mined file's
-                                     SHA-256; written last, so its presence is what makes episode N ready
+    OUTPUT_DIR/ann_training_data_N         a line is  query \\t positive \\t neg,neg,… [\\t weight \\t cluster]
+    OUTPUT_DIR/ann_training_scores_N.npy   float32, flat: of each line, the score of its positive, then those of its
+                                           negatives; an episode of an older version has none
+    RESULT_DIR/ann_ndcg_N                  JSON with the dev metrics of the checkpoint that mined, and the SHA-256 of
+                                           the other files; written last, so its presence makes episode N ready
 
 Queries and passages are rows of the token stores. Each negative of a line is one triplet with the line's query and
-positive; triplets are numbered in the file's order. `weight` is a factor on the loss of the line's triplets.
+positive; triplets are numbered in the file's order. `weight` is a factor on the loss of the line's triplets. A score
+is the inner product of the vectors that were searched (of a document in several chunks, the best one's).
 """
 
 import re
@@ -19,7 +22,7 @@ import numpy as np
 from utils.runtime import distributed
 from utils.runtime.errors import InputError
 from utils.runtime.logs import say
-from utils.stores.files import atomic_file, check_sha256, read_json, write_json
+from utils.stores.files import atomic_file, check_sha256, load_array, read_json, write_json
 
 METRICS = ("ndcg@10", "map@10", "mrr@10", "mrr", "recall@100", "recall@1000")  # of a checkpoint
 BLOCK_BYTES = 32 * 2**20
@@ -28,6 +31,10 @@ BLOCK_LINES = 8_192
 
 def mined_file(output_dir: str | Path, number: int) -> Path:
     return Path(output_dir) / f"ann_training_data_{number}"
+
+
+def scores_file(output_dir: str | Path, number: int) -> Path:
+    return Path(output_dir) / f"ann_training_scores_{number}.npy"
 
 
 def result_file(result_dir: str | Path, number: int) -> Path:
@@ -68,6 +75,7 @@ RESULT = {
     "checkpoint": _is_text,
     **dict.fromkeys(("step", "episode", "clusters", "triplets"), _is_count),
     "mined_sha256": _is_text,
+    "scores_sha256": _is_text,
     "cluster_mrr": lambda value: isinstance(value, list) and all(v is None or _is_number(v) for v in value),
     "collapsed": lambda value: isinstance(value, list) and all(map(_is_text, value)),
     "zero_shot": lambda value: (
@@ -91,7 +99,7 @@ def read_result(result_dir: str | Path, number: int) -> dict:
 
 
 def write_result(result_dir: str | Path, number: int, result: dict) -> None:
-    """Writes `ann_ndcg_N`, which makes the episode ready; its mined file must be complete by then."""
+    """Writes `ann_ndcg_N`, which makes the episode ready; its other files must be complete by then."""
     write_json(result_file(result_dir, number), result)
 
 
@@ -99,22 +107,26 @@ def write_result(result_dir: str | Path, number: int, result: dict) -> None:
 class MinedLines:
     """Lines to be written. Arrays of one length but `negatives`: int64 (lines, most), padded with -1 on the right.
 
-    `clusters` is None for a mined file without the columns weight and cluster.
+    `clusters` is None for a mined file without the columns weight and cluster. `scores`, float32 (lines, 1 + most),
+    are those of the positive and of the negatives, or None where nobody keeps them.
     """
 
     query_rows: np.ndarray
     positive_rows: np.ndarray
     negatives: np.ndarray
     clusters: np.ndarray | None = None
+    scores: np.ndarray | None = None
 
 
-def write_mined_file(path: str | Path, passes: Iterator[MinedLines]) -> int:
+def write_mined_file(path: str | Path, passes: Iterator[MinedLines], scores_path: str | Path | None = None) -> int:
     """Writes the passes one after another, atomically, and returns the number of triplets. Weights are 1.
 
     A query without negatives in a pass has no line there. Lines are written in blocks, from arrays and not one by
-    one: MS MARCO's mined file has 2.5 million.
+    one: MS MARCO's mined file has 2.5 million. With `scores_path` their scores are written there, float32 (lines +
+    triplets,), which are held until then: 70 MB of MS MARCO's.
     """
     triplets = 0
+    scores = [np.empty(0, np.float32)]
     with atomic_file(path, "wb") as handle:
         for lines in passes:
             for start in range(0, len(lines.query_rows), BLOCK_LINES):
@@ -125,7 +137,18 @@ def write_mined_file(path: str | Path, passes: Iterator[MinedLines]) -> int:
                 )
                 handle.write(_text_of(part))
                 triplets += int((part.negatives >= 0).sum())
+                if scores_path is not None:
+                    scores.append(_scores_of(part, lines.scores[block]))
+    if scores_path is not None:
+        with atomic_file(scores_path, "wb") as handle:
+            np.save(handle, np.concatenate(scores))
     return triplets
+
+
+def _scores_of(lines: MinedLines, scores: np.ndarray) -> np.ndarray:
+    """The scores as they stand in the file."""
+    negative = lines.negatives >= 0
+    return scores[np.column_stack([negative.any(axis=1), negative])].astype(np.float32, copy=False)
 
 
 def _text_of(lines: MinedLines) -> bytes:
@@ -234,6 +257,24 @@ def open_episode(
         )
         check_sha256(path, result["mined_sha256"], cure)
     return read_episode(path, query_count, passage_count, n_groups)
+
+
+def open_scores(ann_dir: str | Path, result_dir: str | Path, number: int, episode: Episode) -> np.ndarray | None:
+    """The scores beside a mined file, float32 (lines + triplets,), as a memory map; None where it has none.
+
+    Line i's positive has the score i + starts[i], its negatives those that follow. `InputError` where the file is
+    not as it was written, or not of `episode`.
+    """
+    digest, path = read_result(result_dir, number).get("scores_sha256"), scores_file(ann_dir, number)
+    if digest is None:
+        return None
+    cure = f"remove {result_file(result_dir, number)} and mine the episode again"
+    check_sha256(path, digest, cure)
+    scores = load_array(path, cure, memory_map=True)
+    expected = len(episode.query_rows) + episode.triplets
+    if scores.shape != (expected,) or scores.dtype != np.float32:
+        raise InputError(f"holds {scores.dtype} {scores.shape}, not {expected} float32; {cure}", path)
+    return scores
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.mining import negatives as negatives_module
-from utils.mining.negatives import SHUFFLE, check_candidates, deal_passes, draw_negatives, random_keys
+from utils.mining.negatives import SHUFFLE, check_candidates, deal_passes, draw_negatives, random_keys, relevant_pairs
 from utils.runtime.errors import InputError
 from utils.stores.qrels import Qrels
 
@@ -26,6 +26,20 @@ def judge(positives: dict[int, np.ndarray]) -> Qrels:
     rows = [(query, int(passage), 1) for query, passages in positives.items() for passage in passages]
     rows += [(query, PASSAGES, 0) for query in positives]
     return Qrels(*np.array(sorted(rows)).T)
+
+
+def scores_of(query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
+    """A score of each pair that no other pair has."""
+    return (PASSAGES * query_rows + passage_rows).astype(np.float32)
+
+
+def draw(query_rows: np.ndarray, ranking: np.ndarray, *arguments, **drawing) -> np.ndarray:
+    """The rows that `draw_negatives` draws, whose scores must be those of the ranking."""
+    scores = np.where(ranking >= 0, scores_of(query_rows[:, None], ranking), -np.inf)
+    rows, found = draw_negatives(query_rows, ranking, scores.astype(np.float32), *arguments, **drawing)
+    assert found.dtype == np.float32
+    assert np.array_equal(found, np.where(rows >= 0, scores_of(query_rows[:, None], rows), -np.inf))
+    return rows
 
 
 def key_of(*numbers: int) -> int:
@@ -60,7 +74,7 @@ def test_the_lowest_keys_are_drawn_of_what_is_neither_relevant_nor_of_a_relevant
     collection, count, seed, episode
 ):
     ranking, positives, texts = collection
-    drawn = draw_negatives(np.arange(QUERIES), ranking, judge(positives), texts, count, seed=seed, episode=episode)
+    drawn = draw(np.arange(QUERIES), ranking, judge(positives), texts, count, seed=seed, episode=episode)
     assert (drawn.shape, drawn.dtype) == ((QUERIES, count), np.int64)
     for query in range(QUERIES):
         relevant_texts = {int(texts[row]) for row in positives[query]}
@@ -73,9 +87,9 @@ def test_the_lowest_keys_are_drawn_of_what_is_neither_relevant_nor_of_a_relevant
 @given(collections(), st.integers(1, QUERIES - 1))
 def test_the_draw_does_not_depend_on_the_number_of_processes(collection, cut):
     ranking, positives, texts = collection
-    whole = draw_negatives(np.arange(QUERIES), ranking, judge(positives), texts, 6, seed=1, episode=2)
+    whole = draw(np.arange(QUERIES), ranking, judge(positives), texts, 6, seed=1, episode=2)
     parts = [
-        draw_negatives(np.arange(QUERIES)[part], ranking[part], judge(positives), texts, 6, seed=1, episode=2)
+        draw(np.arange(QUERIES)[part], ranking[part], judge(positives), texts, 6, seed=1, episode=2)
         for part in (slice(0, cut), slice(cut, None))
     ]
     assert np.array_equal(np.concatenate(parts), whole)
@@ -84,18 +98,18 @@ def test_the_draw_does_not_depend_on_the_number_of_processes(collection, cut):
 def test_the_draw_does_not_depend_on_the_order_of_equal_rank_candidates_only_on_which_they_are():
     ranking = np.arange(DEPTH)[None]
     texts = np.arange(PASSAGES, dtype=np.uint64)
-    one = draw_negatives(np.zeros(1, int), ranking, NO_QRELS, texts, 5, seed=3, episode=0)
-    other = draw_negatives(np.zeros(1, int), ranking[:, ::-1].copy(), NO_QRELS, texts, 5, seed=3, episode=0)
+    one = draw(np.zeros(1, int), ranking, NO_QRELS, texts, 5, seed=3, episode=0)
+    other = draw(np.zeros(1, int), ranking[:, ::-1].copy(), NO_QRELS, texts, 5, seed=3, episode=0)
     assert np.array_equal(one, other)
 
 
 def test_seed_episode_and_query_each_change_the_draw():
     ranking = np.tile(np.arange(PASSAGES), (2, 1))
     texts = np.arange(PASSAGES, dtype=np.uint64)
-    base = draw_negatives(np.array([0, 1]), ranking, NO_QRELS, texts, 10, seed=1, episode=1)
+    base = draw(np.array([0, 1]), ranking, NO_QRELS, texts, 10, seed=1, episode=1)
     assert not np.array_equal(base[0], base[1])
     for seed, episode in ((2, 1), (1, 2)):
-        other = draw_negatives(np.array([0, 1]), ranking, NO_QRELS, texts, 10, seed=seed, episode=episode)
+        other = draw(np.array([0, 1]), ranking, NO_QRELS, texts, 10, seed=seed, episode=episode)
         assert not np.array_equal(other, base)
 
 
@@ -103,7 +117,7 @@ def test_every_candidate_is_drawn_equally_often():
     queries, candidates, count = 20_000, 20, 5
     ranking = np.tile(np.arange(candidates), (queries, 1))
     texts = np.arange(candidates, dtype=np.uint64)
-    drawn = draw_negatives(np.arange(queries), ranking, NO_QRELS, texts, count, seed=0, episode=0)
+    drawn = draw(np.arange(queries), ranking, NO_QRELS, texts, count, seed=0, episode=0)
     frequency = np.bincount(drawn.ravel(), minlength=candidates)
     expected = queries * count / candidates
     # Each frequency is hypergeometric with standard deviation 61; 5 of them is a chance of 1 in 100,000.
@@ -114,13 +128,17 @@ def test_every_candidate_is_drawn_equally_often():
 @given(collections(), st.integers(1, 7), st.integers(1, 13), st.integers(0, 4))
 def test_every_negative_is_dealt_exactly_once_and_passes_differ_by_one_at_most(collection, passes, count, episode):
     ranking, positives, texts = collection
-    negatives = draw_negatives(np.arange(QUERIES), ranking, judge(positives), texts, count, seed=0, episode=episode)
+    negatives = draw(np.arange(QUERIES), ranking, judge(positives), texts, count, seed=0, episode=episode)
     clusters = np.arange(QUERIES) % 3
     dealt = {query: [] for query in range(QUERIES)}
     sizes = {query: [] for query in range(QUERIES)}
+    rows, qrels = np.arange(QUERIES), judge(positives)
+    scores = scores_of(rows[:, None], negatives), scores_of(*relevant_pairs(qrels, 0, QUERIES))
     for number, lines in enumerate(
-        deal_passes(np.arange(QUERIES), negatives, judge(positives), clusters, passes, seed=0, episode=episode)
+        deal_passes(rows, negatives, qrels, clusters, passes, seed=0, episode=episode, scores=scores)
     ):
+        passages = np.column_stack([lines.positive_rows, lines.negatives])
+        assert np.array_equal(lines.scores, scores_of(lines.query_rows[:, None], passages))
         order = sorted(range(QUERIES), key=lambda query: key_of(0, episode, query, SHUFFLE + number))
         assert lines.query_rows.tolist() == order
         turn = episode * passes + number
@@ -167,8 +185,8 @@ def test_random_keys_of_neighbours_share_no_bits_by_rule():
 def test_no_negative_at_all_is_an_error_and_one_is_enough():
     ranking, texts = np.array([[0, 1], [1, 0]]), np.zeros(2, np.uint64)
     qrels = judge({0: np.array([0]), 1: np.array([1])})
-    none = draw_negatives(np.arange(2), ranking, qrels, texts, 3, seed=0, episode=0)
+    none = draw(np.arange(2), ranking, qrels, texts, 3, seed=0, episode=0)
     with pytest.raises(InputError, match="--topk_training"):
         check_candidates(none, 2)
     texts[1] = 1
-    check_candidates(draw_negatives(np.arange(2), ranking, qrels, texts, 3, seed=0, episode=0), 2)
+    check_candidates(draw(np.arange(2), ranking, qrels, texts, 3, seed=0, episode=0), 2)

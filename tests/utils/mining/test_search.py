@@ -1,6 +1,7 @@
 """Exact search against a plain sort: ties, near-ties that products cannot tell apart, shares and windows included."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from tests.processes import run_processes
 from utils.mining import search
-from utils.mining.search import ApproximateIndex, HalfBlock, best_chunks, search_rows, search_together
+from utils.mining.search import ApproximateIndex, HalfBlock, best_chunks, score_pairs, search_rows, search_together
 from utils.runtime.errors import InputError
 
 CPU = torch.device("cpu")
@@ -27,6 +28,9 @@ class Matrix:
 
     def rows(self, start, stop):
         return self.values[start:stop]
+
+    def take(self, rows):
+        return self.values[rows]
 
     def mapped_until(self, row):
         return min((row // self.shard + 1) * self.shard, len(self))
@@ -234,6 +238,21 @@ def test_a_row_of_several_sequences_scores_as_its_best_one(tmp_path):
     order = np.stack([np.lexsort((np.arange(40), -line)) for line in by_row])[:, :12]
     assert np.array_equal(rows, order)
     assert np.array_equal(scores, np.take_along_axis(by_row, order, axis=1))
+
+
+def test_a_pairs_score_is_what_search_gives_it_to_the_bit(monkeypatch, product_type, tmp_path):
+    set_sizes(monkeypatch, LINES=17)
+    generator = np.random.default_rng(0)
+    queries, passages = (Matrix(generator.normal(size=(rows, 50)), shard=7) for rows in (9, 40))
+    starts = np.array([0, 1, 4, 5, 12, 20, 21, 33, 40])  # eight rows of one to twelve sequences
+    sequences = SimpleNamespace(row_starts=starts, rows=np.repeat(np.arange(8), np.diff(starts)))
+    ((_, scores, rows),) = search_rows(queries, passages, sequences, 8, CPU, tmp_path)
+    pairs = generator.permutation(rows.size)
+    of_query, of_passage = np.repeat(np.arange(9), 8)[pairs], rows.ravel()[pairs]
+    found = score_pairs(queries, passages, sequences, of_query, of_passage, CPU)
+    assert found.dtype == np.float32
+    assert np.array_equal(found, scores.ravel()[pairs])
+    assert score_pairs(queries, passages, sequences, pairs[:0], pairs[:0], CPU).shape == (0,)
 
 
 def test_the_score_of_a_pair_on_a_gpu_does_not_depend_on_the_others():

@@ -9,10 +9,13 @@ from utils.runtime.errors import InputError
 from utils.stores import episode as episode_module
 from utils.stores.episode import (
     MinedLines,
+    mined_file,
     newest_episode,
     open_episode,
+    open_scores,
     read_episode,
     read_result,
+    scores_file,
     write_mined_file,
     write_result,
 )
@@ -38,7 +41,8 @@ def random_lines(data, lines: int, most: int = 2**40) -> MinedLines:
     for row in negatives:
         row[generator.integers(0, 6) :] = -1
     clusters = generator.integers(0, 4, size=lines) if data.draw(st.booleans()) else None
-    return MinedLines(rows(lines), rows(lines), negatives, clusters)
+    scores = generator.normal(size=(lines, 6)).astype(np.float32)
+    return MinedLines(rows(lines), rows(lines), negatives, clusters, scores)
 
 
 @settings(deadline=None, max_examples=50)
@@ -74,16 +78,31 @@ def text_of(lines: MinedLines) -> str:
     )
 
 
+def scores_of(lines: MinedLines) -> list[float]:
+    """What the file of scores holds of these lines, line by line."""
+    return [
+        score
+        for negatives, scores in zip(lines.negatives.tolist(), lines.scores.tolist(), strict=True)
+        if max(negatives, default=-1) >= 0
+        for row, score in zip([0, *negatives], scores, strict=True)
+        if row >= 0
+    ]
+
+
 @settings(deadline=None, max_examples=50)
 @given(data=st.data())
 def test_every_byte_of_a_mined_file_is_as_python_writes_it(tmp_path_factory, data):
     passes = [random_lines(data, data.draw(st.integers(0, 9)), 2**62) for _ in range(3)]
-    passes.append(MinedLines(np.arange(3), np.arange(3), np.empty((3, 0), np.int64)))  # a pass without any negative
+    nothing = MinedLines(np.arange(3), np.arange(3), np.empty((3, 0), np.int64), scores=np.ones((3, 1), np.float32))
+    passes.append(nothing)  # a pass without any negative
     path = tmp_path_factory.mktemp("mined") / "ann_training_data_0"
+    scores_path = path.with_name("scores.npy")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(episode_module, "BLOCK_LINES", 4)
-        write_mined_file(path, iter(passes))
+        write_mined_file(path, iter(passes), scores_path)
     assert path.read_bytes().decode() == "".join(map(text_of, passes))
+    scores = np.load(scores_path)
+    assert (scores.dtype, scores.tolist()) == (np.float32, [score for lines in passes for score in scores_of(lines)])
 
 
 def test_blocks_of_a_large_file_join_without_a_seam(tmp_path, monkeypatch):
@@ -144,6 +163,27 @@ def test_an_empty_or_missing_file_is_an_error(tmp_path):
         read(tmp_path, "")
     with pytest.raises(InputError, match="no such file"):
         read_episode(tmp_path / "absent", 1, 1, None)
+
+
+def test_the_scores_of_an_episode_are_read_as_they_were_written_or_refused(tmp_path):
+    lines = MinedLines(np.arange(2), np.arange(2), np.array([[3, 4], [5, -1]]), scores=np.arange(6.0).reshape(2, 3))
+    path = scores_file(tmp_path, 0)
+    write_mined_file(mined_file(tmp_path, 0), iter([lines]), path)
+    episode, result = read_episode(mined_file(tmp_path, 0), 2, 6, None), {"ndcg": 0.5, "mrr": 0.25}
+    write_result(tmp_path, 0, result)  # of a version without scores
+    assert open_scores(tmp_path, tmp_path, 0, episode) is None
+    write_result(tmp_path, 0, result | {"scores_sha256": sha256_of_file(path)})
+    assert open_scores(tmp_path, tmp_path, 0, episode).tolist() == [0, 1, 2, 3, 4]
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(InputError, match=r"scores_0\.npy: is damaged.*remove .*ann_ndcg_0 and mine"):
+        open_scores(tmp_path, tmp_path, 0, episode)
+    np.save(path, np.zeros(4, np.float32))
+    write_result(tmp_path, 0, result | {"scores_sha256": sha256_of_file(path)})
+    with pytest.raises(InputError, match=r"holds float32 \(4,\), not 5 float32"):
+        open_scores(tmp_path, tmp_path, 0, episode)
+    path.unlink()
+    with pytest.raises(InputError, match="cannot be read"):
+        open_scores(tmp_path, tmp_path, 0, episode)
 
 
 def test_an_episode_is_ready_when_its_result_is_there(tmp_path):
