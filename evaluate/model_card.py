@@ -25,7 +25,6 @@ from huggingface_hub.utils import validate_repo_id
 
 from evaluate.metrics_file import COLLAPSED, RunMetrics
 from evaluate.reporting.loading_program import transformers_program
-from evaluate.reporting.run_folder import RunFolder
 from evaluate.reporting.tables import markdown
 from model.reading import HEAD_LAYERS, HeadLayer, Reading, declared_lengths, declared_reading
 from utils.runtime.arguments import option, parse, required
@@ -35,6 +34,7 @@ from utils.runtime.plain_text import printable, without_folders
 from utils.stores.episode import METRICS
 from utils.stores.files import atomic_file, read_json
 from utils.stores.pretrained import pretrained_config
+from utils.stores.run_folder import RunFolder
 from utils.stores.sentence_modules import read_modules
 from utils.stores.token_store import TokenStore
 

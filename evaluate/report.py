@@ -45,13 +45,13 @@ from evaluate.reporting.report_pictures import (
     picture_of_metrics,
     shown_episodes,
 )
-from evaluate.reporting.run_folder import RunFolder
 from utils.runtime.arguments import parse, required
 from utils.runtime.errors import run
 from utils.runtime.logs import say
 from utils.runtime.plain_text import printable, without_folders
 from utils.stores.embedding_store import has_embeddings
 from utils.stores.files import atomic_file
+from utils.stores.run_folder import RunFolder
 from utils.stores.training_log import log_evaluation
 
 BASELINE = "BM25"  # the row that is not of a checkpoint

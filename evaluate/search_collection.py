@@ -14,8 +14,6 @@ one that was tokenized: a token store holds no text.
 Without --query, questions are asked for until an empty line; where stdin is no terminal, each of its lines is one.
 """
 
-import gzip
-import json
 import shutil
 import sys
 import textwrap
@@ -31,8 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from data.msmarco_data import DOCUMENTS, FILES
-from evaluate.reporting.run_folder import RunFolder
+from data.source_texts import Texts
 from model.encoders import load_store_encoder
 from model.reading import AUTO, find_reading
 from utils.batching import PackedTokens
@@ -46,11 +43,10 @@ from utils.runtime.plain_text import printable
 from utils.runtime.precision import choose_precision
 from utils.stores.checkpoint import checkpoint_step
 from utils.stores.embedding_store import check_dtype
-from utils.stores.files import open_binary, read_lines
 from utils.stores.pretrained import longest_sequence
+from utils.stores.run_folder import RunFolder
 from utils.stores.token_store import TokenStore
 
-READ_BYTES = 2**24
 TRAINING = "training"  # what the training collection is called where its embeddings are kept
 
 
@@ -116,117 +112,6 @@ def find_collection(run: RunFolder | None, name: str, step: int) -> Collection:
     raise InputError(
         f"--collection {name!r} is neither a zero-shot collection of a run nor a folder with passages/ inside{known}"
     )
-
-
-class SourceLines:
-    """Lines of a UTF-8 file by their number from 0; only those that are asked for are read.
-
-    The starts of a plain file's lines are found once, int64 (lines + 1,). A gzipped file has no such starts: it is
-    read from its front for every question. `InputError` where the file has fewer lines than `count`.
-    """
-
-    def __init__(self, path: Path, count: int) -> None:
-        self._path = path
-        with open_binary(path) as handle:
-            self._starts = None if isinstance(handle, gzip.GzipFile) else line_starts(path)
-        if self._starts is not None and len(self._starts) - 1 < count:
-            raise InputError(
-                f"has {len(self._starts) - 1:,} lines, and its token store is of {count:,}; tokenize again", path
-            )
-
-    def read(self, numbers: list[int]) -> list[str]:
-        """The lines of these numbers, in their order, without their ends."""
-        if self._starts is None:
-            wanted, found = set(numbers), {}
-            for number, line in read_lines(self._path):
-                if number - 1 in wanted:
-                    found[number - 1] = line
-                    if len(found) == len(wanted):
-                        break
-            if len(found) < len(wanted):
-                raise InputError("has fewer lines than its token store is of; tokenize again", self._path)
-            return [found[number] for number in numbers]
-        lines = []
-        with self._path.open("rb") as handle:
-            for number in numbers:
-                start, stop = self._starts[number : number + 2].tolist()
-                handle.seek(start)
-                try:
-                    lines.append(
-                        handle.read(stop - start).decode("utf-8-sig" if number == 0 else "utf-8").rstrip("\r\n")
-                    )
-                except UnicodeDecodeError:
-                    raise InputError("is not valid UTF-8: the file was changed", self._path, number + 1) from None
-        return lines
-
-
-def line_starts(path: Path) -> np.ndarray:
-    """Where each line of a plain file begins, and where the last one ends: bytes, int64 (lines + 1,)."""
-    starts, position = [np.zeros(1, np.int64)], 0
-    with path.open("rb") as handle:
-        while block := handle.read(READ_BYTES):
-            starts.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + (position + 1))
-            position += len(block)
-    found = np.concatenate(starts)
-    return found if found[-1] == position else np.append(found, position)
-
-
-class Texts:
-    """Ids and texts of a token store's rows, from the store and from the file that it was made of.
-
-    `InputError` where that file is not there or is another one by its size, its number of lines, or a passage's id.
-    """
-
-    def __init__(self, store: TokenStore, data_dir: Path | None) -> None:
-        source = store.meta.source_file
-        if data_dir is None:
-            raise InputError(f"give --data_dir: the folder with {source}, from which {store.folder} was made")
-        self._path = data_dir / source
-        if not self._path.is_file():
-            raise InputError("no such file; the texts are shown from it: name its folder with --data_dir", self._path)
-        size = self._path.stat().st_size
-        if size != store.meta.source_size:
-            raise InputError(
-                f"has {size:,} bytes, and {store.folder} was made from a {source} of {store.meta.source_size:,}: it "
-                "was changed since; tokenize again, or name the folder of the old one with --data_dir",
-                self._path,
-            )
-        self._ids = SourceLines(store.folder / "ids.txt", len(store))
-        self._line_of = store.lines
-        self._lines = SourceLines(self._path, int(self._line_of[-1]) + 1)
-
-    def ids_of(self, rows: np.ndarray) -> list[str]:
-        """The ids of these rows, int64 (n,)."""
-        return self._ids.read(rows.tolist())
-
-    def read(self, rows: list[int]) -> list[tuple[str, str]]:
-        """(id, text) of each of these rows."""
-        found = []
-        numbers = [int(self._line_of[row]) for row in rows]
-        for number, text_id, line in zip(numbers, self._ids.read(rows), self._lines.read(numbers), strict=True):
-            own_id, text = split_line(line, self._path.name)
-            if own_id != text_id:
-                raise InputError(
-                    f"holds passage {own_id!r} where its token store has {text_id!r}: the file was changed since; "
-                    "tokenize again",
-                    self._path,
-                    number + 1,
-                )
-            found.append((text_id, text))
-        return found
-
-
-def split_line(line: str, file_name: str) -> tuple[str | None, str]:
-    """The id and the text of a passage from its line, BEIR's JSON or MS MARCO's TSV; no id where that fails."""
-    if file_name.removesuffix(".gz").endswith(".jsonl"):
-        try:
-            record = json.loads(line)
-            return str(record["_id"]).strip(), f"{record.get('title') or ''} {record['text']}"
-        except (ValueError, TypeError, KeyError, RecursionError):
-            return None, ""
-    text_id, *texts = line.split("\t")
-    documents = file_name.removesuffix(".gz") in FILES[DOCUMENTS]["collection"]
-    return text_id.strip(), " ".join(texts if documents else texts[:1])
 
 
 def question_length(tokens: Path, asked: int) -> int:
@@ -312,7 +197,8 @@ class Searcher:
         ranking = in_trec_order(Ranking(rows, scores), self._texts.ids_of)
         ranked = ranking.rows[0][: self._depth]
         passages = self._texts.read(ranked[ranked >= 0].tolist())
-        return [Hit(score, *passage) for score, passage in zip(ranking.scores[0].tolist(), passages, strict=False)]
+        scores = ranking.scores[0].tolist()
+        return [Hit(score, passage.id, passage.whole) for score, passage in zip(scores, passages, strict=False)]
 
 
 def show(hits: list[Hit], width: int, lines: int) -> str:

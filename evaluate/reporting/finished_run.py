@@ -12,11 +12,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from data.msmarco_data import read_tsv
 from evaluate.dev_clusters import DevClusters
 from evaluate.metrics_file import read_metrics, read_per_query
-from evaluate.reporting.run_folder import RunFolder
 from utils.mining.clustering import read_assignment
 from utils.runtime.errors import InputError
 from utils.stores.episode import newest_episode, read_result
 from utils.stores.files import read_json
+from utils.stores.run_folder import RunFolder
 from utils.stores.token_store import TokenStore
 
 POINTS_A_CURVE = 1_000  # a longer one is thinned out

@@ -22,10 +22,10 @@ from evaluate.reporting.finished_run import (
     metric_curves,
     sample_queries,
 )
-from evaluate.reporting.run_folder import RunFolder
 from evaluate.reporting.typical_words import typical_words
 from utils.runtime.plain_text import printable
 from utils.stores.embedding_store import open_embeddings
+from utils.stores.run_folder import RunFolder
 
 READ_QUERIES = 20_000  # that typical words are found in
 DRAWN_QUERIES = 2_000  # dots of the map

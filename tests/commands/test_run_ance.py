@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from data import msmarco_data
-from evaluate.reporting.run_folder import RunFolder
 from tests import tiny_run
 from tests.commands.stub_environment import Call, Checkout, settings_of
 from tests.tiny import tiny_bert_tokenizer
 from utils.runtime.errors import InputError
+from utils.stores.run_folder import RunFolder
 
 READING = ["find_reading"]  # each time: the checkpoint may be another
 STORES = ["msmarco_data", "beir_data"]  # they see for themselves whether the files have changed

@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from data import beir_data
-from evaluate.search_collection import split_line
+from data.source_texts import split_line
 from model.reading import Reading, published_reading
 from model.saving import write_sentence_files
 from tests.data.conftest import BEIR_FILES, nothing_looks_complete
@@ -51,7 +51,7 @@ def test_blanks_around_ids_say_nothing_wherever_they_stand(preprocess_beir, tmp_
         for name in ("passages/ids.txt", "test-query/ids.txt", "test-qrel.tsv"):
             assert (out / name).read_bytes() == (plain / name).read_bytes()
         first = (tmp_path / "beir" / "corpus.jsonl").read_text().splitlines()[0]
-        assert split_line(first, "corpus.jsonl") == ("a/1", "The Cat is blue")
+        assert split_line(first, "corpus.jsonl") == ("a/1", "The Cat", "is blue")
 
 
 def test_condenser_models_get_lowercased_title_and_text(tmp_path):

@@ -25,7 +25,6 @@ from evaluate.reporting.finished_run import (
     trained_episodes,
 )
 from evaluate.reporting.report_pictures import shown_episodes
-from evaluate.reporting.run_folder import RunFolder
 from tests.tiny_models import write_embeddings
 from tests.tiny_run import COLLECTION, QUERIES, STEP, call, make_run
 from utils.mining.clustering import Clusters
@@ -33,6 +32,7 @@ from utils.mining.metrics import MEASURES
 from utils.runtime.errors import InputError
 from utils.stores.episode import write_result
 from utils.stores.files import write_json
+from utils.stores.run_folder import RunFolder
 from utils.stores.token_store import TokenStore
 from utils.stores.training_log import TrainingLog
 

@@ -13,24 +13,17 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer
 
 from data import beir_data
-from data.msmarco_data import read_tsv
-from data.tokenizing import load_tokenizer, write_token_store
 from evaluate import search_collection
-from evaluate.reporting.run_folder import RunFolder
 from evaluate.search_collection import (
     Arguments,
     Hit,
     Searcher,
-    SourceLines,
-    Texts,
-    line_starts,
     show,
-    split_line,
 )
 from model.reading import MODEL_TYPES, HeadLayer, ModelType, Reading
-from tests.tiny import tiny_bert_tokenizer
 from tests.tiny_run import COLLECTION, PASSAGES, QUERIES, QUERY_LENGTH, STEP, call, make_run, save_random_checkpoint
 from utils.runtime.errors import InputError
+from utils.stores.run_folder import RunFolder
 from utils.stores.token_store import TokenStore
 
 
@@ -216,39 +209,6 @@ def test_any_folder_of_token_stores_is_searched_without_a_run(made_run, tmp_path
     assert (tmp_path / "search" / "tokens" / "manifest.json").exists()
 
 
-@pytest.mark.parametrize("zipped", [False, True])
-@pytest.mark.parametrize("end", ["\n", ""])
-def test_lines_are_read_by_number(tmp_path, zipped, end, monkeypatch):
-    monkeypatch.setattr(search_collection, "READ_BYTES", 7)
-    lines = ["\ufeffa", "b\u2028c\x0bd", "", "grün " * 9, "last"]
-    content = ("\r\n".join(lines[:3]) + "\n" + "\n".join(lines[3:]) + end).encode()
-    path = tmp_path / "lines.tsv"
-    path.write_bytes(gzip.compress(content) if zipped else content)
-    lines[0] = "a"
-    source = SourceLines(path, 5)
-    assert source.read([4, 0, 3, 1, 2]) == [lines[i] for i in (4, 0, 3, 1, 2)]
-    if not zipped:
-        assert line_starts(path).dtype == np.int64
-        with pytest.raises(InputError, match=r"lines\.tsv: has 5 lines, and its token store is of 6"):
-            SourceLines(path, 6)
-
-
-@pytest.mark.parametrize("zipped", [False, True])
-def test_each_row_is_shown_with_its_own_line_where_lines_were_left_out(tmp_path, zipped):
-    """Lines that come again, further columns and blank last lines have no row."""
-    lines = ["a\tthe cat", "b\tthe dog\tleft out", "a\tthe cat", "c\tthe sky", "b\tthe dog", "", " "]
-    path = tmp_path / "collection.tsv"
-    path.write_bytes(gzip.compress("\n".join(lines).encode()) if zipped else "\n".join(lines).encode())
-    texts, tokenizer = read_tsv(path, str), load_tokenizer(tiny_bert_tokenizer(tmp_path / "tokenizer"))
-    write_token_store(tmp_path / "passages", texts, tokenizer, 9, path, wanted=(), label="passages")
-    shown = Texts(TokenStore(tmp_path / "passages"), tmp_path).read([2, 0, 1])
-    assert shown == [("c", "the sky"), ("a", "the cat"), ("b", "the dog")]
-
-
-def test_of_a_document_all_columns_are_shown():
-    assert split_line("D1\turl\ttitle\tbody", "msmarco-docs.tsv.gz") == ("D1", "url title body")
-
-
 def test_texts_of_a_gzipped_collection_are_shown(run):
     raw = run / "collection" / "msmarco" / "collection.tsv"
     expected = search(run, "blue tree")
@@ -268,7 +228,7 @@ def test_a_collection_that_was_changed_is_refused(run):
     with pytest.raises(InputError, match=r"collection\.tsv: has [\d,]+ bytes, and .*passages was made from"):
         search(run, "blue tree")
     raw.write_text(whole.replace("101\t", "999\t"))
-    with pytest.raises(InputError, match=r"collection\.tsv:2: holds passage '999' where its token store has '101'"):
+    with pytest.raises(InputError, match=r"collection\.tsv:2: holds '999' where its token store has '101'"):
         search(run, "blue tree", depth=30)
     raw.unlink()
     with pytest.raises(InputError, match=r"collection\.tsv: no such file.*--data_dir"):

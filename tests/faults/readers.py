@@ -24,7 +24,6 @@ from evaluate.compare_runs import read_comparison
 from evaluate.dev_clusters import DevClusters
 from evaluate.metrics_file import read_metrics, read_per_query
 from evaluate.reporting.finished_run import read_results
-from evaluate.reporting.run_folder import RunFolder, read_settings
 from evaluate.significance import Difference
 from model.dro import make_objective
 from model.encoders import Encoder
@@ -52,6 +51,7 @@ from utils.stores.episode import (
 )
 from utils.stores.files import sha256_of_file, write_json
 from utils.stores.qrels import read_missing_ids, read_qrels, write_missing_ids, write_qrels
+from utils.stores.run_folder import RunFolder, read_settings
 from utils.stores.token_store import TokenStore
 from utils.stores.training_log import TrainingLog
 from utils.stores.trec import read_trec_run, write_trec_run
