@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Makes .venv in the project's folder and installs the requirements into it. Done already: nothing happens.
 #
-#     bash commands/install.sh [dev] [demo] [beir] [fuzz]
+#     bash commands/install.sh [dev] [demo] [data] [beir] [fuzz]
 #
 # Installs requirements.txt, or requirements-gpu.txt where an NVIDIA driver answers; `dev` adds requirements-dev.txt
-# (tests, lint), `demo` requirements-demo.txt (the demo's checkpoint), `beir` requirements-beir.txt (BEIR's library,
-# which fetches its collections), `fuzz` requirements-fuzz.txt (the fuzzer). Every other script here calls it first.
+# (tests, lint), `demo` requirements-demo.txt (the demo's checkpoint), `data` requirements-data.txt (parquet, and the
+# hub's data sets), `beir` requirements-beir.txt (BEIR's library, which fetches its collections), `fuzz`
+# requirements-fuzz.txt (the fuzzer). Every other script here calls it first.
 #
 #     PYTHON      the interpreter to make the environment with (3.11 or newer; default: python3)
 #     ANCE_VENV   the environment's folder (default: .venv in the project's folder)
@@ -34,9 +35,9 @@ trap 'kill $(jobs -p) 2> /dev/null || true; wait; exit 130' INT TERM HUP
 extras=()
 for extra in "$@"; do
     case "$extra" in
-        dev | demo | beir | fuzz) extras+=("requirements-$extra.txt") ;;
+        dev | demo | data | beir | fuzz) extras+=("requirements-$extra.txt") ;;
         -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" && exit 0 ;;
-        *) fail "unknown argument '$extra'; usage: bash commands/install.sh [dev] [demo] [beir] [fuzz]" ;;
+        *) fail "unknown argument '$extra'; usage: bash commands/install.sh [dev] [demo] [data] [beir] [fuzz]" ;;
     esac
 done
 

@@ -150,6 +150,7 @@ class Checkout:
             "requirements-gpu",
             "requirements-demo",
             "requirements-dev",
+            "requirements-data",
             "requirements-beir",
         ):
             (self.root / f"{name}.txt").touch()

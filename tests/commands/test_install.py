@@ -47,8 +47,8 @@ class Machine:
         for made in (self.root / "commands", self.stub, self.programs):
             made.mkdir(parents=True)
         shutil.copy(SCRIPT, self.root / "commands")
-        for name in ("requirements", "requirements-gpu", "requirements-dev", "requirements-demo"):
-            (self.root / f"{name}.txt").write_text(f"{name}==1\n")
+        for extra in ("", "-gpu", "-dev", "-demo", "-data"):
+            (self.root / f"requirements{extra}.txt").write_text(f"requirements{extra}==1\n")
         self.python = self.stub / "python"
         self.python.write_text(PYTHON)
         self.python.chmod(0o755)
@@ -113,8 +113,8 @@ def test_extras_are_installed_only_when_asked_for_and_under_the_same_pins(machin
     machine.calls()
     machine.install("dev")
     assert machine.calls() == ["pip requirements-dev.txt requirements.txt"]
-    machine.install("demo", "dev")
-    assert machine.calls() == ["pip requirements-demo.txt requirements.txt"]
+    machine.install("demo", "data", "dev")
+    assert machine.calls() == [f"pip requirements-{extra}.txt requirements.txt" for extra in ("demo", "data")]
     machine.install("dev", "demo")
     assert machine.calls() == []
 
