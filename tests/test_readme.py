@@ -233,7 +233,8 @@ def test_idro_in_your_own_loop_runs_in_at_most_25_lines_and_moves_the_weights(tm
 def test_all_ways_to_load_a_checkpoint_give_one_vector(tmp_path):
     as_the_demo = Reading("mean", normalized=True)
     checkpoint = str(save_tiny_checkpoint(tmp_path, "rdot_nll_condenser", reading=as_the_demo))
-    examples = [*snippets_of(ROOT / "README.md"), *snippets_of(ROOT / "docs" / "using.md")]
+    snippets = [*snippets_of(ROOT / "README.md"), *snippets_of(ROOT / "docs" / "using.md")]
+    examples = [snippet for snippet in snippets if "transformers import" in snippet]
     assert len(examples) == 3
     query, found = "what is the dog", []  # in the words of the tiny tokenizer, so that nothing is cut
     for example in examples:

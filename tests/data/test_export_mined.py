@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -241,6 +242,22 @@ def test_sentence_transformers_trains_on_triplets_as_they_are(plain, name, loss,
     assert trainer.state.global_step == len(found) == 2
     assert np.isfinite(found).all()
     assert any(not torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_the_documented_filter_keeps_what_scores_below_the_positive(plain, monkeypatch, tmp_path):
+    plain.export("mined.parquet", "--form", "lists")
+    monkeypatch.chdir(plain.run.parent)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    page = (Path(__file__).resolve().parents[2] / "docs" / "using.md").read_text()
+    (program,) = (part for part in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "load_dataset" in part)
+    space: dict = {}
+    exec(program, space)
+    kept, whole = space["mined"].to_list(), read(plain.export("lists.jsonl", "--form", "lists"))
+    assert 0 < sum(len(row["negatives"]) for row in kept) < sum(len(row["negatives"]) for row in whole)
+    for row, unfiltered in zip(kept, whole, strict=True):
+        positive, *scores = unfiltered["scores"]
+        pairs = zip(unfiltered["negatives"], scores, strict=True)
+        assert row["negatives"] == [text for text, score in pairs if score < 0.95 * positive]
 
 
 def test_an_episode_without_clusters_or_of_a_version_without_scores_lacks_the_columns(tmp_path, capsys):
