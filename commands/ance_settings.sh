@@ -1,16 +1,15 @@
 #!/usr/bin/env bash
-# The settings of run_ance.sh, a line each: NAME VALUES DEFAULT [DEMO'S DEFAULT] HELP (see commands/common.sh). The
-# defaults are the published run's hyperparameters; the demo's make two episodes a matter of minutes on two cores.
+# The settings of run_ance.sh, a line each: NAME VALUES DEFAULT [DEMO'S DEFAULT] HELP (see commands/common.sh). Those
+# that are auto are chosen once the data are tokenized, by size, or as published (model/hyperparameters.py has both).
+# The demo's make two episodes a matter of minutes on two cores.
 # shellcheck disable=SC2154 # set by who sources this
 set -euo pipefail
 
-by_size() { if [[ "$MODEL_SIZE" == large ]]; then echo "$2"; else echo "$1"; fi; } # BASE LARGE
 # What was trained in turn by a version without these two settings goes on by that version's schedule.
 is_older() {
     [[ -n "$(there "$OUT_DIR"/saved_models/checkpoint-*)" && -f "$OUT_DIR/settings.train" ]] &&
         grep -q "^ASYNC=0" "$OUT_DIR/settings.train" && ! grep -q "^NUM_TRAINING_STEPS=" "$OUT_DIR/settings.train"
 }
-scheduled() { if is_older; then echo "$2"; else echo "$1"; fi; } # STEPS STEPS-OF-AN-OLDER-RUN
 is_async() { [[ "${ASYNC:-0}" != 0 ]]; } # also before it is settled
 demo_on_one_gpu() { (($(processes_on ${gpus[@]+"${gpus[@]}"}) == 1)); } # one process then takes the triplets of two
 half_of_the_gpus() { # 0 | 1: the first or the second
@@ -30,7 +29,7 @@ setting PUBLIC_ANN_DATA_DIR text "" \
     "the initial checkpoint's embeddings, made by mining and used by its evaluation too; several runs on the same data can share them (default: OUT_DIR/ann_data/embeddings-0)"
 
 heading "What"
-setting MODEL_SIZE "base|large" base "sets the defaults that differ"
+setting MODEL_SIZE "base|large" base "sets the published defaults that differ, and the layers that iDRO compares"
 setting DATA_TYPE "0|1" 1 "0: documents, 1: passages"
 setting MAX_SEQ_LENGTH count 256 128 "tokens per passage"
 setting MAX_QUERY_LENGTH count 64 32 "tokens per query"
@@ -39,29 +38,29 @@ heading "How the checkpoint is read"
 reading_settings
 
 heading "Mining"
-setting TOPK count 200 100 "passages ranked per training query"
-setting NEGATIVES count 30 5 "negatives drawn from them"
-setting CLUSTERS count 50 16 "clusters of the training queries"
+setting TOPK "auto|count" auto 100 "passages ranked per training query"
+setting NEGATIVES "auto|count" auto 5 "negatives drawn from them"
+setting CLUSTERS "auto|count" auto 16 "clusters of the training queries"
 setting EMBEDDING_DTYPE "float32|float16" float32 "the type of stored vectors; float16 takes half the disk, and rounds"
 setting INDEX_FACTORY text Flat "Flat: exact search; else an approximate index, by faiss's factory string"
 setting INDEX_PARAMETERS text "" "of an approximate index's search, like nprobe=64"
 
 heading "Training"
-setting EPISODES count 3 2 "rounds of mining and training"
-setting STEPS count '$(by_size 45000 30000)' 40 "optimizer steps per episode (default: 45000, large 30000; demo: 40)"
-setting BATCH_SIZE count '$(by_size 64 32)' 16 "triplets per process and pass (default: 64, large 32; demo: 16)"
+setting EPISODES "auto|count" auto 2 "rounds of mining and training"
+setting STEPS "auto|count" auto 40 "optimizer steps per episode; auto: by the length of the mined file"
+setting BATCH_SIZE "auto|count" auto 16 "triplets per process and pass"
 setting PROCESSES count '$(processes_on "${gpus[@]-}")' '$(demo_on_one_gpu && echo 1 || echo 2)' \
     "processes on this machine: by default as many as GPUs, else 1 (demo: 2, on one GPU 1). GPUs are those that CUDA_VISIBLE_DEVICES lists, where it is set"
-setting ACCUMULATION count 1 '$(demo_on_one_gpu && ! is_async && echo 2 || echo 1)' \
+setting ACCUMULATION "auto|count" auto '$(demo_on_one_gpu && ! is_async && echo 2 || echo 1)' \
     "passes per step. Published are 512 triplets per step (large: 256); with fewer than 8 GPUs, 8 / GPUs passes take as many. (The demo takes 2 on one GPU.)"
-setting OPTIMIZER "lamb|adamW" lamb adamW "how steps are taken"
-setting LEARNING_RATE number 5e-6 1e-4 "peak of the first episode"
-setting WARMUP_STEPS whole 3000 8 "steps of linear warm-up at the beginning of each episode"
-setting NUM_TRAINING_STEPS count '$(scheduled 60000 "$STEPS")' '$STEPS' \
-    "the episode's step at which its learning rate is down to 0, or would be, did the episode not end before (default: 60000; demo: STEPS)"
-setting TOTAL_TRAINING_STEPS count \
-    '$(scheduled 300000 "$((EPISODES * STEPS))")' '$(scheduled "$((2 * STEPS))" "$((EPISODES * STEPS))")' \
-    "an episode that begins at step s of the run has the peak LEARNING_RATE x max(0.2, 1 - s / TOTAL_TRAINING_STEPS) (default: 300000; demo: 2 x STEPS)"
+setting OPTIMIZER "auto|lamb|adamW" auto adamW "how steps are taken"
+setting LEARNING_RATE "auto|number" auto 1e-4 "peak of the first episode"
+setting WARMUP_STEPS "auto|whole" auto 8 "steps of linear warm-up at the beginning of each episode"
+setting NUM_TRAINING_STEPS "auto|count" '$(is_older && echo "$STEPS" || echo auto)' '$STEPS' \
+    "the episode's step at which its learning rate is down to 0, or would be, did the episode not end before (default: auto; demo: STEPS)"
+setting TOTAL_TRAINING_STEPS "auto|count" \
+    '$(is_older && echo "$((EPISODES * STEPS))" || echo auto)' '$((STEPS * $(is_older && echo "$EPISODES" || echo 2)))' \
+    "an episode that begins at step s of the run has the peak LEARNING_RATE x max(0.2, 1 - s / TOTAL_TRAINING_STEPS) (default: auto; demo: 2 x STEPS)"
 setting OBJECTIVE "idro|dro-greedy|erm" idro "how clusters are weighed"
 setting ALPHA number 0.25 "iDRO: power of the losses; DRO-greedy: share of the data that weighs most"
 setting EMA number 0.1 "iDRO: power of the old weights; DRO-greedy: decay of the running means"
@@ -69,7 +68,7 @@ setting RHO number 0.05 "iDRO: step size of the weights"
 setting EPS number 0.01 "the least weight of a cluster"
 setting IDRO_LAYERS whole 0 "last layers that iDRO compares gradients over; 0: 3, large 2"
 setting IDRO_SKETCH_DIM whole 0 "numbers that a cluster's gradient is projected to; 0: exact"
-setting SAVE_STEPS count 5000 20 "steps between checkpoints"
+setting SAVE_STEPS "auto|count" auto 20 "steps between checkpoints"
 setting SAVE_TOTAL_LIMIT whole 0 \
     "newest checkpoints that an episode keeps; 0: all. The last checkpoint of each episode stays in any case, for mining and evaluation"
 setting GRADIENT_CHECKPOINTING "0|1" 0 "1: compute every layer but the last twice, and keep less"

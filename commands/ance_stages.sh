@@ -11,7 +11,7 @@ check_settings() {
     [[ -n "$CHECKPOINT" ]] || ((demo)) || fail "CHECKPOINT is not set: the model to begin with"
     ((demo)) || [[ -d "$DATA_DIR" ]] || fail "DATA_DIR is '$DATA_DIR', which is no folder"
     [[ -z "$CHECKPOINT" ]] || check_checkpoint
-    ((STEPS <= NUM_TRAINING_STEPS || ASYNC)) ||
+    [[ "$STEPS" == auto || "$NUM_TRAINING_STEPS" == auto ]] || ((STEPS <= NUM_TRAINING_STEPS || ASYNC)) ||
         fail "STEPS is $STEPS, and beyond NUM_TRAINING_STEPS, $NUM_TRAINING_STEPS, the learning rate is 0; raise that"
     [[ -z "$INDEX_PARAMETERS" || "$INDEX_FACTORY" != Flat ]] ||
         fail "INDEX_PARAMETERS are of an approximate index, and INDEX_FACTORY is Flat: exact search"
@@ -39,25 +39,30 @@ check_gpus() { # NAME: refuses GPUs that are not there, or that CUDA_VISIBLE_DEV
 }
 
 # Before the first step: says where the learning rate will never get to its peak, and where steps are smaller than the
-# published ones, for which the default learning rate is meant. (iDRO compares the clusters that are among a step's.)
+# published ones, for which the published learning rate is meant. (iDRO compares the clusters that are among a step's.)
 warn_of_steps() {
-    local published on each=$((BATCH_SIZE * ACCUMULATION)) processes="$PROCESSES" enough
-    published="$(by_size 512 256)"
+    local published=512 each=$((BATCH_SIZE * ACCUMULATION)) processes enough
+    [[ "$MODEL_SIZE" == base ]] || published=256
     ((demo == 0)) && [[ -z "$trained" ]] || return 0
     ((STEPS > WARMUP_STEPS || ASYNC)) ||
         printf 'warning: an episode has %s steps, and WARMUP_STEPS is %s: %s\n' "$STEPS" "$WARMUP_STEPS" \
             "the learning rate never gets to its peak, so that little is learnt; give fewer --warmup_steps" >&2
+    ((BY_SIZE == 0)) || return 0
     if [[ -n "$LAUNCHER" ]]; then
         printf 'a step takes %s triplets of each process that LAUNCHER starts; published are %s in all\n' "$each" "$published"
         return
     fi
-    IFS=, read -ra on <<< "$TRAINING_GPUS"
-    ((ASYNC == 0)) || processes="$(processes_on "${on[@]-}")"
+    processes="$(training_processes)"
     enough=$(((published + BATCH_SIZE * processes - 1) / (BATCH_SIZE * processes)))
     ((each * processes >= published)) || is_given LEARNING_RATE ||
         printf 'warning: a step takes %s triplets (BATCH_SIZE %s x ACCUMULATION %s x processes %s), published are %s, %s\n' \
             "$((each * processes))" "$BATCH_SIZE" "$ACCUMULATION" "$processes" "$published" \
             "at this learning rate; --accumulation $enough gives $((BATCH_SIZE * enough * processes))" >&2
+}
+training_processes() { # on this machine; beside a miner those of TRAINING_GPUS
+    local on
+    IFS=, read -ra on <<< "$TRAINING_GPUS"
+    if ((ASYNC)); then processes_on "${on[@]-}"; else echo "$PROCESSES"; fi
 }
 
 # The zero-shot collections: their folders by name, and the names in their order. Two of one name would share results.
@@ -85,6 +90,10 @@ held_by_mining=(POOLING NORMALIZE TOPK NEGATIVES CLUSTERS MINING_SEED MIXED_PREC
 held_by_training=(ASYNC SEED MODEL_SIZE STEPS BATCH_SIZE ACCUMULATION OPTIMIZER LEARNING_RATE WARMUP_STEPS OBJECTIVE
     SCALE ALPHA EMA RHO EPS IDRO_LAYERS IDRO_SKETCH_DIM)
 schedule=(NUM_TRAINING_STEPS TOTAL_TRAINING_STEPS)
+chosen_for_mining=(TOPK NEGATIVES CLUSTERS) # where they are auto
+chosen_for_training=(BATCH_SIZE ACCUMULATION STEPS WARMUP_STEPS "${schedule[@]}" OPTIMIZER LEARNING_RATE)
+chosen=("${chosen_for_mining[@]}" EPISODES "${chosen_for_training[@]}" SAVE_STEPS)
+BY_SIZE="" # 1: what is auto is chosen by size, 0: as published; empty: not known yet
 
 hold_to_settings() {
     see_what_is_there
@@ -92,6 +101,11 @@ hold_to_settings() {
     find_reading
     ((ASYNC)) || held_by_training+=("${schedule[@]}")
     hold "$OUT_DIR/settings.tokenize" "$mined" "${held_by_tokens[@]}"
+    [[ -z "$mined" ]] || hold "$OUT_DIR/settings.mine" "$mined" "${held_by_mining[@]}"
+    [[ -z "$trained" ]] || hold "$OUT_DIR/settings.train" "$trained" "${held_by_training[@]}"
+}
+hold_to_choice() { # what was not there to be held to is now known
+    ((demo)) || held_by_mining+=(BY_SIZE)
     hold "$OUT_DIR/settings.mine" "$mined" "${held_by_mining[@]}"
     hold "$OUT_DIR/settings.train" "$trained" "${held_by_training[@]}"
 }
@@ -99,17 +113,25 @@ see_what_is_there() {
     trained="$(there "$OUT_DIR"/saved_models/checkpoint-*)$(there "$OUT_DIR"/results/ann_ndcg_[1-9]*)"
     mined="$trained$(there "$OUT_DIR"/results/ann_ndcg_*)$(there "$OUT_DIR"/results/dev/*/metrics.json)"
 }
-# What a folder of another version is gone on with, where it is not given: the demo's settings, whose defaults may have
-# been others, and the model type, where a run has no other reading. Before anything is worked out from these.
+# What a folder is gone on with, where it is not given: what was chosen; the demo's settings, whose defaults may have
+# been others in another version; and the model type, where a run has no other reading. Before anything is worked out
+# from these.
 go_on_as_noted() {
+    local name
+    # Said or not, auto is the default: by it the demo has its own, and a folder what it was begun with.
+    for name in "${chosen[@]}"; do [[ "${!name:-}" != auto ]] || unset "$name"; done
     [[ -n "$OUT_DIR" ]] || return 0
     see_what_is_there
     if ((demo)); then
         [[ -z "$mined" ]] || default_to_noted tokenize "${held_by_tokens[@]}"
         [[ -z "$mined" ]] || default_to_noted mine "${held_by_mining[@]}"
         [[ -z "$trained" ]] || default_to_noted train "${held_by_training[@]}" "${schedule[@]}"
-    elif [[ -n "$mined" ]] && is_without_reading; then
-        default_to_noted tokenize MODEL_TYPE
+    elif [[ -n "$mined" ]]; then
+        ! is_without_reading || default_to_noted tokenize MODEL_TYPE
+        default_to_noted mine "${chosen_for_mining[@]}"
+        [[ -z "$trained" ]] || default_to_noted train "${chosen_for_training[@]}"
+        BY_SIZE="$(noted "$OUT_DIR/settings.mine" BY_SIZE)"
+        : "${BY_SIZE:=0}" # of a version that had the published values only
     fi
 }
 default_to_noted() { # STAGE NAME…
@@ -140,6 +162,19 @@ find_reading() {
     while IFS= read -r line; do printf -v "${line%%=*}" %s "${line#*=}"; done < "$OUT_DIR/.reading"
     rm "$OUT_DIR/.reading"
     reading_flags
+}
+# What is left to be chosen is, by the number of training queries and by the encoder, once the token stores are there.
+choose_settings() {
+    local name line flags=() start=("$python")
+    ((demo == 0)) || return 0 # which has its own
+    for name in "${chosen[@]}"; do [[ "${!name}" == auto ]] || flags+=("--${name,,}" "${!name}"); done
+    [[ -z "$BY_SIZE" ]] || flags+=(--by_size "$BY_SIZE")
+    # What a launcher starts, it alone knows.
+    if [[ -n "$LAUNCHER" ]]; then start=("${launcher[@]}"); else flags+=(--processes "$(training_processes)"); fi
+    run "${start[@]}" "$root/drivers/choose_settings.py" --model_name_or_path "$CHECKPOINT" --model_type "$MODEL_TYPE" \
+        --data_dir "$preprocessed" --model_size "$MODEL_SIZE" "${flags[@]}" --settings_file "$OUT_DIR/.chosen"
+    while IFS= read -r line; do printf -v "${line%%=*}" %s "${line#*=}"; done < "$OUT_DIR/.chosen"
+    rm "$OUT_DIR/.chosen"
 }
 # Where things lie may change at any time; search and report look there. Noted once the data there were accepted.
 note_places() {

@@ -10,7 +10,7 @@
 #             NAME VALUES DEFAULT [DEMO'S DEFAULT] HELP
 #
 # VALUES are text, any (text that may be empty), number, count (a whole number, at least 1), whole (at least 0), or
-# values with bars between: lamb|adamW, auto|number.
+# values with bars between: lamb|adamW, auto|number, auto|lamb|adamW.
 # A default may name settings declared before it ('$SEED'), or call functions; it is worked out where none is given.
 set -euo pipefail
 unset CDPATH # with it, cd may go elsewhere, and prints where

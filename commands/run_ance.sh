@@ -7,8 +7,10 @@
 #     bash commands/run_ance.sh --data_dir msmarco --out_dir runs/base --checkpoint google-bert/bert-base-uncased
 #
 # Every setting below is an environment variable, or a flag of the same name in lower case; its default stands in
-# brackets. Without DATA_DIR the demo collection is built and trained on, with small settings of its own. Run again, the
-# script goes on where it stopped, and skips what is done. A setting that files in OUT_DIR follow from can no longer be
+# brackets. Without DATA_DIR the demo collection is built and trained on, with small settings of its own. Settings of
+# mining and training that are auto are chosen by the number of training queries and by the encoder, said, and held to:
+# with 400,000 queries and a checkpoint that has no reading of its own they are the published run's (docs/running.md).
+# Any of them can be given, and the others are chosen around it. Run again, the script goes on where it stopped, and skips what is done. A setting that files in OUT_DIR follow from can no longer be
 # changed there. Data and the initial checkpoint count by their content: folders may be moved. Data that were corrected
 # are tokenized again until the first episode is mined. The other settings can change at any time. One of them changes
 # training: a step takes BATCH_SIZE x ACCUMULATION triplets from each of PROCESSES. With another number of them, training
@@ -56,7 +58,6 @@ fi
 ((demo == 0)) || name_zero_shot_collections
 DATA_DIR="$(absolute "$DATA_DIR")"
 hold_to_settings
-warn_of_steps
 lengths=(--max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH")
 precision=() group=1
 ((MIXED_PRECISION == 0)) || precision=(--fp16)
@@ -73,6 +74,12 @@ for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
     zero_shot_stores+=("$OUT_DIR/zero_shot/$name")
 done
 note_places
+
+# What mining and training were not told: two seconds.
+stage "settings of mining and training"
+choose_settings
+hold_to_choice
+warn_of_steps
 
 # 3. Encode everything with the newest checkpoint, measure it on the dev queries and the zero-shot collections, cluster
 # the queries, mine negatives: a minute (demo). What that and training take on MS MARCO, evaluate/costs.py computes.

@@ -4,10 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.dro import OBJECTIVES
+from model.hyperparameters import PUBLISHED
 from utils.runtime.arguments import LengthArguments, ModelArguments, check_at_least_one, option, required
 from utils.runtime.errors import InputError
 
-NUM_TRAINING_STEPS, TOTAL_TRAINING_STEPS = 60_000, 300_000  # the public code's, which no published command gives
+# The public code's, which no published command gives.
+NUM_TRAINING_STEPS, TOTAL_TRAINING_STEPS = (
+    PUBLISHED["base"][name] for name in ("NUM_TRAINING_STEPS", "TOTAL_TRAINING_STEPS")
+)
 
 
 @dataclass

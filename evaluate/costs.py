@@ -6,7 +6,7 @@
     python evaluate/costs.py --measured runs/benchmarks/training-minilm-cls-float32.json
 
 Prints two Markdown tables: the rates, each with its source, and what follows from them for the published
-hyperparameters (commands/run_ance.sh). A time is the operations that a stage cannot do without
+hyperparameters (model/hyperparameters.py). A time is the operations that a stage cannot do without
 (evaluate/operations.py) over the rate: a peak from a data sheet times the share of it that is reached. Those shares
 are the soft part, and arguments. With --measured, a result of evaluate/benchmarks/training.py, one more column has
 the rates of the machine that was measured there. A GPU searches in float16, in which its peak is that of bfloat16. A
@@ -26,13 +26,16 @@ import numpy as np
 
 from evaluate.operations import encoding_operations, useful_operations
 from evaluate.reporting.tables import markdown
+from model.hyperparameters import MINED_PASSES, PUBLISHED
 from utils.mining.search import BLOCK_BYTES, TILE_SCORES, WINDOW_CANDIDATES
 from utils.runtime.arguments import option, parse
 from utils.runtime.errors import InputError, run
 from utils.stores.files import read_json
 
 VOCABULARY, POSITIONS, SEGMENTS = 30_522, 512, 2
-TOPK, NEGATIVES, PASSES, CLUSTERS, EPISODES, SAVE_STEPS = 200, 30, 5, 50, 3, 5_000
+TOPK, NEGATIVES, CLUSTERS, EPISODES, SAVE_STEPS = (
+    PUBLISHED["base"][name] for name in ("TOPK", "NEGATIVES", "CLUSTERS", "EPISODES", "SAVE_STEPS")
+)
 # Names and peaks, in 10^12 operations a second, of NVIDIA's data sheets: bfloat16 and float16 on matrix units, dense.
 DATA_SHEETS = {
     "a100": ("NVIDIA A100", 312.0),
@@ -91,7 +94,10 @@ class Size:
         return embeddings + self.layers * (12 * self.width**2 + 13 * self.width)
 
 
-SIZES = {"base": Size(12, 768, 64, 45_000), "large": Size(24, 1_024, 32, 30_000)}
+SIZES = {
+    name: Size(layers, width, PUBLISHED[name]["BATCH_SIZE"], PUBLISHED[name]["STEPS"])
+    for name, layers, width in (("base", 12, 768), ("large", 24, 1_024))
+}
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ class Rates:
 
 def batch_lengths(size: Size, passage_tokens: int, query_tokens: int) -> np.ndarray:
     """The tokens of the distinct texts of a process's batch: whole mined lines, and each text once, int64."""
-    lines = -(-size.batch // (NEGATIVES // PASSES))
+    lines = -(-size.batch // (NEGATIVES // MINED_PASSES))
     return np.repeat([query_tokens, passage_tokens], [lines, lines + size.batch])
 
 
@@ -138,10 +144,10 @@ def mean_digits(rows: int) -> float:
 
 
 def mined_bytes(args: Arguments) -> float:
-    """The size of a mined file with clusters: PASSES lines a query, which share out its negatives."""
+    """The size of a mined file with clusters: MINED_PASSES lines a query, which share out its negatives."""
     queries, passages, clusters = map(mean_digits, (args.train_queries, args.passages, CLUSTERS))
     line = queries + passages + clusters + len("\t\t\t1\t\n")
-    return args.train_queries * (PASSES * line + NEGATIVES * (passages + 1) - PASSES)
+    return args.train_queries * (MINED_PASSES * line + NEGATIVES * (passages + 1) - MINED_PASSES)
 
 
 def disk_bytes(args: Arguments, size: Size, processes: int) -> dict[str, float]:

@@ -18,6 +18,7 @@ COMMANDS = Path(__file__).resolve().parents[2] / "commands"
 # in $STUB/process-SCRIPT, its last one's process and GPUs, in $STUB/names-SCRIPT its ANCE_FLAGS. A file
 # $STUB/fails-SCRIPT makes that script fail, $STUB/hangs-SCRIPT makes it hang, $STUB/left-out-COLLECTION makes BM25
 # find nothing there. A checkpoint with modules.json is read by the mean, any other one as a BERT without such files.
+# Settings that are left to be chosen are the published ones, or those that $STUB/chosen has.
 PYTHON = r"""#!/usr/bin/env bash
 set -euo pipefail
 case "$*" in
@@ -57,6 +58,17 @@ case "$script" in
             "NORMALIZE=${flag[normalize]-$normalize}" "LOWERCASE=${flag[lowercase]-0}" \
             "QUERY_PROMPT=${flag[query_prompt]-}" "PASSAGE_PROMPT=${flag[passage_prompt]-}" \
             > "${flag[settings_file]}" ;;
+    choose_settings)
+        declare -A chosen=([BY_SIZE]="${flag[by_size]-0}" [TOPK]=200 [NEGATIVES]=30 [CLUSTERS]=50 [EPISODES]=3
+            [STEPS]=45000 [BATCH_SIZE]=64 [ACCUMULATION]=1 [OPTIMIZER]=lamb [LEARNING_RATE]=5e-6 [WARMUP_STEPS]=3000
+            [NUM_TRAINING_STEPS]=60000 [TOTAL_TRAINING_STEPS]=300000 [SAVE_STEPS]=5000)
+        [[ "${flag[model_size]}" == base ]] || chosen+=([STEPS]=30000 [BATCH_SIZE]=32)
+        if [[ -e "$STUB/chosen" ]]; then
+            while IFS== read -r name value; do chosen[$name]="$value"; done < "$STUB/chosen"
+        fi
+        for name in "${!chosen[@]}"; do
+            [[ "$name" != BY_SIZE && -v flag["${name,,}"] ]] || printf '%s=%s\n' "$name" "${chosen[$name]}"
+        done > "${flag[settings_file]}" ;;
     msmarco_data) make "${flag[out_data_dir]}/dev-qrel.tsv" ;;
     fetch_beir)
         make "${flag[out_dir]}/${flag[name]}/corpus.jsonl"

@@ -21,6 +21,7 @@ from utils.stores.run_folder import RunFolder
 
 READING = ["find_reading"]  # each time: the checkpoint may be another
 STORES = ["msmarco_data", "beir_data"]  # they see for themselves whether the files have changed
+CHOICE = ["choose_settings"]  # by what they made
 EPISODES = ["run_ann_data_gen", "run_ann"] * 2
 TABLES, CARD, REPORT = ["results_table", "compare_runs"], ["model_card"], ["report"]
 
@@ -82,7 +83,7 @@ def only(calls: list[Call], script: str) -> list[dict[str, str]]:
         (["--async", "1", "--launcher", "mpirun"], "LAUNCHER is set, and ASYNC has two of its own"),
         (["--async", "1", "--num_training_steps", "9"], "cannot be set with ASYNC, where both are EPISODES x STEPS"),
         (["--total_training_steps", "3e5"], "TOTAL_TRAINING_STEPS is '3e5'; a whole number, at least 1"),
-        (["--steps", "60001"], "STEPS is 60001, and beyond NUM_TRAINING_STEPS, 60000, the learning rate is 0"),
+        (["--steps=60001", "--num_training_steps=60000"], "STEPS is 60001, and beyond NUM_TRAINING_STEPS, 60000, the learning rate is 0"),
         (["--gradient_checkpointing", "2"], "GRADIENT_CHECKPOINTING is '2'; it can be: 0 1"),
         (["--license", "My own"], "LICENSE is 'My own'; one of the hub's identifiers"),
         (["--license", "apache"], "LICENSE is 'apache'; one of the hub's identifiers"),
@@ -106,10 +107,10 @@ def test_the_stages_run_in_the_methods_order_and_a_second_run_only_prints_the_ta
     assert finished.returncode == 0, finished.stderr
     assert "the table" in finished.stdout
     evaluations = ["bm25", "bm25", *["evaluate_beir"] * 6]
-    assert names(run.calls()) == [*READING, *STORES, *EPISODES, *evaluations, *TABLES, *CARD, *REPORT]
+    assert names(run.calls()) == [*READING, *STORES, *CHOICE, *EPISODES, *evaluations, *TABLES, *CARD, *REPORT]
     again = run(BM25=1)
     assert (again.returncode, "the table" in again.stdout) == (0, True)
-    assert names(run.calls()) == [*READING, *STORES, *TABLES, *REPORT]
+    assert names(run.calls()) == [*READING, *STORES, *CHOICE, *TABLES, *REPORT]
 
 
 @pytest.mark.parametrize(
@@ -157,10 +158,10 @@ def test_the_last_checkpoint_gets_a_model_card_with_the_license_of_this_run(run,
 def test_a_run_that_stopped_goes_on_where_it_stopped(run):
     run.checkout.let_fail("run_ann")
     assert run().returncode != 0
-    assert names(run.calls()) == [*READING, *STORES, "run_ann_data_gen", "run_ann"]
+    assert names(run.calls()) == [*READING, *STORES, *CHOICE, "run_ann_data_gen", "run_ann"]
     run.checkout.let_fail("run_ann", False)
     assert run().returncode == 0
-    assert names(run.calls())[3:6] == ["run_ann", "run_ann_data_gen", "run_ann"]
+    assert names(run.calls())[4:7] == ["run_ann", "run_ann_data_gen", "run_ann"]
 
 
 @pytest.mark.parametrize(("size", "steps", "batch"), [("base", "45000", "64"), ("large", "30000", "32")])
@@ -332,7 +333,7 @@ def test_a_run_goes_on_where_its_folder_its_data_and_its_model_were_moved(run, o
     for _ in range(2):
         moved = run()
         assert moved.returncode == 0, moved.stderr
-        assert names(run.calls()) == [*READING, *STORES, *TABLES, *REPORT]
+        assert names(run.calls()) == [*READING, *STORES, *CHOICE, *TABLES, *REPORT]
     folder = RunFolder(run.out)
     assert folder.data_dir == mounted / "raw"
     assert folder.setting("CHECKPOINT") == str(mounted / "initial")
@@ -376,7 +377,7 @@ PROMPTS = [
 def readings(calls: list[Call]) -> list[tuple[str, ...]]:
     """How each script that reads a checkpoint is told to, but for the one that finds that out."""
     flags = "model_type", "pooling", "normalize", "scale", "query_prompt", "passage_prompt", "lowercase"
-    told = [call.flags for call in calls if "model_type" in call.flags and call.script not in READING]
+    told = [call.flags for call in calls if "model_type" in call.flags and call.script not in READING + CHOICE]
     return [tuple(flag.get(name, "none") for name in flags) for flag in told]
 
 
@@ -422,6 +423,7 @@ def test_how_the_checkpoint_is_read_is_found_once_told_to_every_script_and_held_
     assert {call.script for call in calls if "model_type" in call.flags} == {
         *READING,
         *STORES,
+        *CHOICE,
         "run_ann_data_gen",
         "run_ann",
         "evaluate_beir",
@@ -549,7 +551,7 @@ def test_a_demos_folder_is_no_free_pass_for_another_model(run):
 OWN = {
     *("in_use", "round", "end_output_num", "logging_steps", "ann_chunk_factor", "cluster_query", "group", "fp16"),
     *("collection", "split", "run_name", "rows", "clusters_dir", "dev_query_dir", "apart", "runs", "base_model"),
-    *("out_dir", "msmarco_dir", "beir_dir", "gradient_checkpointing"),
+    *("out_dir", "msmarco_dir", "beir_dir", "gradient_checkpointing", "by_size"),
 }
 
 
@@ -610,7 +612,7 @@ def test_a_checkpoint_that_is_trained_anew_is_evaluated_anew(run):
     shutil.rmtree(run.out / "saved_models" / "checkpoint-90000")
     assert run().returncode == 0
     calls = run.calls()
-    assert names(calls) == [*READING, *STORES, "run_ann", "evaluate_beir", "evaluate_beir", *TABLES, *CARD, *REPORT]
+    assert names(calls) == [*READING, *STORES, *CHOICE, "run_ann", "evaluate_beir", "evaluate_beir", *TABLES, *CARD, *REPORT]
     assert {flags["model_name_or_path"] for flags in only(calls, "evaluate_beir")} == {
         str(run.out / "saved_models" / "checkpoint-90000")
     }
@@ -638,7 +640,7 @@ def test_a_last_checkpoint_without_its_metrics_is_handed_to_training_which_tells
     (run.out / "results" / "dev" / "step-9" / "metrics.json").unlink()
     assert run(**flags).returncode == 0
     evaluated = ["evaluate_beir"] * (2 if damaged else 1)  # on the zero-shot collection too, with the new weights
-    assert names(run.calls())[: 4 + len(evaluated)] == [*READING, *STORES, "run_ann", *evaluated]
+    assert names(run.calls())[: 5 + len(evaluated)] == [*READING, *STORES, *CHOICE, "run_ann", *evaluated]
 
 
 def test_a_settings_file_of_a_version_that_lacked_a_setting_is_gone_on_with(run):
@@ -720,7 +722,7 @@ def test_a_slurm_job_starts_an_agent_a_machine_that_meet_at_the_first(run):
     finished = run.checkout.run("slurm_ance.sbatch", "--seed", 5, **settings)
     assert finished.returncode == 0, finished.stderr
     calls = [call for call in run.calls() if call.launcher]
-    assert names(calls)[:4] == EPISODES
+    assert names(calls)[:5] == [*CHOICE, *EPISODES]
     for call in calls:
         options = dict(zip(call.launcher[2::2], call.launcher[3::2], strict=True))
         assert options == {
@@ -801,7 +803,7 @@ def test_the_reason_of_a_failure_is_told_last_and_only_once(run):
             "much by torchrun",
             "",
             "error (rank 0): a/b: is damaged",
-            "in: episode 1 of 2: mine (what is done stays done: mend that, and run this again)",
+            "in: settings of mining and training (what is done stays done: mend that, and run this again)",
         ]
         assert not (run.out / ".errors").exists()
     launcher.write_text("exit 9\n")
@@ -825,7 +827,7 @@ def test_side_by_side_the_miner_is_stopped_when_training_ends(side_by_side):
     finished = side_by_side(STEPS=9)
     assert finished.returncode == 0, finished.stderr
     calls = side_by_side.calls()
-    assert sorted(names(calls[3:5])) == ["run_ann", "run_ann_data_gen"]
+    assert sorted(names(calls[4:6])) == ["run_ann", "run_ann_data_gen"]
     (mined,), (trained,) = only(calls, "run_ann_data_gen"), only(calls, "run_ann")
     assert mined["end_output_num"] == trained["round"] == "-1"
     assert trained["total_training_steps"] == "18"
@@ -835,7 +837,7 @@ def test_side_by_side_the_miner_is_stopped_when_training_ends(side_by_side):
     rows = table[table.index("--rows") + 1 :]
     assert [row.split("=")[0] for row in rows] == ["initial checkpoint", "after 18 steps"]
     assert side_by_side(STEPS=9).returncode == 0
-    assert names(side_by_side.calls()) == [*READING, *STORES, *TABLES, *REPORT]
+    assert names(side_by_side.calls()) == [*READING, *STORES, *CHOICE, *TABLES, *REPORT]
 
 
 @pytest.mark.parametrize(
@@ -856,7 +858,7 @@ def test_side_by_side_one_that_fails_stops_the_other_and_the_same_command_goes_o
     side_by_side.calls()
     again = side_by_side()
     assert again.returncode == 0, again.stderr
-    assert sorted(names(side_by_side.calls())[3:5]) == ["run_ann", "run_ann_data_gen"]
+    assert sorted(names(side_by_side.calls())[4:6]) == ["run_ann", "run_ann_data_gen"]
 
 
 def test_side_by_side_what_the_miner_left_unfinished_goes_when_training_has_ended_and_not_before(side_by_side):
@@ -1053,7 +1055,7 @@ def test_side_by_side_fewer_steps_than_are_trained_already_are_refused(side_by_s
     assert "training has gone beyond EPISODES x STEPS, 9 steps; give more EPISODES" in (
         side_by_side(STEPS=9, EPISODES=1).stderr
     )
-    assert names(side_by_side.calls()) == [*READING, *STORES]
+    assert names(side_by_side.calls()) == [*READING, *STORES, *CHOICE]
 
 
 def test_a_folder_that_was_first_used_beside_a_miner_gets_the_schedule_of_a_run_in_turn(run):

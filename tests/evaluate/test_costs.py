@@ -10,7 +10,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 from evaluate import costs
-from evaluate.costs import PASSES, SIZES, TOPK, Arguments, Size
+from evaluate.costs import MINED_PASSES, SIZES, TOPK, Arguments, Size
 from evaluate.operations import useful_operations
 from model.encoders import Encoder
 from model.reading import Reading
@@ -58,7 +58,7 @@ def test_parameters_are_those_of_the_encoder(name):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_a_batch_has_the_texts_of_a_mined_file_without_repetition(name, tmp_path):
-    batch, negatives = SIZES[name].batch, costs.NEGATIVES // PASSES
+    batch, negatives = SIZES[name].batch, costs.NEGATIVES // MINED_PASSES
     lines = 20
     episode = Episode(
         query_rows=np.arange(lines),
@@ -79,7 +79,7 @@ def test_a_batch_has_the_texts_of_a_mined_file_without_repetition(name, tmp_path
 def test_a_mined_file_is_as_large_as_one_that_is_written(tmp_path):
     args = Arguments(passages=150_000, train_queries=2_000)
     generator = np.random.default_rng(0)
-    negatives = costs.NEGATIVES // PASSES
+    negatives = costs.NEGATIVES // MINED_PASSES
     passes = (
         MinedLines(
             query_rows=np.arange(args.train_queries),
@@ -87,7 +87,7 @@ def test_a_mined_file_is_as_large_as_one_that_is_written(tmp_path):
             negatives=generator.integers(0, args.passages, (args.train_queries, negatives)),
             clusters=generator.integers(0, costs.CLUSTERS, args.train_queries),
         )
-        for _ in range(PASSES)
+        for _ in range(MINED_PASSES)
     )
     path = tmp_path / "ann_training_data_0"
     write_mined_file(path, passes)

@@ -1,0 +1,161 @@
+"""The hyperparameters of a run, by the size of its data and of its encoder, where nobody says otherwise.
+
+The published ones (`PUBLISHED`) are of a BERT on MS MARCO's half a million training queries. On 300 queries they are
+absurd: the first episode would show each query 75,000 times. So they hold from `PUBLISHED_QUERIES` training queries
+on, and for an encoder that comes without files of its own, or is read as a published type; everything else is chosen
+here (`choose`), by these rules:
+
+    NEGATIVES      5: one a query in each of the 5 passes that a mined file consists of, so that a step sees as many
+                   queries as it can
+    TOPK           √(2 · passages), at most 200: 100 of 5,000; at least four times NEGATIVES, at most half the passages
+    a step         √queries / 2 triplets, a multiple of 8 from 16 to 512, of all processes together
+    CLUSTERS       √queries / 4, from 2 to 50, and two or more triplets of each in a step
+    EPISODES       2 from an encoder that is made for vectors already, 3 from any other
+    STEPS          half a pass over the queries from the former, the whole mined file (5 passes) for any other; at
+                   least 30, unless that is more than the whole file
+    LEARNING_RATE  AdamW 1e-4 up to a width of 384, beyond it falling with the square of the width (2.5e-5 at 768,
+                   1.4e-5 at 1024); LAMB 25 times that
+    schedule       warm-up over a tenth of the steps, then down to 0 at the episode's last; the peaks fall over the run
+    SAVE_STEPS     half an episode, from 20 to 5,000
+
+What was given stays, and the others are chosen around it. Everything is a function of its arguments, so that a run
+that is started again chooses the same. What was tried is in docs/running.md.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil, sqrt
+from typing import NamedTuple
+
+PUBLISHED_QUERIES = 400_000
+MINED_PASSES = 5  # over the training queries, that the negatives of a mined file are dealt into
+
+COMMON = {
+    "TOPK": 200,
+    "NEGATIVES": 30,
+    "CLUSTERS": 50,
+    "EPISODES": 3,
+    "ACCUMULATION": 1,
+    "OPTIMIZER": "lamb",
+    "LEARNING_RATE": 5e-6,
+    "WARMUP_STEPS": 3_000,
+    "NUM_TRAINING_STEPS": 60_000,
+    "TOTAL_TRAINING_STEPS": 300_000,
+    "SAVE_STEPS": 5_000,
+}
+PUBLISHED = {
+    "base": COMMON | {"STEPS": 45_000, "BATCH_SIZE": 64},
+    "large": COMMON | {"STEPS": 30_000, "BATCH_SIZE": 32},
+}
+NAMES = tuple(PUBLISHED["base"])
+
+Value = int | float | str
+
+
+class Choice(NamedTuple):
+    """A setting's value, and in a few words why it is that."""
+
+    value: Value
+    why: str
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is trained on what: rows of the token stores, the encoder's width, and the processes that train.
+
+    `declared`: the encoder's own files say how it is read, so that it is made for vectors already.
+    """
+
+    queries: int
+    passages: int
+    width: int
+    declared: bool
+    processes: int = 1
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the published hyperparameters are meant for such a run."""
+        return self.queries >= PUBLISHED_QUERIES and not self.declared
+
+
+def choose_published(model_size: str, given: Mapping[str, Value]) -> dict[str, Choice]:
+    """The published values of what is not `given`, for `model_size` base or large.
+
+    An episode and its schedule fit each other also where one of them is given.
+    """
+    values = PUBLISHED[model_size] | given
+    if "NUM_TRAINING_STEPS" not in given:
+        values["NUM_TRAINING_STEPS"] = max(values["NUM_TRAINING_STEPS"], values["STEPS"])
+    elif "STEPS" not in given:
+        values["STEPS"] = min(values["STEPS"], values["NUM_TRAINING_STEPS"])
+    return {name: Choice(values[name], "as published") for name in NAMES if name not in given}
+
+
+def choose(size: Size, given: Mapping[str, Value]) -> dict[str, Choice]:
+    """The values of what is not `given`, by size; at least 1 each (WARMUP_STEPS 0), and never less than a step."""
+    choices: dict[str, Choice] = {}
+
+    def settle(name: str, value: Value, why: str) -> Value:
+        if name in given:
+            return given[name]
+        choices[name] = Choice(value, why)
+        return value
+
+    negatives = settle("NEGATIVES", min(5, given.get("TOPK", 5)), "one a query in each pass")
+    # Of few passages the upper half holds no hard negatives, whatever their number.
+    ranks = min(max(round(sqrt(2 * size.passages)), 4 * negatives), max(200, 4 * negatives), size.passages // 2)
+    settle("TOPK", max(1, ranks), f"of {size.passages:,} passages")
+
+    triplets = min(max(8 * round(sqrt(size.queries) / 16), 16), 512)
+    batch, accumulation = _batch(triplets, size, given)
+    step = batch * accumulation * size.processes
+    meaning = f"{step:,} triplets a step in all, by the number of queries"
+    settle("BATCH_SIZE", batch, meaning)
+    settle("ACCUMULATION", accumulation, meaning)
+    clusters = min(round(sqrt(size.queries) / 4), 50, step // 2)
+    settle("CLUSTERS", max(1, min(max(clusters, 2), size.queries)), "by the number of queries, with several in a step")
+
+    made = "made for vectors" if size.declared else "not made for vectors yet"
+    episodes = settle("EPISODES", 2 if size.declared else 3, f"from an encoder that is {made}")
+    steps, why = _steps(size, negatives, step)
+    if "NUM_TRAINING_STEPS" in given:
+        steps = min(steps, given["NUM_TRAINING_STEPS"])
+    steps = settle("STEPS", steps, why)
+    settle("WARMUP_STEPS", min(ceil(steps / 10), steps - 1), "a tenth of the steps")
+    settle("NUM_TRAINING_STEPS", steps, "an episode's learning rate ends at 0")
+    settle("TOTAL_TRAINING_STEPS", episodes * steps, "the peaks of the episodes fall over the run")
+    settle("SAVE_STEPS", min(max(ceil(steps / 2), 20), 5_000), "half an episode")
+
+    optimizer = settle("OPTIMIZER", "adamW", "needs fewer steps than LAMB")
+    settle("LEARNING_RATE", _learning_rate(size.width, optimizer), f"of an encoder {size.width:,} wide")
+    return choices
+
+
+def _batch(triplets: int, size: Size, given: Mapping[str, Value]) -> tuple[int, int]:
+    """Triplets a process and backward pass, and passes a step, for about so many triplets in all processes."""
+    share = ceil(triplets / size.processes)
+    largest = PUBLISHED["base" if size.width <= 768 else "large"]["BATCH_SIZE"]  # which is known to fit
+    accumulation = given.get("ACCUMULATION") or ceil(share / given.get("BATCH_SIZE", largest))
+    batch = given.get("BATCH_SIZE") or min(ceil(share / accumulation), largest)
+    return batch, accumulation
+
+
+def _steps(size: Size, negatives: int, step: int) -> tuple[int, str]:
+    """Steps of `step` triplets an episode, and how much of the mined file that is."""
+    mined = size.queries * negatives
+    wanted = ceil(mined / MINED_PASSES / 2) if size.declared else mined
+    steps, most = ceil(wanted / step), ceil(mined / step)
+    least = min(30, most)
+    if steps < least:
+        return least, f"at least 30, or the mined file once: {mined:,} triplets, {step:,} a step"
+    part = "half a pass over the queries" if size.declared else "the mined file once"
+    return steps, f"{part}: {wanted:,} triplets, {step:,} a step"
+
+
+def _learning_rate(width: int, optimizer: str) -> float:
+    """The peak, to two digits.
+
+    LAMB's is relative to the size of the weights, whose standard deviation is about 1 / 25 in these encoders.
+    """
+    rate = 1e-4 * min(1.0, (384 / width) ** 2) * (25 if optimizer == "lamb" else 1)
+    return float(f"{rate:.1e}")
