@@ -10,6 +10,7 @@ is_older() {
     [[ -n "$(there "$OUT_DIR"/saved_models/checkpoint-*)" && -f "$OUT_DIR/settings.train" ]] &&
         grep -q "^ASYNC=0" "$OUT_DIR/settings.train" && ! grep -q "^NUM_TRAINING_STEPS=" "$OUT_DIR/settings.train"
 }
+older_total() { echo "$((${EPISODES/auto/3} * STEPS))"; } # three episodes were that version's default
 is_async() { [[ "${ASYNC:-0}" != 0 ]]; } # also before it is settled
 demo_on_one_gpu() { (($(processes_on ${gpus[@]+"${gpus[@]}"}) == 1)); } # one process then takes the triplets of two
 half_of_the_gpus() { # 0 | 1: the first or the second
@@ -59,7 +60,7 @@ setting WARMUP_STEPS "auto|whole" auto 8 "steps of linear warm-up at the beginni
 setting NUM_TRAINING_STEPS "auto|count" '$(is_older && echo "$STEPS" || echo auto)' '$STEPS' \
     "the episode's step at which its learning rate is down to 0, or would be, did the episode not end before (default: auto; demo: STEPS)"
 setting TOTAL_TRAINING_STEPS "auto|count" \
-    '$(is_older && echo "$((EPISODES * STEPS))" || echo auto)' '$((STEPS * $(is_older && echo "$EPISODES" || echo 2)))' \
+    '$(is_older && older_total || echo auto)' '$(is_older && older_total || echo "$((2 * STEPS))")' \
     "an episode that begins at step s of the run has the peak LEARNING_RATE x max(0.2, 1 - s / TOTAL_TRAINING_STEPS) (default: auto; demo: 2 x STEPS)"
 setting OBJECTIVE "idro|dro-greedy|erm" idro "how clusters are weighed"
 setting ALPHA number 0.25 "iDRO: power of the losses; DRO-greedy: share of the data that weighs most"

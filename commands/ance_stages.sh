@@ -11,7 +11,7 @@ check_settings() {
     [[ -n "$CHECKPOINT" ]] || ((demo)) || fail "CHECKPOINT is not set: the model to begin with"
     ((demo)) || [[ -d "$DATA_DIR" ]] || fail "DATA_DIR is '$DATA_DIR', which is no folder"
     [[ -z "$CHECKPOINT" ]] || check_checkpoint
-    [[ "$STEPS" == auto || "$NUM_TRAINING_STEPS" == auto ]] || ((STEPS <= NUM_TRAINING_STEPS || ASYNC)) ||
+    ! is_given NUM_TRAINING_STEPS || [[ "$STEPS" == auto ]] || ((STEPS <= NUM_TRAINING_STEPS || ASYNC)) ||
         fail "STEPS is $STEPS, and beyond NUM_TRAINING_STEPS, $NUM_TRAINING_STEPS, the learning rate is 0; raise that"
     [[ -z "$INDEX_PARAMETERS" || "$INDEX_FACTORY" != Flat ]] ||
         fail "INDEX_PARAMETERS are of an approximate index, and INDEX_FACTORY is Flat: exact search"
@@ -101,10 +101,10 @@ hold_to_settings() {
     find_reading
     ((ASYNC)) || held_by_training+=("${schedule[@]}")
     hold "$OUT_DIR/settings.tokenize" "$mined" "${held_by_tokens[@]}"
-    [[ -z "$mined" ]] || hold "$OUT_DIR/settings.mine" "$mined" "${held_by_mining[@]}"
-    [[ -z "$trained" ]] || hold "$OUT_DIR/settings.train" "$trained" "${held_by_training[@]}"
+    [[ -z "$mined" || ! -f "$OUT_DIR/settings.mine" ]] || hold "$OUT_DIR/settings.mine" "$mined" "${held_by_mining[@]}"
+    [[ -z "$trained" || ! -f "$OUT_DIR/settings.train" ]] || hold "$OUT_DIR/settings.train" "$trained" "${held_by_training[@]}"
 }
-hold_to_choice() { # what was not there to be held to is now known
+hold_to_choice() { # once all of it is known: notes it, too
     ((demo)) || held_by_mining+=(BY_SIZE)
     hold "$OUT_DIR/settings.mine" "$mined" "${held_by_mining[@]}"
     hold "$OUT_DIR/settings.train" "$trained" "${held_by_training[@]}"

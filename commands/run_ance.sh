@@ -10,11 +10,12 @@
 # brackets. Without DATA_DIR the demo collection is built and trained on, with small settings of its own. Settings of
 # mining and training that are auto are chosen by the number of training queries and by the encoder, said, and held to:
 # with 400,000 queries and a checkpoint that has no reading of its own they are the published run's (docs/running.md).
-# Any of them can be given, and the others are chosen around it. Run again, the script goes on where it stopped, and skips what is done. A setting that files in OUT_DIR follow from can no longer be
-# changed there. Data and the initial checkpoint count by their content: folders may be moved. Data that were corrected
-# are tokenized again until the first episode is mined. The other settings can change at any time. One of them changes
-# training: a step takes BATCH_SIZE x ACCUMULATION triplets from each of PROCESSES. With another number of them, training
-# goes on at the same place in the data, in steps of another size.
+# Any of them can be given, and the others are chosen around it. Run again, the script goes on where it stopped, and
+# skips what is done. A setting that files in OUT_DIR follow from can no longer be changed there. Data and the initial
+# checkpoint count by their content: folders may be moved. Data that were corrected are tokenized again until the first
+# episode is mined. The other settings can change at any time. One of them changes training: a step takes BATCH_SIZE x
+# ACCUMULATION triplets from each of PROCESSES. With another number of them, training goes on at the same place in the
+# data, in steps of another size.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source "$root/commands/ance_settings.sh"

@@ -83,10 +83,10 @@ def text_of(value: Value) -> str:
 
 def report(size: Size, choices: dict[str, Choice]) -> list[str]:
     """What was chosen, and why: a line for all that have a reason in common."""
-    reading = "says itself how it is read" if size.declared else "has no reading of its own"
+    reading = "is made for vectors already" if size.declared else "has no reading of its own"
     lines = [
-        f"chosen for {size.queries:,} training queries, {size.passages:,} passages and an encoder {size.width:,} wide "
-        f"that {reading} (docs/running.md, defaults by size); any of it can be set:"
+        f"chosen for {size.queries:,} training queries, {size.passages:,} passages and an encoder of width "
+        f"{size.width:,} that {reading} (docs/running.md, Defaults by size); each can be set:"
     ]
     reasons: dict[str, list[str]] = {}
     for name, (value, why) in choices.items():

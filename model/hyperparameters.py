@@ -7,7 +7,7 @@ here (`choose`), by these rules:
 
     NEGATIVES      5: one a query in each of the 5 passes that a mined file consists of, so that a step sees as many
                    queries as it can
-    TOPK           √(2 · passages), at most 200: 100 of 5,000; at least four times NEGATIVES, at most half the passages
+    TOPK           √(2 · passages), so 100 of 5,000; at most 200 and half the passages, at least four times NEGATIVES
     a step         √queries / 2 triplets, a multiple of 8 from 16 to 512, of all processes together
     CLUSTERS       √queries / 4, from 2 to 50, and two or more triplets of each in a step
     EPISODES       2 from an encoder that is made for vectors already, 3 from any other
@@ -15,7 +15,7 @@ here (`choose`), by these rules:
                    least 30, unless that is more than the whole file
     LEARNING_RATE  AdamW 1e-4 up to a width of 384, beyond it falling with the square of the width (2.5e-5 at 768,
                    1.4e-5 at 1024); LAMB 25 times that
-    schedule       warm-up over a tenth of the steps, then down to 0 at the episode's last; the peaks fall over the run
+    schedule       warm-up over a tenth of the steps, then down to 0 at the episode's last; peaks fall over the run
     SAVE_STEPS     half an episode, from 20 to 5,000
 
 What was given stays, and the others are chosen around it. Everything is a function of its arguments, so that a run
@@ -113,7 +113,9 @@ def choose(size: Size, given: Mapping[str, Value]) -> dict[str, Choice]:
     settle("BATCH_SIZE", batch, meaning)
     settle("ACCUMULATION", accumulation, meaning)
     clusters = min(round(sqrt(size.queries) / 4), 50, step // 2)
-    settle("CLUSTERS", max(1, min(max(clusters, 2), size.queries)), "by the number of queries, with several in a step")
+    settle(
+        "CLUSTERS", max(1, min(max(clusters, 2), size.queries)), "by the number of queries, with several in a step"
+    )
 
     made = "made for vectors" if size.declared else "not made for vectors yet"
     episodes = settle("EPISODES", 2 if size.declared else 3, f"from an encoder that is {made}")

@@ -83,7 +83,10 @@ def only(calls: list[Call], script: str) -> list[dict[str, str]]:
         (["--async", "1", "--launcher", "mpirun"], "LAUNCHER is set, and ASYNC has two of its own"),
         (["--async", "1", "--num_training_steps", "9"], "cannot be set with ASYNC, where both are EPISODES x STEPS"),
         (["--total_training_steps", "3e5"], "TOTAL_TRAINING_STEPS is '3e5'; a whole number, at least 1"),
-        (["--steps=60001", "--num_training_steps=60000"], "STEPS is 60001, and beyond NUM_TRAINING_STEPS, 60000, the learning rate is 0"),
+        (
+            ["--steps=60001", "--num_training_steps=60000"],
+            "STEPS is 60001, and beyond NUM_TRAINING_STEPS, 60000, the learning rate is 0",
+        ),
         (["--gradient_checkpointing", "2"], "GRADIENT_CHECKPOINTING is '2'; it can be: 0 1"),
         (["--license", "My own"], "LICENSE is 'My own'; one of the hub's identifiers"),
         (["--license", "apache"], "LICENSE is 'apache'; one of the hub's identifiers"),
@@ -612,7 +615,17 @@ def test_a_checkpoint_that_is_trained_anew_is_evaluated_anew(run):
     shutil.rmtree(run.out / "saved_models" / "checkpoint-90000")
     assert run().returncode == 0
     calls = run.calls()
-    assert names(calls) == [*READING, *STORES, *CHOICE, "run_ann", "evaluate_beir", "evaluate_beir", *TABLES, *CARD, *REPORT]
+    assert names(calls) == [
+        *READING,
+        *STORES,
+        *CHOICE,
+        "run_ann",
+        "evaluate_beir",
+        "evaluate_beir",
+        *TABLES,
+        *CARD,
+        *REPORT,
+    ]
     assert {flags["model_name_or_path"] for flags in only(calls, "evaluate_beir")} == {
         str(run.out / "saved_models" / "checkpoint-90000")
     }
@@ -652,16 +665,17 @@ def test_a_settings_file_of_a_version_that_lacked_a_setting_is_gone_on_with(run)
     assert finished.returncode == 0, finished.stderr
 
 
-def test_a_run_of_a_version_without_the_settings_of_the_schedule_keeps_the_schedule_it_had(run):
+@pytest.mark.parametrize(("episodes", "total"), [(2, "18"), ("", "27")])
+def test_a_run_of_a_version_without_the_settings_of_the_schedule_keeps_the_schedule_it_had(run, episodes, total):
     assert run(STEPS=9).returncode == 0
     path = run.out / "settings.train"
     lines = [line for line in path.read_text().splitlines() if "TRAINING_STEPS=" not in line]
     path.write_text("\n".join(lines) + "\n")
     shutil.rmtree(run.out / "saved_models" / "checkpoint-18")
     run.calls()
-    assert run(STEPS=9).returncode == 0
-    (trained,) = only(run.calls(), "run_ann")
-    assert trained | {"round": "1", "num_training_steps": "9", "total_training_steps": "18"} == trained
+    assert run(STEPS=9, EPISODES=episodes).returncode == 0
+    trained = only(run.calls(), "run_ann")[0]
+    assert trained | {"round": "1", "num_training_steps": "9", "total_training_steps": total} == trained
 
 
 def test_an_episode_that_is_gone_while_later_ones_are_there_is_not_mistaken_for_the_next(run):

@@ -1,0 +1,170 @@
+"""Hyperparameters by size: what is chosen, within which bounds, and what stays as it is given or published."""
+
+from itertools import pairwise, product
+from math import ceil
+
+import pytest
+
+from drivers.training_arguments import NUM_TRAINING_STEPS, TOTAL_TRAINING_STEPS
+from model.hyperparameters import MINED_PASSES, NAMES, PUBLISHED, Size, choose, choose_published
+from model.optimizers import LearningRate
+
+QUERIES = (1, 3, 30, 300, 1_000, 4_404, 10_000, 100_000, 399_999, 500_000, 10_000_000)
+PASSAGES = (1, 12, 300, 5_000, 8_841_823)
+WIDTHS = (32, 384, 768, 1_024, 4_096)
+SIZES = [
+    Size(*numbers, processes=processes)
+    for *numbers, processes in product(QUERIES, PASSAGES, WIDTHS, (False, True), (1, 3, 8))
+]
+
+
+def values(size: Size, **given) -> dict:
+    """All settings: those that are given and those that are chosen around them."""
+    chosen = {name: choice.value for name, choice in choose(size, given).items()}
+    assert not chosen.keys() & given.keys()
+    assert chosen.keys() | given.keys() == set(NAMES)
+    return chosen | given
+
+
+def step_of(settings: dict, size: Size) -> int:
+    return settings["BATCH_SIZE"] * settings["ACCUMULATION"] * size.processes
+
+
+@pytest.mark.parametrize(
+    ("queries", "passages", "expected"),
+    [  # STEPS from an encoder that is made for vectors, and from another; triplets a step, CLUSTERS, TOPK
+        (30, 300, (10, 10, 16, 2, 24)),
+        (300, 1_000, (30, 94, 16, 4, 45)),
+        (1_000, 5_000, (32, 313, 16, 8, 100)),
+        (4_404, 5_000, (69, 689, 32, 16, 100)),
+        (10_000, 100_000, (105, 1_042, 48, 24, 200)),
+        (100_000, 1_000_000, (309, 3_087, 162, 50, 200)),
+        (399_999, 8_841_823, (625, 6_250, 320, 50, 200)),
+        (500_000, 8_841_823, (707, 7_063, 354, 50, 200)),
+    ],
+)
+def test_what_is_chosen_at_sizes_that_people_have(queries, passages, expected):
+    steps, steps_of_plain, step, clusters, topk = expected
+    for declared, length in ((True, steps), (False, steps_of_plain)):
+        size = Size(queries, passages, 384, declared)
+        chosen = values(size)
+        assert (chosen["STEPS"], step_of(chosen, size)) == (length, step)
+        assert (chosen["CLUSTERS"], chosen["TOPK"], chosen["NEGATIVES"]) == (clusters, topk, 5)
+        assert (chosen["OPTIMIZER"], chosen["LEARNING_RATE"]) == ("adamW", 1e-4)
+        assert chosen["EPISODES"] == (2 if declared else 3)
+
+
+def test_whatever_the_size_there_is_at_least_a_step_that_learns_and_nothing_is_beyond_what_there_is():
+    for size in SIZES:
+        chosen = values(size)
+        assert all(chosen[name] >= 1 for name in NAMES if name not in ("WARMUP_STEPS", "OPTIMIZER", "LEARNING_RATE"))
+        assert chosen["CLUSTERS"] <= min(50, size.queries)
+        assert 2 * chosen["CLUSTERS"] <= max(step_of(chosen, size), 2)
+        assert chosen["TOPK"] <= max(1, size.passages / 2)
+        assert chosen["BATCH_SIZE"] <= 64
+        assert 1e-7 < chosen["LEARNING_RATE"] <= 1e-4
+        assert 0 <= chosen["WARMUP_STEPS"] < chosen["STEPS"] == chosen["NUM_TRAINING_STEPS"]
+        schedule = chosen["WARMUP_STEPS"], chosen["NUM_TRAINING_STEPS"], chosen["TOTAL_TRAINING_STEPS"]
+        for episode in range(chosen["EPISODES"]):
+            first = episode * chosen["STEPS"]
+            peak = LearningRate(1.0, first, *schedule).at(first + chosen["WARMUP_STEPS"])
+            assert peak == pytest.approx(max(0.2, 1 - episode / chosen["EPISODES"]))
+
+
+def test_an_episode_takes_the_mined_file_at_most_once_and_half_a_pass_where_that_is_enough():
+    for size in SIZES:
+        chosen = values(size)
+        mined, step = size.queries * chosen["NEGATIVES"], step_of(chosen, size)
+        assert chosen["STEPS"] <= ceil(mined / step)
+        if size.declared and chosen["STEPS"] > 30:
+            assert chosen["STEPS"] == ceil(ceil(size.queries / 2) / step)
+        if not size.declared:
+            assert chosen["STEPS"] == ceil(mined / step)
+
+
+def test_more_queries_never_mean_fewer_clusters_or_triplets_and_a_wider_encoder_no_higher_rate():
+    for declared in (False, True):
+        sizes = [Size(queries, 10_000, 384, declared) for queries in range(1, 20_000, 7)]
+        all_chosen = [(values(size), size) for size in sizes]
+        for (fewer, size), (more, larger) in pairwise(all_chosen):
+            assert fewer["CLUSTERS"] <= more["CLUSTERS"]
+            assert step_of(fewer, size) <= step_of(more, larger)
+            # In whole steps.
+            assert (fewer["STEPS"] - 1) * step_of(fewer, size) < more["STEPS"] * step_of(more, larger)
+    rates = [values(Size(1_000, 10_000, width, True))["LEARNING_RATE"] for width in (64, 384, 512, 768, 1_024, 2_048)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[1:5:2] == [1e-4, 2.5e-5]
+    assert rates[4] == 1.4e-5
+
+
+@pytest.mark.parametrize("model_size", ["base", "large"])
+def test_the_published_values_are_those_of_the_publication(model_size):
+    steps, batch = {"base": (45_000, 64), "large": (30_000, 32)}[model_size]
+    chosen = {name: choice.value for name, choice in choose_published(model_size, {}).items()}
+    assert chosen == {
+        "TOPK": 200,
+        "NEGATIVES": 30,
+        "CLUSTERS": 50,
+        "EPISODES": 3,
+        "STEPS": steps,
+        "BATCH_SIZE": batch,
+        "ACCUMULATION": 1,
+        "OPTIMIZER": "lamb",
+        "LEARNING_RATE": 5e-6,
+        "WARMUP_STEPS": 3_000,
+        "NUM_TRAINING_STEPS": NUM_TRAINING_STEPS,
+        "TOTAL_TRAINING_STEPS": TOTAL_TRAINING_STEPS,
+        "SAVE_STEPS": 5_000,
+    }
+    given = choose_published(model_size, {"TOPK": 7})
+    assert {name: choice.value for name, choice in given.items()} | {"TOPK": 200} == chosen
+    assert choose_published(model_size, {"STEPS": 70_000})["NUM_TRAINING_STEPS"].value == 70_000
+    assert choose_published(model_size, {"NUM_TRAINING_STEPS": 9})["STEPS"].value == 9
+
+
+@pytest.mark.parametrize(
+    ("queries", "declared", "published"),
+    [(400_000, False, True), (399_999, False, False), (400_000, True, False), (3, True, False)],
+)
+def test_the_published_values_are_meant_for_many_queries_and_a_plain_encoder(queries, declared, published):
+    assert Size(queries, 8_841_823, 768, declared).is_published == published
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_setting_can_be_given_alone_and_stays(name):
+    for size in SIZES[::7]:
+        for value in ("lamb", "adamW") if name == "OPTIMIZER" else (1, PUBLISHED["base"][name]):
+            chosen = values(size, **{name: value})
+            assert chosen[name] == value
+            assert all(chosen[other] >= 1 for other in ("STEPS", "BATCH_SIZE", "ACCUMULATION", "TOPK", "CLUSTERS"))
+            assert chosen["STEPS"] <= chosen["NUM_TRAINING_STEPS"] or name == "NUM_TRAINING_STEPS"
+            assert name in ("WARMUP_STEPS", "STEPS") or chosen["WARMUP_STEPS"] < chosen["STEPS"]
+
+
+def test_what_is_given_moves_what_follows_from_it():
+    size = Size(10_000, 100_000, 384, True)
+    as_chosen = values(size)
+    assert step_of(as_chosen, size) == 48
+    for given, step in (
+        ({"BATCH_SIZE": 8}, 48),
+        ({"BATCH_SIZE": 8, "ACCUMULATION": 1}, 8),
+        ({"ACCUMULATION": 4}, 48),
+        ({"BATCH_SIZE": 200}, 200),
+    ):
+        chosen = values(size, **given)
+        assert step_of(chosen, size) == step
+        assert chosen["STEPS"] == max(30, ceil(size.queries / 2 / step))
+    on_eight = Size(10_000, 100_000, 384, True, processes=8)
+    assert (step_of(values(on_eight), on_eight), values(on_eight)["BATCH_SIZE"]) == (48, 6)
+    assert values(size, NEGATIVES=30)["STEPS"] == ceil(10_000 * 30 / MINED_PASSES / 2 / 48)
+    assert values(Size(10_000, 1_000, 384, True), NEGATIVES=30)["TOPK"] == 120
+    assert values(size, TOPK=3)["NEGATIVES"] == 3
+    assert values(size, STEPS=1_000) | {
+        "WARMUP_STEPS": 100,
+        "NUM_TRAINING_STEPS": 1_000,
+        "TOTAL_TRAINING_STEPS": 2_000,
+        "SAVE_STEPS": 500,
+    } == values(size, STEPS=1_000)
+    assert values(size, EPISODES=5)["TOTAL_TRAINING_STEPS"] == 5 * as_chosen["STEPS"]
+    assert values(size, NUM_TRAINING_STEPS=7)["STEPS"] == 7
+    assert values(size, OPTIMIZER="lamb")["LEARNING_RATE"] == 2.5e-3
