@@ -147,6 +147,7 @@ def test_the_script_stops_when_its_miners_launcher_is_killed_and_goes_on_by_the_
         "STEPS": 50,
         "SAVE_STEPS": 25,
         "BATCH_SIZE": 8,
+        "ACCUMULATION": 1,
         "LEARNING_RATE": 1e-3,
         "WARMUP_STEPS": 1,
         "OPTIMIZER": "adamW",
