@@ -42,6 +42,9 @@ heading "Mining"
 setting TOPK "auto|count" auto 100 "passages ranked per training query"
 setting NEGATIVES "auto|count" auto 5 "negatives drawn from them"
 setting CLUSTERS "auto|count" auto 16 "clusters of the training queries"
+setting QUERY_GROUPS text clusters \
+    "what the objective weighs, and metrics are told of (flag: --groups too): clusters of the training queries by k-means; source: the groups by name in DATA_DIR/sources.tsv; or a TSV of query id and group name"
+also_called GROUPS # bash has a variable of that name
 setting EMBEDDING_DTYPE "float32|float16" float32 "the type of stored vectors; float16 takes half the disk, and rounds"
 setting INDEX_FACTORY text Flat "Flat: exact search; else an approximate index, by faiss's factory string"
 setting INDEX_PARAMETERS text "" "of an approximate index's search, like nprobe=64"
@@ -62,7 +65,7 @@ setting NUM_TRAINING_STEPS "auto|count" '$(is_older && echo "$STEPS" || echo aut
 setting TOTAL_TRAINING_STEPS "auto|count" \
     '$(is_older && older_total || echo auto)' '$(is_older && older_total || echo "$((2 * STEPS))")' \
     "an episode that begins at step s of the run has the peak LEARNING_RATE x max(0.2, 1 - s / TOTAL_TRAINING_STEPS) (default: auto; demo: 2 x STEPS)"
-setting OBJECTIVE "idro|dro-greedy|erm" idro "how clusters are weighed"
+setting OBJECTIVE "idro|dro-greedy|erm" idro "how clusters, or groups by name, are weighed"
 setting ALPHA number 0.25 "iDRO: power of the losses; DRO-greedy: share of the data that weighs most"
 setting EMA number 0.1 "iDRO: power of the old weights; DRO-greedy: decay of the running means"
 setting RHO number 0.05 "iDRO: step size of the weights"
@@ -95,6 +98,7 @@ export ANCE_FLAGS="out_data_dir=--out_dir training_dir=--out_dir output_dir=--ou
     embedding_dir=--public_ann_data_dir
     model_name_or_path=--checkpoint init_model_dir=--checkpoint
     topk_training=--topk negative_sample=--negatives cluster_centroids=--clusters n_groups=--clusters
+    groups_file=--query_groups
     max_steps=--steps per_gpu_train_batch_size=--batch_size
     gradient_accumulation_steps=--accumulation per_gpu_eval_batch_size=--eval_batch_size dro_type=--objective
     fp16=--mixed_precision no_cuda=CUDA_VISIBLE_DEVICES="

@@ -17,6 +17,7 @@ check_settings() {
         fail "INDEX_PARAMETERS are of an approximate index, and INDEX_FACTORY is Flat: exact search"
     [[ -z "$LICENSE" ]] || grep -qxF -e "$LICENSE" "$root/evaluate/licenses.txt" ||
         fail "LICENSE is '$LICENSE'; one of the hub's identifiers is needed, like mit or other (evaluate/licenses.txt)"
+    check_groups
     ((ASYNC)) || return 0
     if is_given NUM_TRAINING_STEPS || is_given TOTAL_TRAINING_STEPS; then
         fail "NUM_TRAINING_STEPS and TOTAL_TRAINING_STEPS cannot be set with ASYNC, where both are EPISODES x STEPS"
@@ -26,6 +27,13 @@ check_settings() {
         fail "ASYNC wants two GPUs, and there is one; if both sides fit on it, TRAINING_GPUS=${gpus[0]} MINING_GPUS=${gpus[0]}"
     check_gpus TRAINING_GPUS
     check_gpus MINING_GPUS
+}
+check_groups() { # refuses QUERY_GROUPS that are no file; sources.tsv may be made later
+    [[ "$QUERY_GROUPS" != clusters ]] || return 0
+    [[ "$QUERY_GROUPS" == source || -f "$QUERY_GROUPS" ]] ||
+        fail "QUERY_GROUPS is '$QUERY_GROUPS', which is no file; it can be: clusters, source, or a TSV of query id and group name"
+    [[ -z "$CLUSTERS" ]] || ! is_given CLUSTERS ||
+        fail "CLUSTERS is set, and QUERY_GROUPS is '$QUERY_GROUPS': groups by name, as many as there are"
 }
 check_gpus() { # NAME: refuses GPUs that are not there, or that CUDA_VISIBLE_DEVICES leaves to others
     local entry entries usable=" ${gpus[*]-} ${CUDA_VISIBLE_DEVICES-}" gpus=()
@@ -85,8 +93,8 @@ name_zero_shot_collections() {
 # With other settings, what is in the folder would be taken for done. A setting is held to once something is there that
 # follows from it (`mined`, `trained`: not empty where there is); until then a mistake can be mended.
 held_by_tokens=(DATA_TYPE CHECKPOINT_CONTENT MODEL_TYPE MAX_SEQ_LENGTH MAX_QUERY_LENGTH QUERY_PROMPT PASSAGE_PROMPT LOWERCASE)
-held_by_mining=(POOLING NORMALIZE TOPK NEGATIVES CLUSTERS MINING_SEED MIXED_PRECISION EMBEDDING_DTYPE INDEX_FACTORY
-    INDEX_PARAMETERS)
+held_by_mining=(POOLING NORMALIZE TOPK NEGATIVES QUERY_GROUPS_CONTENT CLUSTERS MINING_SEED MIXED_PRECISION EMBEDDING_DTYPE
+    INDEX_FACTORY INDEX_PARAMETERS)
 held_by_training=(ASYNC SEED MODEL_SIZE STEPS BATCH_SIZE ACCUMULATION OPTIMIZER LEARNING_RATE WARMUP_STEPS OBJECTIVE
     SCALE ALPHA EMA RHO EPS IDRO_LAYERS IDRO_SKETCH_DIM)
 schedule=(NUM_TRAINING_STEPS TOTAL_TRAINING_STEPS)
@@ -98,6 +106,7 @@ BY_SIZE="" # 1: what is auto is chosen by size, 0: as published; empty: not know
 hold_to_settings() {
     see_what_is_there
     hold_to_checkpoint
+    hold_to_groups
     find_reading
     ((ASYNC)) || held_by_training+=("${schedule[@]}")
     hold "$OUT_DIR/settings.tokenize" "$mined" "${held_by_tokens[@]}"
@@ -179,7 +188,7 @@ choose_settings() {
 # Where things lie may change at any time; search and report look there. Noted once the data there were accepted.
 note_places() {
     local name folder
-    hold "$OUT_DIR/settings.evaluate" "" PUBLIC_ANN_DATA_DIR DATA_DIR CHECKPOINT
+    hold "$OUT_DIR/settings.evaluate" "" PUBLIC_ANN_DATA_DIR DATA_DIR CHECKPOINT QUERY_GROUPS
     for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
         folder="${zero_shot[$name]}"
         hold "$OUT_DIR/zero_shot/$name/settings" "" folder
@@ -192,6 +201,7 @@ hold() { # FILE PRODUCT NAME…: notes these settings in FILE; where PRODUCT is 
             grep -q "^$name=" "$1" || continue # the file is of a version without this setting
             was="$(noted "$1" "$name")" is="${!name#"$OUT_DIR/"}"
             [[ "$is" != "$was" ]] || continue
+            [[ "$name" != QUERY_GROUPS_CONTENT ]] || name=QUERY_GROUPS was="$groups_were" is="$QUERY_GROUPS"
             [[ "$name" != CHECKPOINT_CONTENT ]] || name=CHECKPOINT was="$checkpoint_was" is="$CHECKPOINT"
             differences+=$'\n'"    $name was '$was' and is '$is'"
             [[ "$is" != "$was" ]] || differences+=" with other files"
@@ -218,6 +228,25 @@ hold_to_checkpoint() {
         ("$checkpoint_was" == /* && -d "$CHECKPOINT" && "${checkpoint_was##*/}" == "${CHECKPOINT##*/}") ]] ||
         fail "$OUT_DIR holds a run with other settings: CHECKPOINT was '$checkpoint_was' and is '$CHECKPOINT'"
     printf 'CHECKPOINT_CONTENT=%s\n' "$CHECKPOINT_CONTENT" >> "$OUT_DIR/settings.tokenize"
+}
+# Groups by name count by their file's content, too, whose place is `groups_file`; empty for clusters.
+hold_to_groups() {
+    groups_file="" QUERY_GROUPS_CONTENT=clusters
+    groups_were="$(noted "$OUT_DIR/settings.evaluate" QUERY_GROUPS)"
+    : "${groups_were:=clusters}" # of a version without groups by name
+    if [[ -n "$mined" && -f "$OUT_DIR/settings.mine" ]] && ! grep -q "^QUERY_GROUPS_CONTENT=" "$OUT_DIR/settings.mine"; then
+        printf 'QUERY_GROUPS_CONTENT=%s\n' "$QUERY_GROUPS_CONTENT" >> "$OUT_DIR/settings.mine"
+    fi
+    [[ "$QUERY_GROUPS" != clusters ]] || return 0
+    groups_file="$QUERY_GROUPS" CLUSTERS=""
+    if [[ "$QUERY_GROUPS" == source ]]; then
+        groups_file="$DATA_DIR/sources.tsv"
+        [[ -f "$groups_file" ]] ||
+            fail "QUERY_GROUPS is 'source', and there is no $groups_file: the data have one source, so one group only; give a TSV of query id and group name, or clusters"
+    fi
+    groups_file="$(absolute "$(dirname "$groups_file")")/$(basename "$groups_file")"
+    [[ "$QUERY_GROUPS" == source ]] || QUERY_GROUPS="$groups_file"
+    QUERY_GROUPS_CONTENT="$(sha256sum < "$groups_file" | cut -d ' ' -f 1)"
 }
 content_of() { # FOLDER: a checksum of the files that a model is loaded from; its card may change
     (cd "$1" && find -L . -maxdepth 2 -type f ! -path './.*' \

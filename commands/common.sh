@@ -29,6 +29,7 @@ words=() others=() # what the command line holds beside this script's settings
 setting_names=()   # in the order of their declarations
 next_heading=""
 declare -A setting_values=() setting_default=() setting_demo=() setting_help=() setting_heading=() setting_given=()
+declare -A setting_of_flag=() # another name of a flag, in capitals -> its setting
 
 heading() { next_heading="$1"; }
 setting() {
@@ -37,6 +38,7 @@ setting() {
     (($# == 4)) || setting_demo["$1"]="$4"
     setting_heading["$1"]="$next_heading" next_heading=""
 }
+also_called() { setting_of_flag["$1"]="${setting_names[-1]}"; } # NAME: a flag of that name sets the last setting, too
 set_default() { setting_default["$1"]="$2" && unset "setting_demo[$1]"; } # NAME TEXT, which `settle` evaluates
 
 # Prints the comment at the head of the script that was started, then its settings.
@@ -70,6 +72,7 @@ take_arguments() {
         esac
         flag="${1%%=*}" name="${1#--}"
         name="${name%%=*}" name="${name//-/_}" name="${name^^}"
+        name="${setting_of_flag[$name]-$name}"
         is_setting "$name" || ((hands_on)) || fail "unknown argument '$flag'; see --help"
         if [[ "$1" == *=* ]]; then
             set -- "$flag" "${1#*=}" "${@:2}"

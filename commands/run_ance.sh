@@ -60,6 +60,8 @@ fi
 DATA_DIR="$(absolute "$DATA_DIR")"
 hold_to_settings
 lengths=(--max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH")
+grouping=(--cluster_query --cluster_centroids "$CLUSTERS") n_groups="$CLUSTERS"
+[[ -z "$groups_file" ]] || grouping=(--groups_file "$groups_file") n_groups=0 # as many as are there
 precision=() group=1
 ((MIXED_PRECISION == 0)) || precision=(--fp16)
 [[ "$OBJECTIVE" != erm ]] || group=0
@@ -89,7 +91,7 @@ mine=("$root/drivers/run_ann_data_gen.py" "${reading[@]}" "${lengths[@]}" ${prec
     --output_dir "$ann_data" --result_dir "$results" --public_ann_data_dir "$PUBLIC_ANN_DATA_DIR"
     --embedding_dtype "$EMBEDDING_DTYPE" --index_factory "$INDEX_FACTORY" --index_parameters "$INDEX_PARAMETERS"
     --per_gpu_eval_batch_size "$EVAL_BATCH_SIZE" --topk_training "$TOPK" --negative_sample "$NEGATIVES"
-    --ann_chunk_factor 5 --group "$group" --cluster_query --cluster_centroids "$CLUSTERS" --seed "$MINING_SEED")
+    --ann_chunk_factor 5 --group "$group" "${grouping[@]}" --seed "$MINING_SEED")
 ((${#zero_shot_stores[@]} == 0)) || mine+=(--zero_shot_dirs "${zero_shot_stores[@]}")
 
 # 4. Train on them: minutes (demo).
@@ -98,7 +100,7 @@ train=("$root/drivers/run_ann.py" "${reading[@]}" "${lengths[@]}" ${precision[@]
     --output_dir "$models" --init_model_dir "$CHECKPOINT" --data_dir "$preprocessed" --ann_dir "$ann_data"
     --result_dir "$results" --per_gpu_train_batch_size "$BATCH_SIZE" --gradient_accumulation_steps "$ACCUMULATION"
     --optimizer "$OPTIMIZER" --learning_rate "$LEARNING_RATE" --warmup_steps "$WARMUP_STEPS"
-    --group "$group" --dro_type "${OBJECTIVE/erm/idro}" --n_groups "$CLUSTERS"
+    --group "$group" --dro_type "${OBJECTIVE/erm/idro}" --n_groups "$n_groups"
     --alpha "$ALPHA" --ema "$EMA" --rho "$RHO" --eps "$EPS"
     --idro_layers "$IDRO_LAYERS" --idro_sketch_dim "$IDRO_SKETCH_DIM"
     --logging_steps 10 --save_steps "$SAVE_STEPS" --save_total_limit "$SAVE_TOTAL_LIMIT"

@@ -41,7 +41,7 @@ from utils.runtime.memory import keep_freed_memory
 from utils.runtime.precision import choose_precision
 from utils.runtime.stopping import EXIT_CODE, StopRequest
 from utils.stores.checkpoint import TrainerState, newest_checkpoint, newest_or_initial, remove_old_checkpoints
-from utils.stores.episode import Episode, mined_file, newest_ready, open_episode, read_result
+from utils.stores.episode import Episode, mined_clusters, mined_file, newest_ready, open_episode, read_result
 from utils.stores.lock import hold_lock
 from utils.stores.training_log import TrainingLog
 
@@ -118,10 +118,12 @@ def main() -> None:
     queries = open_sequences(stores[0], *reads, args.max_query_length, prepared=reading.queries)
     passages = open_sequences(stores[1], *reads, args.max_seq_length, reading.chunk_length, reading.passages)
     lengths = args.max_seq_length, args.max_query_length
-    step = make_step(args, encoder, device)
     number = args.round
     if args.follow:
         number = saved.round if saved else newest_ready(args.result_dir)
+    if args.group and not args.n_groups:
+        args.n_groups = distributed.on_main(lambda: mined_clusters(args.result_dir, number))
+    step = make_step(args, encoder, device)
     torch.manual_seed(args.seed + 1_000_000 * (saved.global_step if saved else 0) + distributed.rank())
     state = resume(checkpoint, saved, step, round=number, optimizer=args.optimizer, objective=args.objective)
     log = TrainingLog(args.log_dir, first_step=state.global_step)

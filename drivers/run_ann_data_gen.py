@@ -8,9 +8,9 @@
 A call mines one episode, the one after the newest. Where no checkpoint is newer than the one that mined that, or
 training stands inside its round, it says so and ends with exit code 0.
 
-Writes the mined file, its scores, the query clusters and, last of all, the dev metrics of the checkpoint, whose file
-makes the episode ready. Embeddings stay on disk: what a crash interrupts, and what the evaluation needs of the same
-checkpoint, is not encoded twice.
+Writes the mined file, its scores, the query clusters (with --groups_file, groups by name in their place) and, last of
+all, the dev metrics of the checkpoint, whose file makes the episode ready. Embeddings stay on disk: what a crash
+interrupts, and what the evaluation needs of the same checkpoint, is not encoded twice.
 
 With --end_output_num -1 it mines beside training (drivers/run_ann.py --round -1), an episode whenever there is a
 newer checkpoint, until it is stopped, by SIGKILL too: the next miner goes on from what is complete. So that they do
@@ -33,6 +33,7 @@ from utils.batching import Sequences
 from utils.mining.clustering import Clusters, cluster_queries, evaluate_clusters, nearest_centroid
 from utils.mining.encoding import StoreEncoder
 from utils.mining.evaluation import DEPTH, check_names, evaluate_collections, gather_rankings, measure
+from utils.mining.named_groups import NamedGroups, read_named_groups
 from utils.mining.negatives import check_candidates, deal_passes, draw_negatives, relevant_pairs
 from utils.mining.search import score_pairs, search_rows
 from utils.runtime import distributed
@@ -70,17 +71,22 @@ class Arguments(ModelArguments, LengthArguments):
     )
     group: int = option(0, "1: training will use clusters, so --cluster_query must be set")
     cluster_query: bool = option(False, "cluster the training queries, and write each line's cluster")
-    cluster_centroids: int = option(50, "clusters of the training queries")
+    cluster_centroids: int = option(50, "clusters of the training queries; not used with groups_file")
+    groups_file: str = option(
+        "",
+        "groups by name in the place of clusters: a TSV of query id and group name (.gz too); implies cluster_query",
+    )
     inference: bool = option(False, "encode only, with the newest checkpoint, and mine nothing")
     seed: int = option(42, "seed of the clusters and of the negatives")
 
     def __post_init__(self) -> None:
         self.result_dir = self.result_dir or self.output_dir
+        self.cluster_query = self.cluster_query or bool(self.groups_file)
         self.endless = self.end_output_num == -1
         if self.end_output_num < -1:
             raise InputError(f"--end_output_num is {self.end_output_num}; from 0: one episode, and -1 never ends")
         if self.group and not self.cluster_query:
-            raise InputError("--group 1 trains on clusters, and --cluster_query is not set")
+            raise InputError("--group 1 trains on clusters, and --cluster_query is not set, nor --groups_file")
         if self.index_factory == "Flat" and self.index_parameters:
             raise InputError("--index_parameters are of an approximate index; --index_factory Flat searches exactly")
         check_names(self.zero_shot_dirs)
@@ -154,7 +160,28 @@ def search(
     return dev, Drawn(*gathered)
 
 
-def deal(args: Arguments, number: int, drawn: Drawn, train_qrels: Qrels, clusters: Clusters | None) -> int:
+Grouped = tuple[Clusters | NamedGroups, np.ndarray]  # the training queries' groups, and the group of each dev query
+
+
+def read_groups(args: Arguments) -> Grouped:
+    """The groups by name; before anything is encoded, which may take hours."""
+    stores = (TokenStore(Path(args.data_dir, name)) for name in ("train-query", "dev-query"))
+    return read_named_groups(args.groups_file, *stores)
+
+
+def cluster(args: Arguments, embeddings: dict[str, EmbeddingMatrix], device: torch.device) -> Grouped:
+    """The clusters of the training queries, and the nearest of them to each dev query."""
+    clusters = cluster_queries(embeddings["train-query"], args.cluster_centroids, args.seed, device)
+    return clusters, nearest_centroid(embeddings["dev-query"], clusters.centroids, device)
+
+
+def deal(
+    args: Arguments,
+    number: int,
+    drawn: Drawn,
+    train_qrels: Qrels,
+    clusters: Clusters | NamedGroups | None,
+) -> int:
     """Deals the negatives into the mined file, with their scores beside it; returns the number of triplets."""
     check_candidates(drawn.rows, args.topk_training)
     short = int(((drawn.rows >= 0).sum(1) < args.negative_sample).sum())
@@ -170,6 +197,9 @@ def mine(args: Arguments, number: int, checkpoint: str, step: int, device: torch
     """Mines episode `number` with the checkpoint of this step."""
     say(f"episode {number}: mining with {checkpoint}, {distributed.world_size()} processes on {device.type}")
     train_qrels, dev_qrels = read_train_and_dev_qrels(args.data_dir)
+    named: list[Grouped] = []  # on the main process
+    if args.groups_file:
+        distributed.on_main(lambda: named.append(read_groups(args)))
     encoder, folder = load(args, checkpoint, device), embedding_dir(args, checkpoint)
     embeddings = encode_all(args, encoder, folder)
     exchange = Path(args.output_dir, "search-zero-shot")
@@ -189,8 +219,7 @@ def mine(args: Arguments, number: int, checkpoint: str, step: int, device: torch
         if zero_shot:
             result["zero_shot"] = zero_shot
         if args.cluster_query:
-            clusters = cluster_queries(embeddings["train-query"], args.cluster_centroids, args.seed, device)
-            dev_clusters = nearest_centroid(embeddings["dev-query"], clusters.centroids, device)
+            clusters, dev_clusters = named[0] if named else cluster(args, embeddings, device)
             clusters.save(Path(args.output_dir, f"clusters_{number}"), dev_clusters)
             result |= evaluate_clusters(clusters, dev_clusters, dev.values["mrr@10"])
         result["triplets"] = deal(args, number, drawn, train_qrels, clusters)

@@ -52,8 +52,8 @@ class Arguments(ModelArguments, LengthArguments):
         "taken for the published command line's sake: a round warms up and decays once, with it or without. (Without "
         "it the public code decays over the mined file's number of lines, this code over num_training_steps still.)",
     )
-    group: int = option(0, "1: use the clusters of the mined file; 0: plain ERM")
-    n_groups: int = option(50, "clusters, as many as were mined with")
+    group: int = option(0, "1: use the clusters, or groups by name, of the mined file; 0: plain ERM")
+    n_groups: int = option(50, "clusters or groups, as many as were mined with; 0: as many as those are")
     dro_type: str = option("idro", "idro or dro-greedy, in upper or lower case")
     alpha: float = option(0.25, "iDRO: power of the losses; DRO-greedy: share of the data that weighs most")
     ema: float = option(0.1, "iDRO: power of the old weights; DRO-greedy: decay of the running means")
@@ -92,12 +92,14 @@ class Arguments(ModelArguments, LengthArguments):
             self.total_training_steps = TOTAL_TRAINING_STEPS
         if self.num_training_steps is None:
             self.num_training_steps = self.total_training_steps if self.follow else NUM_TRAINING_STEPS
+        if self.n_groups < 0:
+            raise InputError(f"--n_groups is {self.n_groups}; a number of clusters, or 0: as many as were mined with")
         if not self.training_dir:
             raise InputError("give --training_dir or --output_dir: where checkpoints are and go")
         if not self.triplet:
             raise InputError("--triplet false: mined files hold triplets only")
         check_at_least_one(
             self,
-            *("per_gpu_train_batch_size", "gradient_accumulation_steps", "logging_steps", "n_groups"),
+            *("per_gpu_train_batch_size", "gradient_accumulation_steps", "logging_steps"),
             *("max_skipped_steps", "num_training_steps", "total_training_steps"),
         )

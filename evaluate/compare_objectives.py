@@ -5,17 +5,17 @@
 
 An objective is NAME=RUN_DIR[,RUN_DIR…], the folders of commands/run_ance.sh's runs with a seed each; the first is
 what the others are compared with. Prints, for the checkpoint after --step steps, the mean over the seeds of the dev
-MRR@10, of the worst cluster's (evaluate/dev_clusters.py; the clusters of the first run) and of the zero-shot nDCG@10
-averaged over the collections, and the lowest and highest seed. Then the differences from the first objective. Their
-95% interval is a bootstrap of both: in each of 2,000 resamples seeds are drawn with replacement, in pairs of the same
-seed, and queries within each collection. The worst cluster is found anew in every resample, among those that are
+MRR@10, of the worst cluster's or group's (evaluate/dev_clusters.py; those of the first run) and of the zero-shot
+nDCG@10 averaged over the collections, and the lowest and highest seed. Then the differences from the first, whose
+95% interval is a bootstrap of both: in each of 2,000 resamples seeds are drawn with replacement, in pairs of the
+same seed, and queries within each collection. The worst cluster is found anew in every resample, among those that are
 large enough by all queries. So an interval says what other queries and other seeds might give; not what another
 collection, start or hyperparameter would. Few seeds give intervals that are too narrow. Where the checkpoint of a run
 has collapsed, its objective's lines say so. OUT gets objectives.md and objectives.json.
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -33,7 +33,6 @@ from utils.stores.files import atomic_file, write_json
 RESAMPLES = 2_000
 CONFIDENCE = 0.95
 DEV_MEASURE, ZERO_SHOT_MEASURE = "mrr@10", "ndcg@10"
-COLUMNS = ("dev MRR@10", "worst cluster MRR@10", "zero-shot nDCG@10")
 
 
 @dataclass
@@ -109,10 +108,15 @@ def _read_values(path: Path, ids: list[str], measure: str) -> np.ndarray:
     return np.array([values[query][measure] for query in ids])
 
 
+def columns(clusters: DevClusters) -> tuple[str, str, str]:
+    """What is compared."""
+    return "dev MRR@10", f"worst {clusters.kind} MRR@10", "zero-shot nDCG@10"
+
+
 def measure(values: Values, clusters: DevClusters, seeds: np.ndarray, chosen: dict[str, np.ndarray]) -> np.ndarray:
-    """The `COLUMNS` of each of these seeds on the chosen queries (under "" the dev queries'), float64 (seeds, 3)."""
+    """The `columns` of each of these seeds on the chosen queries (under "" the dev queries'), float64 (seeds, 3)."""
     large = clusters.large(values.dev[0])
-    resampled = DevClusters(clusters.ids, clusters.assignment[chosen[""]], clusters.count)
+    resampled = replace(clusters, assignment=clusters.assignment[chosen[""]])
     rows = []
     for seed in seeds:
         dev = values.dev[seed, chosen[""]]
@@ -189,13 +193,13 @@ def main() -> None:
         name: measure(of_name, clusters, np.arange(len(of_name.dev)), everything) for name, of_name in of_all.items()
     }
     labels = {name: f"{name} {COLLAPSED}" if of_name.collapsed else name for name, of_name in of_all.items()}
-    table = [["", "seeds", *COLUMNS]]
+    table = [["", "seeds", *columns(clusters)]]
     for name, found in reached.items():
         cells = map(_cell, found.mean(0), found.min(0), found.max(0))
         table.append([labels[name], str(len(found)) if name in values else "", *cells])
     baseline = next(iter(values))
     ends = intervals(values, clusters, args.seed)
-    differences = [[f"difference from {labels[baseline]}", *COLUMNS]]
+    differences = [[f"difference from {labels[baseline]}", *columns(clusters)]]
     for name, interval in ends.items():
         gains = reached[name].mean(0) - reached[baseline].mean(0)
         differences.append(
@@ -205,7 +209,7 @@ def main() -> None:
     with atomic_file(Path(args.out_dir) / "objectives.md") as handle:
         handle.write("\n".join(map(markdown, tables)))
     content = {
-        "columns": COLUMNS,
+        "columns": columns(clusters),
         "reached": {name: _as_json(found) for name, found in reached.items()},
         "collapsed": [name for name, of_name in of_all.items() if of_name.collapsed],
         "baseline": baseline,

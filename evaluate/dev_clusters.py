@@ -1,11 +1,11 @@
-"""The clusters of the dev queries, and how each of them fares in a run.
+"""The clusters of the dev queries, or their groups by name, and how each of them fares in a run.
 
 A cluster with few dev queries is good or bad by chance: the worst one is looked for among those that hold at least
 `LEAST_QUERIES` judged ones.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from evaluate.metrics_file import PerQuery
 from utils.mining.clustering import read_assignment
 from utils.mining.metrics import mean_by_cluster
+from utils.mining.named_groups import read_names
 from utils.runtime.errors import InputError
 from utils.stores.token_store import TokenStore
 
@@ -21,23 +22,33 @@ LEAST_QUERIES = 10
 
 @dataclass(frozen=True)
 class DevClusters:
-    """`ids` of the dev queries, in the order of their rows; `assignment` int64 (dev queries,); `count` clusters."""
+    """`ids` of the dev queries, in the order of their rows; `assignment` int64 (dev queries,); `count` clusters.
+
+    `names` are those of groups by name, None of clusters; a query that is in no such group is assigned to -1.
+    """
 
     ids: list[str]
     assignment: np.ndarray
     count: int
+    names: list[str] | None = None
+
+    @property
+    def kind(self) -> str:
+        """What they are called."""
+        return "group" if self.names else "cluster"
 
     @classmethod
     def read(cls, clusters_dir: str | Path, dev_query_dir: str | Path) -> "DevClusters":
         """Reads clusters_N of a mined episode and the ids of the dev queries' token store."""
         ids = TokenStore(dev_query_dir).ids
-        return cls(ids, *read_assignment(clusters_dir, "dev_assignment", len(ids)))
+        assignment, count = read_assignment(clusters_dir, "dev_assignment", len(ids))
+        return cls(ids, assignment, count, read_names(clusters_dir, count))
 
     def only(self, judged: Collection[str]) -> "DevClusters":
         """Those of these queries; `InputError` where one is not among them."""
         self._check_has(judged)
         rows = [row for row, query in enumerate(self.ids) if query in judged]
-        return DevClusters([self.ids[row] for row in rows], self.assignment[rows], self.count)
+        return replace(self, ids=[self.ids[row] for row in rows], assignment=self.assignment[rows])
 
     def values(self, per_query: PerQuery, measure: str) -> np.ndarray:
         """One measure of each dev query, float64 (dev queries,); nan where it was not judged.
@@ -58,9 +69,13 @@ class DevClusters:
         means = mean_by_cluster(values, self.assignment, self.count)
         return [None if np.isnan(mean) else float(mean) for mean in means]
 
+    def judged(self, values: np.ndarray) -> np.ndarray:
+        """The judged queries of each cluster, int64 (clusters,)."""
+        return np.bincount(self.assignment[~np.isnan(values) & (self.assignment >= 0)], minlength=self.count)
+
     def large(self, values: np.ndarray) -> np.ndarray:
         """Which clusters hold `LEAST_QUERIES` judged queries, bool (clusters,)."""
-        return np.bincount(self.assignment[~np.isnan(values)], minlength=self.count) >= LEAST_QUERIES
+        return self.judged(values) >= LEAST_QUERIES
 
     def worst(self, values: np.ndarray, among: np.ndarray | None = None) -> float | None:
         """The lowest mean of a cluster that is large, or of those that `among` marks; None where none has a query."""

@@ -41,9 +41,9 @@ from utils.stores.token_store import TokenStore
 LICENSES = Path(__file__).with_name("licenses.txt")  # of https://huggingface.co/docs/hub/repositories-licenses
 STORES = {"passages": "passages", "train-query": "training queries", "dev-query": "dev queries"}
 OBJECTIVES = {
-    "idro": "The clusters of the training queries were re-weighted by iDRO (COCO-DR, "
+    "idro": "The {} of the training queries were re-weighted by iDRO (COCO-DR, "
     "[arXiv:2210.15212](https://arxiv.org/abs/2210.15212)).",
-    "dro-greedy": "The clusters of the training queries were re-weighted by DRO-greedy (after "
+    "dro-greedy": "The {} of the training queries were re-weighted by DRO-greedy (after "
     "[arXiv:1911.08731](https://arxiv.org/abs/1911.08731)).",
     "erm": "All training queries counted alike (ERM).",
 }
@@ -98,6 +98,12 @@ class Checkpoint:
             raise InputError("does not say how it is read; is it one of this project's checkpoints?", path)
         head = tuple(HEAD_LAYERS[module.kind](module) for module in read_modules(name) if module.kind in HEAD_LAYERS)
         return cls(head[-1].out_features if head else pretrained_config(name).hidden_size, reading, head, *lengths)
+
+
+def objective_of(run: RunFolder) -> str:
+    """A sentence about what was weighed, and how."""
+    groups = run.settings.get("QUERY_GROUPS", "clusters")  # a version before groups by name has none
+    return OBJECTIVES.get(run.setting("OBJECTIVE"), "").format("clusters" if groups == "clusters" else "named groups")
 
 
 def is_hub_name(name: str) -> bool:
@@ -269,7 +275,7 @@ def body(
 A dense retriever: a text becomes a vector of {checkpoint.dimensions} numbers, and the passages whose vectors have the
 largest {scores} with a query's are its answers. It was trained from {code(without_folders(initial))} on hard
 negatives from its own nearest neighbours (ANCE, [arXiv:2007.00808](https://arxiv.org/abs/2007.00808)).
-{OBJECTIVES.get(run.setting("OBJECTIVE"), "")}
+{objective_of(run)}
 
 ## Load it
 

@@ -8,8 +8,9 @@ nothing, which its Content-Security-Policy also forbids. The pictures are in RUN
 before: metrics by results_table.py and compare_runs.py, clusters by mining, weights and losses by training.
 
 Clusters are those of the first episode, by the initial checkpoint; the weights and losses of a later episode are of
-clusters of its own. Of a path only the last folder's name is shown. Queries and names from a collection are
-anybody's text: all of it is made printable, and jinja2 escapes it.
+clusters of its own. Groups by name, where a run has them in their place, are the same in all episodes. Of a path only
+the last folder's name is shown. Queries and names from a collection are anybody's text: all of it is made printable,
+and jinja2 escapes it.
 """
 
 import io
@@ -57,8 +58,8 @@ from utils.stores.training_log import log_evaluation
 BASELINE = "BM25"  # the row that is not of a checkpoint
 TEMPLATE = "report.html.jinja"
 OBJECTIVES = {
-    "idro": "clusters re-weighted by iDRO",
-    "dro-greedy": "clusters re-weighted by DRO-greedy",
+    "idro": "{}s re-weighted by iDRO",
+    "dro-greedy": "{}s re-weighted by DRO-greedy",
     "erm": "all queries alike (ERM)",
 }
 FACTS = {  # the settings that matter most, and what they say
@@ -66,6 +67,7 @@ FACTS = {  # the settings that matter most, and what they say
     "DATA_DIR": "training collection",
     "ZERO_SHOT": "zero-shot collections",
     "CLUSTERS": "clusters",
+    "QUERY_GROUPS": "groups",
     "TOPK": "passages ranked a training query",
     "NEGATIVES": "negatives drawn of them",
     "BATCH_SIZE": "triplets a process and step",
@@ -92,7 +94,7 @@ def cluster_table(clusters: Clusters, gains: Gains, episode: TrainedEpisode | No
         weight, loss = (float(curve.values.mean()) if curve and len(curve.values) else None for curve in curves)
         rows.append(
             {
-                "number": i,
+                "name": clusters.sample.names[i] if clusters.sample.names else i,
                 "size": int(clusters.sizes[i]),
                 "words": clusters.words[i],
                 "examples": clusters.examples(i),
@@ -134,6 +136,7 @@ def render(run: RunFolder) -> tuple[str, list[Picture]]:
         say(f"warning: {run.initial_embeddings}: holds no embeddings of train-query: the map of clusters is left out")
     settings = {name: without_folders(value) for name, value in run.settings.items()}
     facts = settings | {"ZERO_SHOT": ", ".join(table.zero_shot)}
+    facts["CLUSTERS" if clusters.sample.names else "QUERY_GROUPS"] = ""
     initial = next(cells for label, cells in table.rows if label != BASELINE)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("reporting")),
@@ -144,7 +147,8 @@ def render(run: RunFolder) -> tuple[str, list[Picture]]:
     )
     page = environment.get_template(TEMPLATE).render(
         name=run.path.resolve().name,
-        objective=OBJECTIVES.get(run.setting("OBJECTIVE"), run.setting("OBJECTIVE")),
+        objective=OBJECTIVES.get(run.setting("OBJECTIVE"), run.setting("OBJECTIVE")).format(clusters.kind),
+        kind=clusters.kind,
         weighted=run.setting("OBJECTIVE") != "erm",
         facts={label: facts[name] for name, label in FACTS.items() if facts.get(name)},
         last_step=table.step,

@@ -11,7 +11,8 @@ measured here: the table can be made again at any time.
 
 With --clusters_dir, the clusters of a mined episode, there is a column for the worst cluster of dev queries: the
 lowest mean of those that hold at least 10 judged dev queries. All rows are measured on the same clusters, BM25's too;
-results.json gets the mean of each.
+results.json gets the mean of each. Where they are groups by name, the column is the worst group's, results.json gets
+the dev measures of each group by its name, and a second table has the dev MRR@10 of each, the largest first.
 """
 
 import math
@@ -30,6 +31,7 @@ from utils.stores.files import atomic_file, write_json
 
 DEV_MEASURES = {"dev MRR@10": "mrr@10", "dev nDCG@10": "ndcg@10", "dev recall@100": "recall@100"}
 CLUSTER_MEASURE = "mrr@10"
+SHOWN_GROUPS = 20  # lines of the printed table of groups by name; table.md has all
 ZERO_SHOT_MEASURES = {"zero-shot nDCG@10": "ndcg@10"}
 
 
@@ -37,7 +39,7 @@ ZERO_SHOT_MEASURES = {"zero-shot nDCG@10": "ndcg@10"}
 class Arguments:
     rows: list[str] = field(metadata={"help": "the table's rows, each LABEL=DEV_METRICS[,ZERO_SHOT_METRICS…]"})
     out_dir: str = required("folder that gets table.md and results.json")
-    clusters_dir: str = option("", "clusters_N of a mined episode: adds the worst cluster of dev queries")
+    clusters_dir: str = option("", "clusters_N of a mined episode: adds the worst cluster or group of dev queries")
     dev_query_dir: str = option("", "token store of the dev queries, for their ids; wanted with clusters_dir")
 
     def __post_init__(self) -> None:
@@ -50,6 +52,7 @@ class Row:
     """A row of the table; `cells` are the values of its columns, None where there is no zero-shot file.
 
     `cluster_means` is the dev measure of each cluster, None where it has no judged query; empty without clusters.
+    Of groups by name, `group_means` are the `DEV_MEASURES` of each, and `group_queries` its judged queries.
     """
 
     label: str
@@ -57,6 +60,8 @@ class Row:
     zero_shot: list[RunMetrics]
     cells: list[float | None]
     cluster_means: list[float | None]
+    group_means: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    group_queries: dict[str, int] = field(default_factory=dict)
 
 
 def read_row(text: str, clusters: DevClusters | None = None) -> Row:
@@ -71,19 +76,45 @@ def read_row(text: str, clusters: DevClusters | None = None) -> Row:
         values = [measure(metrics, name, path) for metrics, path in zip(zero_shot, paths[1:], strict=True)]
         cells.append(math.fsum(values) / len(values) if values else None)
     means: list[float | None] = []
+    group_means: dict[str, dict[str, float | None]] = {}
+    group_queries: dict[str, int] = {}
     if clusters:
-        values = clusters.values(read_per_query(Path(paths[0]).with_name("per_query.json")), CLUSTER_MEASURE)
+        per_query = read_per_query(Path(paths[0]).with_name("per_query.json"))
+        values = clusters.values(per_query, CLUSTER_MEASURE)
         means = clusters.means(values)
         cells.insert(len(DEV_MEASURES), clusters.worst(values))
+        if clusters.names:
+            of_measures = [clusters.means(clusters.values(per_query, name)) for name in DEV_MEASURES.values()]
+            for group, *found in zip(clusters.names, *of_measures, strict=True):
+                group_means[group] = dict(zip(DEV_MEASURES.values(), found, strict=True))
+            group_queries = dict(zip(clusters.names, clusters.judged(values).tolist(), strict=True))
     collapsed = f" {COLLAPSED}" if any(metrics.collapsed for metrics in (dev, *zero_shot)) else ""
-    return Row(f"{label.strip()}{collapsed}", dev, zero_shot, cells, means)
+    return Row(f"{label.strip()}{collapsed}", dev, zero_shot, cells, means, group_means, group_queries)
 
 
 def table_of(rows: list[Row]) -> list[list[str]]:
     """The table's cells as text, its heading first."""
-    clusters = [f"worst cluster {CLUSTER_MEASURE.upper()}"] if any(row.cluster_means for row in rows) else []
+    kind = "group" if any(row.group_means for row in rows) else "cluster"
+    clusters = [f"worst {kind} {CLUSTER_MEASURE.upper()}"] if any(row.cluster_means for row in rows) else []
     heading = ["", *DEV_MEASURES, *clusters, *ZERO_SHOT_MEASURES]
-    return [heading] + [[row.label, *("-" if cell is None else f"{cell:.3f}" for cell in row.cells)] for row in rows]
+    return [heading] + [[row.label, *map(_cell, row.cells)] for row in rows]
+
+
+def table_of_groups(rows: list[Row]) -> list[list[str]]:
+    """The dev measure of each group by name, a line a group, those with most judged queries first; its heading first.
+
+    The judged queries are the last row's.
+    """
+    queries = rows[-1].group_queries
+    heading = [f"dev {CLUSTER_MEASURE.upper()} by group", "queries", *(row.label for row in rows)]
+    return [heading] + [
+        [group, f"{queries[group]:,}", *(_cell(row.group_means[group][CLUSTER_MEASURE]) for row in rows)]
+        for group in sorted(queries, key=lambda group: -queries[group])
+    ]
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def differences(rows: list[Row]) -> list[str]:
@@ -104,9 +135,11 @@ def main() -> None:
     args = parse(Arguments, __doc__)
     clusters = DevClusters.read(args.clusters_dir, args.dev_query_dir) if args.clusters_dir else None
     rows = [read_row(text, clusters) for text in args.rows]
-    table = table_of(rows)
+    table, by_group = table_of(rows), []
+    if clusters and clusters.names:
+        by_group = table_of_groups(rows)
     with atomic_file(Path(args.out_dir) / "table.md") as handle:
-        handle.write(markdown(table))
+        handle.write("\n".join(map(markdown, [table, by_group] if by_group else [table])))
     content = [
         {
             "run": row.label,
@@ -115,10 +148,15 @@ def main() -> None:
             "zero_shot": [asdict(metrics) for metrics in row.zero_shot],
             "cluster_means": row.cluster_means,
         }
+        | ({"group_means": row.group_means, "group_queries": row.group_queries} if row.group_means else {})
         for row in rows
     ]
     write_json(Path(args.out_dir) / "results.json", {"columns": table[0][1:], "rows": content})
     print("\n".join([plain_text(table), *differences(rows)]))
+    if by_group:
+        print(f"\n{plain_text(by_group[: SHOWN_GROUPS + 1])}")
+        if (hidden := len(by_group) - 1 - SHOWN_GROUPS) > 0:
+            print(f"and {hidden:,} smaller groups: {Path(args.out_dir, 'table.md')}")
 
 
 if __name__ == "__main__":

@@ -13,11 +13,13 @@ from data.msmarco_data import read_tsv
 from evaluate.dev_clusters import DevClusters
 from evaluate.metrics_file import read_metrics, read_per_query
 from utils.mining.clustering import read_assignment
+from utils.mining.named_groups import read_names
 from utils.runtime.errors import InputError
 from utils.stores.episode import newest_episode, read_result
 from utils.stores.files import read_json
 from utils.stores.run_folder import RunFolder
 from utils.stores.token_store import TokenStore
+from utils.stores.training_log import cluster_curves
 
 POINTS_A_CURVE = 1_000  # a longer one is thinned out
 CLUSTER_MEASURE = "mrr@10"
@@ -71,13 +73,14 @@ class Gains:
 class QuerySample:
     """Training queries: their rows in the token store, in ascending order, their texts and their clusters.
 
-    `tokens` is the store's fingerprint.
+    `tokens` is the store's fingerprint, `names` those of groups by name, None of clusters.
     """
 
     rows: np.ndarray
     texts: list[str]
     clusters: np.ndarray
     tokens: str
+    names: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,12 @@ def _metric(metrics: dict[int, dict[str, float]], name: str) -> Curve:
 
 
 def trained_episodes(run: RunFolder) -> list[TrainedEpisode]:
-    """The episodes that training has gone through, in their order, with what it logged; none without its logs."""
+    """The episodes that training has gone through, in their order, with what it logged; none without its logs.
+
+    A run's groups by name are the same in all its episodes.
+    """
+    results = run.path / "results"
+    names = read_result(results, 0).get("cluster_names") if newest_episode(results) >= 0 else None
     events = EventAccumulator(str(run.path / "logs"), size_guidance={"scalars": POINTS_A_CURVE})
     tags = []
     with suppress(DirectoryDeletedError):
@@ -143,6 +151,9 @@ def trained_episodes(run: RunFolder) -> list[TrainedEpisode]:
         return Curve.of({event.step: event.value for event in events.Scalars(tag)} if tag in tags else {})
 
     def by_cluster(name: str) -> dict[int, Curve]:
+        if names:
+            curves = cluster_curves(name, len(names), names)
+            return {group: read(curve) for group, curve in enumerate(curves) if curve in tags}
         found = (re.fullmatch(rf"{name}/(\d+)", tag) for tag in tags)
         return {int(match[1]): read(match[0]) for match in found if match}
 
@@ -196,7 +207,9 @@ def sample_queries(run: RunFolder, number: int, most: int, seed: int = 0) -> tup
             texts[wanted.pop(query_id)] = text
     if wanted:
         raise InputError(f"lacks query {min(wanted)!r} of {store.folder}: it was changed since; tokenize again", path)
-    return QuerySample(rows, texts, assignment[rows], store.meta.sha256), np.bincount(assignment, minlength=count)
+    names = read_names(run.path / "ann_data" / f"clusters_{number}", count)
+    sizes = np.bincount(assignment, minlength=count)
+    return QuerySample(rows, texts, assignment[rows], store.meta.sha256, names), sizes
 
 
 def read_results(run: RunFolder) -> Results:

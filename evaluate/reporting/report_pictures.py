@@ -30,6 +30,7 @@ from utils.stores.run_folder import RunFolder
 READ_QUERIES = 20_000  # that typical words are found in
 DRAWN_QUERIES = 2_000  # dots of the map
 WORDS, WORDS_IN_A_LABEL, EXAMPLES, EXAMPLE_CHARACTERS = 6, 2, 2, 160
+LABEL = 40  # characters of a group's name in a picture
 SHOWN_EPISODES = 3  # of more, the first one and the last ones
 
 
@@ -49,7 +50,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Clusters:
-    """The clusters of an episode: their sizes, a sample of their queries, and words that are typical of each."""
+    """The clusters of an episode, or its groups by name: their sizes, a sample of their queries, typical words."""
 
     number: int
     sample: QuerySample
@@ -61,9 +62,16 @@ class Clusters:
         sample, sizes = sample_queries(run, number, READ_QUERIES)
         return cls(number, sample, sizes, typical_words(sample.texts, sample.clusters, len(sizes), WORDS))
 
+    @property
+    def kind(self) -> str:
+        """What they are called."""
+        return "group" if self.sample.names else "cluster"
+
     @cached_property
     def labels(self) -> list[str]:
-        """A short name of each: its number and what is most typical of it."""
+        """A short name of each: that of a group by name; a cluster's number and what is most typical of it."""
+        if self.sample.names:
+            return [name if len(name) <= LABEL else f"{name[: LABEL - 1]}…" for name in self.sample.names]
         return [f"{i} {', '.join(words[:WORDS_IN_A_LABEL])}".strip() for i, words in enumerate(self.words)]
 
     def examples(self, cluster: int) -> list[str]:
@@ -111,34 +119,38 @@ def picture_of_clusters(clusters: Clusters, embedding_dir: Path) -> Picture:
     figure = pictures.cluster_map(points, clusters.sample.clusters[chosen], clusters.labels)
     caption = (
         f"{len(chosen):,} training queries by the initial checkpoint's vectors, in two dimensions (t-SNE). Near "
-        "neighbours are near; distances between groups mean little. Labels: a cluster's number and typical words."
+        "neighbours are near; distances between groups mean little."
     )
-    return draw("clusters", figure, caption, f"Map of {len(clusters.sizes)} clusters of training queries.")
+    if not clusters.sample.names:
+        caption += " Labels: a cluster's number and typical words."
+    return draw("clusters", figure, caption, f"Map of {len(clusters.sizes)} {clusters.kind}s of training queries.")
 
 
 def picture_of_gains(gains: Gains, clusters: Clusters) -> Picture:
     figure = pictures.gains_by_cluster(gains, clusters.labels, CLUSTER_MEASURE.upper())
     caption = (
-        f"What each cluster's dev queries gained in {CLUSTER_MEASURE.upper()} from the initial checkpoint to the "
-        "last, with two standard errors to both sides."
+        f"What each {clusters.kind}'s dev queries gained in {CLUSTER_MEASURE.upper()} from the initial checkpoint to "
+        "the last, with two standard errors to both sides."
     )
     known = ~np.isnan(gains.error)
     lost, of = int((gains.gain[known] < 0).sum()), int(known.sum())
     if not known.all():
-        caption += f" {int((~known).sum())} clusters with fewer than two judged dev queries are left out."
-    return draw("gains", figure, caption, f"Dot chart: {of - lost} of {of} clusters gained or kept, {lost} lost.")
+        caption += f" {int((~known).sum())} {clusters.kind}s with fewer than two judged dev queries are left out."
+    return draw(
+        "gains", figure, caption, f"Dot chart: {of - lost} of {of} {clusters.kind}s gained or kept, {lost} lost."
+    )
 
 
 def picture_of_episode(run: RunFolder, episode: TrainedEpisode, first: Clusters) -> Picture:
     clusters = first if episode.number == first.number else Clusters.read(run, episode.number)
     figure = pictures.weights_and_losses(episode, clusters.labels)
     caption = (
-        f"Episode {episode.number + 1}: weight and loss of each cluster in its steps {episode.first + 1:,} to "
-        f"{episode.last:,}, the highest mean weight on top. Grey: no batch that was logged held the cluster."
+        f"Episode {episode.number + 1}: weight and loss of each {clusters.kind} in its steps {episode.first + 1:,} "
+        f"to {episode.last:,}, the highest mean weight on top. Grey: no logged batch held the {clusters.kind}."
     )
     return draw(
         f"episode-{episode.number}",
         figure,
         caption,
-        f"Two heat maps of {len(episode.weights)} clusters by training step.",
+        f"Two heat maps of {len(episode.weights)} {clusters.kind}s by training step.",
     )

@@ -93,6 +93,8 @@ def only(calls: list[Call], script: str) -> list[dict[str, str]]:
         (["--model_type", "bert"], "MODEL_TYPE is 'bert'; it can be: auto rdot_nll rdot_nll_multi"),
         (["--accumulation", "half"], "ACCUMULATION is 'half'; a whole number"),
         (["--data_dir", "nowhere"], "DATA_DIR is 'nowhere', which is no folder"),
+        (["--groups", "nowhere"], "QUERY_GROUPS is 'nowhere', which is no file; it can be: clusters, source, or"),
+        (["--groups", "source", "--clusters", "9"], "CLUSTERS is set, and QUERY_GROUPS is 'source': groups by name"),
         (["--zero_shot_dirs", "raw:nowhere"], "names 'nowhere', which is no folder"),
         (["--zero_shot_dirs", "raw:beir/../raw"], "two folders 'raw'"),
     ],
@@ -274,6 +276,84 @@ def test_other_settings_in_the_same_folder_are_refused_and_named(run, setting, v
     assert refused.stderr.count(" was ") == 1
     assert names(run.calls()) == READING
     assert run().returncode == 0, "the run's own settings are still those that it began with"
+
+
+def write_groups(run: Run, name: str = "groups.tsv", content: str = "1\tlaw\n") -> Path:
+    path = run.checkout.work / name
+    path.write_text(content)
+    return path
+
+
+@pytest.mark.parametrize("objective", ["idro", "erm"])
+def test_groups_by_name_reach_the_miner_and_training_counts_them(run, objective):
+    path = write_groups(run)
+    finished = run("--groups", "groups.tsv", OBJECTIVE=objective)
+    assert finished.returncode == 0, finished.stderr
+    calls = run.calls()
+    for mined in only(calls, "run_ann_data_gen"):
+        assert (mined["groups_file"], mined["group"]) == (str(path), str(int(objective == "idro")))
+        assert not {"cluster_query", "cluster_centroids"} & {*mined}
+    assert [trained["n_groups"] for trained in only(calls, "run_ann")] == ["0", "0"]
+    assert RunFolder(run.out).setting("QUERY_GROUPS") == str(path)
+    assert RunFolder(run.out).setting("CLUSTERS") == ""
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "difference"),
+    [
+        ("groups.tsv", "moved.tsv", None),
+        ("groups.tsv", "source", None),
+        ("source", "groups.tsv", None),
+        ("groups.tsv", "other.tsv", "QUERY_GROUPS was '{work}/groups.tsv' and is '{work}/other.tsv'"),
+        ("clusters", "groups.tsv", "QUERY_GROUPS was 'clusters' and is '{work}/groups.tsv'"),
+        ("groups.tsv", "clusters", "QUERY_GROUPS was '{work}/groups.tsv' and is 'clusters'"),
+    ],
+)
+def test_a_run_is_held_to_what_its_groups_file_says_wherever_it_lies(run, first, second, difference):
+    for name in ("groups.tsv", "moved.tsv", "raw/sources.tsv"):
+        write_groups(run, name)
+    write_groups(run, "other.tsv", "1\tcode\n")
+    assert run(QUERY_GROUPS=first).returncode == 0
+    run.calls()
+    finished = run("--query_groups", second)
+    if difference is None:
+        assert finished.returncode == 0, finished.stderr
+        assert names(run.calls()) == [*READING, *STORES, *TABLES, *REPORT]
+    else:
+        assert finished.returncode == 2
+        assert difference.format(work=run.checkout.work) in finished.stderr
+
+
+def test_a_groups_file_that_was_changed_since_is_refused(run):
+    path = write_groups(run)
+    assert run(QUERY_GROUPS=path).returncode == 0
+    path.write_text("1\tcode\n")
+    refused = run(QUERY_GROUPS=path)
+    assert refused.returncode == 2
+    assert f"QUERY_GROUPS was '{path}' and is '{path}' with other files" in refused.stderr
+
+
+def test_a_run_of_a_version_without_groups_by_name_goes_on_with_its_clusters(run):
+    assert run().returncode == 0
+    for name in ("mine", "evaluate"):
+        settings = run.out / f"settings.{name}"
+        settings.write_text(re.sub(r"^QUERY_GROUPS.*\n", "", settings.read_text(), flags=re.MULTILINE))
+    refused = run(QUERY_GROUPS=write_groups(run))
+    assert (refused.returncode, "QUERY_GROUPS was 'clusters' and is" in refused.stderr) == (2, True)
+    run.calls()
+    assert run().returncode == 0
+    assert names(run.calls()) == [*READING, *STORES, *TABLES, *REPORT]
+
+
+def test_sources_that_are_not_there_are_said_before_anything_is_tokenized(run):
+    refused = run("--groups=source")
+    assert refused.returncode == 2
+    assert "QUERY_GROUPS is 'source', and there is no" in refused.stderr
+    assert "raw/sources.tsv: the data have one source, so one group only; give" in refused.stderr
+    assert run.calls() == []
+    write_groups(run, "raw/sources.tsv")
+    assert run("--groups=source").returncode == 0
+    assert only(run.calls(), "run_ann_data_gen")[0]["groups_file"] == f"{run.checkout.work}/raw/sources.tsv"
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ NEEDED = {"data_dir": "d", "output_dir": "o", "training_dir": "t"}
 def test_flags_that_contradict_each_other_are_refused(changes, reason):
     with pytest.raises(InputError, match=reason):
         Arguments(**NEEDED | changes)
+    assert Arguments(**NEEDED, groups_file="f", group=1).cluster_query
     assert Arguments(**NEEDED, index_factory="IVF64,Flat", index_parameters="nprobe=8").index_parameters
 
 

@@ -13,6 +13,7 @@ from evaluate.compare_objectives import Values, intervals, measure
 from evaluate.dev_clusters import DevClusters
 from evaluate.metrics_file import COLLAPSED, RunMetrics, write_metrics
 from tests.tiny_models import random_store
+from utils.mining.named_groups import NamedGroups
 from utils.runtime.errors import InputError
 from utils.stores.files import write_json
 
@@ -75,6 +76,20 @@ def test_means_over_seeds_and_the_gain_over_the_first_objective(main, tmp_path, 
     printed = capsys.readouterr().out
     assert "+0.300" in printed
     assert printed.splitlines()[1].startswith("initial checkpoint")
+
+
+def test_where_the_runs_have_groups_by_name_the_worst_group_is_compared(main, tmp_path, capsys):
+    write_run(tmp_path / "erm-1", 1, 0.1)
+    assignment = np.where(np.arange(QUERIES) < 10, -1, ASSIGNMENT)
+    clusters = tmp_path / "erm-1" / "ann_data" / "clusters_0"
+    NamedGroups(["law", "code"], np.array([5, 5]), ASSIGNMENT).save(clusters, assignment)
+    main("--out_dir", tmp_path, "--step", 9, "--objectives", f"erm={tmp_path}/erm-1")
+    values = json.loads((tmp_path / "erm-1/results/dev/step-9/per_query.json").read_text())["queries"]
+    reached = np.array([value["mrr@10"] for value in values.values()])
+    found = json.loads((tmp_path / "objectives.json").read_text())
+    assert found["columns"][1] == "worst group MRR@10"
+    assert found["reached"]["erm"][0][1] == pytest.approx(min(reached[assignment == g].mean() for g in range(2)))
+    assert "worst group MRR@10" in capsys.readouterr().out
 
 
 def test_without_clusters_of_some_size_the_interval_of_the_mean_is_that_of_normal_theory():

@@ -24,6 +24,16 @@ def test_the_worst_cluster_is_the_lowest_mean_of_those_with_enough_judged_querie
     assert CLUSTERS.means(values)[2] == pytest.approx(values[24:33].mean())
 
 
+def test_a_query_in_no_named_group_counts_in_none():
+    groups = DevClusters(IDS, np.where(np.arange(36) < 12, -1, CLUSTERS.assignment), 4, ["a", "b", "c", "d"])
+    values = np.linspace(0, 1, 36)
+    assert groups.means(values) == [None, *CLUSTERS.means(values)[1:]]
+    assert groups.judged(values).tolist() == [0, 12, 12, 0]
+    assert groups.worst(values) == pytest.approx(values[12:24].mean())
+    assert groups.only(IDS[10:14]).names == groups.names
+    assert (groups.kind, CLUSTERS.kind) == ("group", "cluster")
+
+
 def test_values_of_other_queries_or_without_the_measure_are_refused():
     with pytest.raises(InputError, match="lack 'q99'"):
         CLUSTERS.values({"q1": {"mrr@10": 1.0}, "q99": {"mrr@10": 1.0}}, "mrr@10")

@@ -5,6 +5,7 @@ import html
 import io
 import json
 import shutil
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from evaluate import compare_runs, report, results_table
-from evaluate.reporting import pictures
+from evaluate.reporting import pictures, report_pictures
 from evaluate.reporting.finished_run import (
     cluster_gains,
     metric_curves,
@@ -29,6 +30,7 @@ from tests.tiny_models import write_embeddings
 from tests.tiny_run import COLLECTION, QUERIES, STEP, call, make_run
 from utils.mining.clustering import Clusters
 from utils.mining.metrics import MEASURES
+from utils.mining.named_groups import NamedGroups
 from utils.runtime.errors import InputError
 from utils.stores.episode import write_result
 from utils.stores.files import write_json
@@ -51,10 +53,11 @@ def change_values(results: Path, step: int, change: float) -> None:
         write_json(path, content)
 
 
-def log_training(run: Path, episode: int, first: int, last: int, clusters: int) -> None:
+def log_training(run: Path, episode: int, first: int, last: int, clusters: int, names: Sequence[str] = ()) -> None:
     """What training logs of an episode, a step at a time, in a file whose name comes after the earlier ones'."""
     log = TrainingLog(run / "logs", first_step=first)
-    log.metrics(first, {"episode": episode, "ndcg": 0.1, **dict.fromkeys(MEASURES, 0.1)})
+    named = {"cluster_names": names} if names else {}
+    log.metrics(first, {"episode": episode, "ndcg": 0.1, **dict.fromkeys(MEASURES, 0.1), **named})
     for step in range(first + 1, last + 1):
         losses, counts = torch.arange(float(clusters)) + step, torch.arange(clusters) != step % clusters
         result = SimpleNamespace(
@@ -280,6 +283,35 @@ def test_a_run_without_weights_or_zero_shot_collections_says_so(run):
     assert "it has no weights or losses of clusters" in page.text
     assert "weight</th>" not in (run / "report.html").read_text()
     assert "was \u2013" not in page.text
+
+
+def test_groups_by_name_are_shown_by_their_names(run):
+    names = ["07", "law & <b>order</b>", f"tenant {'x' * 60}"]
+    clusters, dev_groups = run / "ann_data" / "clusters_0", np.where(np.arange(len(QUERIES)) == 7, -1, CLUSTERS)
+    shutil.rmtree(clusters)
+    NamedGroups(names, np.bincount(CLUSTERS), CLUSTERS).save(clusters, dev_groups)
+    result = {"step": 0, "episode": 0, "ndcg": 0.1, "clusters": 3, "cluster_names": names}
+    write_result(run / "results", 0, result | dict.fromkeys(MEASURES, 0.1))
+    shutil.rmtree(run / "logs")
+    log_training(run, 0, 0, STEP, 3, names)
+    settings = (run / "settings.mine").read_text()
+    (run / "settings.mine").write_text(f"{settings}CLUSTERS=\n")
+    (run / "settings.evaluate").write_text("PUBLIC_ANN_DATA_DIR=\nQUERY_GROUPS=/data of mine/by tenant.tsv\n")
+    tables(run, ["dev", f"zero_shot/{COLLECTION}"])
+
+    folder = RunFolder(run)
+    (episode,) = trained_episodes(folder)
+    assert [*episode.weights] == [*episode.losses] == [0, 1, 2]
+    assert episode.losses[1].values.tolist() == [1 + step for step in range(1, STEP + 1) if step % 3 != 1]
+    assert cluster_gains(folder, 0, 0, STEP).queries.tolist() == [3, 2, 2]
+    assert report_pictures.Clusters.read(folder, 0).labels == [*names[:2], f"{names[2][:39]}…"]
+
+    call(report, "--run_dir", run)
+    page = Page(run / "report.html")
+    for text in (*names, "groups re-weighted by iDRO", "by tenant.tsv", "worst group MRR@10", "Groups by name"):
+        assert text in page.text
+    assert "cluster" not in page.text.partition("All ")[0]
+    assert "The groups are the same in all episodes." in page.text
 
 
 def test_a_run_that_mined_beside_training_shows_the_episodes_it_trained_on(run):

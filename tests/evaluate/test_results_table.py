@@ -8,9 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evaluate import results_table
 from evaluate.dev_clusters import DevClusters
 from evaluate.metrics_file import RunMetrics, write_metrics
 from evaluate.results_table import differences, read_row, table_of
+from tests.tiny_models import random_store
+from tests.tiny_run import call
+from utils.mining.named_groups import NamedGroups
 from utils.runtime.errors import InputError
 from utils.stores.files import write_json
 
@@ -94,6 +98,37 @@ def test_a_missing_file_ends_the_script_with_its_name_and_nothing_written(tmp_pa
     assert finished.returncode == 2
     assert finished.stderr == f"error: {tmp_path / 'none.json'}: no such file\n"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("count", [2, 20, 23])
+def test_named_groups_have_a_table_of_their_own_and_the_worst_group_a_column(tmp_path, metrics_of, capsys, count):
+    """Query i is in group i % count, which so has fewer queries the higher its number; the last query is in none."""
+    stores = tmp_path / "dev-query"
+    queries = random_store(stores, 11 * count).ids
+    groups = np.arange(len(queries)) % count
+    groups[-1] = -1
+    names = [f"group {chr(ord('a') + i)} | x" for i in range(count)]
+    NamedGroups(names, np.bincount(groups + 1)[1:], groups).save(tmp_path / "clusters_0", groups)
+    dev = metrics_of("dev", 0.1, 0.2, 0.3)
+    values = {
+        query: {"mrr@10": (groups[i] + 1) / 64, "ndcg@10": 0.5, "recall@100": 1.0} for i, query in enumerate(queries)
+    }
+    write_json(Path(dev).with_name("per_query.json"), {"queries": values})
+    clusters = "--clusters_dir", tmp_path / "clusters_0", "--dev_query_dir", stores
+    call(results_table, "--out_dir", tmp_path / "out", *clusters, "--rows", f"BM25={dev}", f"first={dev}")
+    table, by_group = capsys.readouterr().out.split("\n\n")
+    assert table.splitlines()[1].split() == ["BM25", "0.100", "0.200", "0.300", "0.016", "-"]
+    assert "worst group MRR@10" in table
+    lines = by_group.splitlines()
+    assert lines[0].split() == ["dev", "MRR@10", "by", "group", "queries", "BM25", "first"]
+    for i, line in enumerate(lines[1:21]):  # the last group has one query less
+        assert line.split() == [*names[i].split(), str(11 - (i == count - 1)), *[f"{(i + 1) / 64:.3f}"] * 2]
+    assert lines[21:] == ([f"and 3 smaller groups: {tmp_path / 'out' / 'table.md'}"] if count > 20 else [])
+    assert len(lines) == 1 + min(count, 20) + (count > 20)
+    assert (tmp_path / "out" / "table.md").read_text().count("\\| x") == count
+    first = json.loads((tmp_path / "out" / "results.json").read_text())["rows"][0]
+    assert first["group_means"][names[1]] == {"mrr@10": 2 / 64, "ndcg@10": 0.5, "recall@100": 1.0}
+    assert first["group_queries"][names[-1]] == 10
 
 
 def test_the_worst_cluster_is_a_column_where_clusters_are_given(tmp_path, metrics_of):

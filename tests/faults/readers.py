@@ -36,6 +36,7 @@ from tests.tiny_models import load_encoder, random_store, tiny_bert, write_embed
 from tests.tiny_run import save_tiny_checkpoint
 from utils.mining.clustering import Clusters
 from utils.mining.metrics import MEASURES
+from utils.mining.named_groups import NamedGroups, read_named_groups
 from utils.runtime.errors import InputError
 from utils.runtime.precision import Precision
 from utils.stores.checkpoint import CHECKSUMS, WEIGHTS, TrainerState, check_files, read_trainer_state
@@ -156,10 +157,13 @@ def _stores(folder: Path) -> dict[str, Reader]:
     Clusters(np.ones((CLUSTERS, 4), np.float32), np.bincount(assignment), assignment).save(
         folder / "clusters", assignment
     )
+    NamedGroups(["a", "b", "c"], np.bincount(assignment), assignment).save(folder / "groups", assignment - 1)
+    (folder / "groups.tsv").write_text("qid\tgroup\n" + "".join(f"{i}\tof {i % 3}\n" for i in range(PASSAGES)))
     rows, scores = np.arange(4), scores_file(folder, 0)
     lines = MinedLines(rows, rows, np.arange(12).reshape(4, 3), rows % CLUSTERS, np.ones((4, 4), np.float32))
     write_mined_file(folder / "mined", iter([lines]), scores)
     result = {"step": 0, "episode": 0, "clusters": 3, "ndcg": 0.1, **dict.fromkeys(MEASURES, 0.1)}
+    result["cluster_names"] = ["a", "b", "c"]
     result["scores_sha256"] = sha256_of_file(scores)
     mined = read_episode(folder / "mined", QUERIES, PASSAGES, CLUSTERS)
     write_result(folder, 0, {**result, "cluster_mrr": [0.5, None, 1], "zero_shot": {"a": {"ndcg@10": 0.5}}})
@@ -171,6 +175,11 @@ def _stores(folder: Path) -> dict[str, Reader]:
         for name in ("dev_assignment", "sizes")
     }
     readers |= {
+        f"groups/{name}": lambda: DevClusters.read(folder / "groups", folder / "store")
+        for name in ("dev_assignment.npy", "names.json")
+    }
+    readers |= {
+        "groups.tsv": lambda: read_named_groups(folder / "groups.tsv", *[TokenStore(folder / "store")] * 2),
         "train-qrel.tsv": lambda: read_qrels(folder / "train-qrel.tsv", QUERIES, PASSAGES),
         "train-missing.txt": lambda: read_missing_ids(folder / "train-qrel.tsv"),
         "mined": lambda: read_episode(folder / "mined", QUERIES, PASSAGES, CLUSTERS),
@@ -260,7 +269,8 @@ NAMES = (
     *("collection.tsv", "documents.tsv", "corpus.jsonl", "queries.tsv.gz", "qrels.tsv", "qrels.beir.tsv"),
     *("store/tokens.npy", "store/offsets.npy", "store/ids.txt", "store/meta.json"),
     *("embeddings/passages.0-of-1.npy", "embeddings/manifest.json", "clusters/dev_assignment.npy"),
-    *("clusters/sizes.npy", "train-qrel.tsv", "train-missing.txt", "mined", "marked/passages.0-of-1.progress.json"),
+    *("clusters/sizes.npy", "groups/dev_assignment.npy", "groups/names.json", "groups.tsv", "train-qrel.tsv"),
+    *("train-missing.txt", "mined", "marked/passages.0-of-1.progress.json"),
     *("marked/passages.0-of-1.unfinished.npy", "ann_training_scores_0.npy", "ann_ndcg_0"),
     *("run.trec", "metrics.json", "per_query.json", "results/results.json", "comparison.json", "settings.train"),
     *("trainer_state.json", "checksums.json", "model.safetensors", "optimizer.pt", "random_states.pt"),

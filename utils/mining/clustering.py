@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from utils.mining.metrics import mean_by_cluster
+from utils.mining.named_groups import NAMES, NamedGroups
 from utils.runtime.errors import InputError
 from utils.stores.embedding_store import EmbeddingMatrix
 from utils.stores.files import atomic_folder, load_array
@@ -106,17 +107,18 @@ def _euclidean_index(dimensions: int, device: torch.device) -> faiss.Index:
     return index
 
 
-def evaluate_clusters(clusters: Clusters, dev_assignment: np.ndarray, dev_mrr: np.ndarray) -> dict:
+def evaluate_clusters(clusters: Clusters | NamedGroups, dev_assignment: np.ndarray, dev_mrr: np.ndarray) -> dict:
     """What a mined episode says of its clusters, as plain lists: their number and sizes, and how dev queries fare.
 
-    `dev_assignment` int64 (D,) is the cluster of each dev query, `dev_mrr` float (D,), NaN where not judged. A
-    cluster without a judged dev query has None as its mean.
+    `dev_assignment` int64 (D,) is the cluster of each dev query, -1 for one in no named group, `dev_mrr` float (D,),
+    NaN where not judged. A cluster without a judged dev query has None as its mean.
     """
     count = len(clusters.sizes)
-    return {
+    named = {"cluster_names": clusters.names} if isinstance(clusters, NamedGroups) else {}
+    return named | {
         "clusters": count,
         "cluster_sizes": clusters.sizes.tolist(),
-        "cluster_dev_queries": np.bincount(dev_assignment, minlength=count).tolist(),
+        "cluster_dev_queries": np.bincount(dev_assignment[dev_assignment >= 0], minlength=count).tolist(),
         "cluster_mrr": [
             None if np.isnan(mrr) else mrr for mrr in mean_by_cluster(dev_mrr, dev_assignment, count).tolist()
         ],
@@ -126,8 +128,8 @@ def evaluate_clusters(clusters: Clusters, dev_assignment: np.ndarray, dev_mrr: n
 def read_assignment(folder: str | Path, name: str, queries: int) -> tuple[np.ndarray, int]:
     """The cluster of each query, int64 (queries,), and the number of clusters, as `Clusters.save` wrote them.
 
-    `name` is assignment (training queries) or dev_assignment. Raises `InputError` where they are missing, damaged or
-    of other queries.
+    `name` is assignment (training queries) or dev_assignment, where a query that is in no named group has -1. Raises
+    `InputError` where they are missing, damaged or of other queries.
     """
     arrays = []
     for of in (name, "sizes"):
@@ -137,7 +139,8 @@ def read_assignment(folder: str | Path, name: str, queries: int) -> tuple[np.nda
             raise InputError(f"holds {array.dtype} {array.shape}, not one int64 a row; mine the episode again", path)
         arrays.append(array)
     assignment, count = arrays[0], len(arrays[1])
-    if len(assignment) != queries or (queries and not 0 <= assignment.min() <= assignment.max() < count):
+    least = -1 if name == "dev_assignment" and Path(folder, NAMES).exists() else 0
+    if len(assignment) != queries or (queries and not least <= assignment.min() <= assignment.max() < count):
         raise InputError(
             f"holds the clusters of {len(assignment)} queries, and there are {queries}, or clusters beyond {count}; "
             "mine the episode again",

@@ -111,12 +111,12 @@ def _find_ranks(ranked_rows: np.ndarray, query_rows: np.ndarray, passage_rows: n
 def mean_by_cluster(values: np.ndarray, clusters: np.ndarray, n_clusters: int) -> np.ndarray:
     """The mean of `values` (queries,) within each cluster of queries, float64 (n_clusters,).
 
-    `clusters` is int64 (queries,), in [0, n_clusters). Queries whose value is nan (not judged) do not count; a
-    cluster without any other has nan.
+    `clusters` is int64 (queries,), in [0, n_clusters), or -1 for a query that is in none. Queries whose value is nan
+    (not judged) do not count; a cluster without any other has nan.
     """
-    if len(clusters) and (clusters.min() < 0 or clusters.max() >= n_clusters):
+    if len(clusters) and (clusters.min() < -1 or clusters.max() >= n_clusters):
         raise ValueError(f"clusters {clusters.min()} to {clusters.max()} where there are {n_clusters}")
-    judged = ~np.isnan(values)
+    judged = ~np.isnan(values) & (clusters >= 0)
     sums = np.bincount(clusters[judged], weights=values[judged], minlength=n_clusters)
     counts = np.bincount(clusters[judged], minlength=n_clusters)
     return np.divide(sums, counts, out=np.full(n_clusters, np.nan), where=counts > 0)

@@ -77,7 +77,9 @@ RESULT = {
     "mined_sha256": _is_text,
     "scores_sha256": _is_text,
     "cluster_mrr": lambda value: isinstance(value, list) and all(v is None or _is_number(v) for v in value),
-    "collapsed": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+    **dict.fromkeys(
+        ("cluster_names", "collapsed"), lambda value: isinstance(value, list) and all(map(_is_text, value))
+    ),
     "zero_shot": lambda value: (
         isinstance(value, dict)
         and all(isinstance(means, dict) and all(map(_is_number, means.values())) for means in value.values())
@@ -95,7 +97,24 @@ def read_result(result_dir: str | Path, number: int) -> dict:
     for name, is_right in RESULT.items():
         if (name in result or name in ("ndcg", "mrr")) and not is_right(result.get(name)):
             raise InputError(f"{name} is {result.get(name)!r:.80}; {cure}", path)
+    counts = [len(result[name]) for name in ("cluster_names", "cluster_mrr") if name in result]
+    if "cluster_names" in result and {*counts} != {result.get("clusters")}:
+        raise InputError(
+            f"cluster_names or cluster_mrr are not of all {result.get('clusters')} clusters; {cure}", path
+        )
     return result
+
+
+def mined_clusters(result_dir: str | Path, number: int) -> int:
+    """How many clusters, or groups by name, episode `number` was mined with; `InputError` where it was without."""
+    count = read_result(result_dir, number).get("clusters", 0)
+    if count < 1:
+        raise InputError(
+            f"episode {number} was mined without clusters, and --n_groups 0 means as many as it has; mine with "
+            "--cluster_query or --groups_file, or train without --group 1",
+            result_file(result_dir, number),
+        )
+    return count
 
 
 def write_result(result_dir: str | Path, number: int, result: dict) -> None:
@@ -246,8 +265,8 @@ def open_episode(
     mined = result.get("clusters", n_groups)
     if n_groups is not None and mined != n_groups:
         raise InputError(
-            f"--n_groups is {n_groups}, and episode {number} was mined with {mined} clusters; give that number, or "
-            "mine again",
+            f"--n_groups is {n_groups}, and episode {number} was mined with {mined} clusters; give that number or 0, "
+            "or mine again",
             result_dir,
         )
     if "mined_sha256" in result:  # a result of another miner may say no more than its metrics

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -77,6 +77,7 @@ class TrainingLog:
         """`first_step`: points beyond it that an interrupted run left are taken back."""
         self._folder, self._writer = folder, None
         self.losses, self._loss = MeanLosses(), math.nan
+        self._names: list[str] | None = None  # of the clusters of the episode, where they are groups by name
         if distributed.is_main():
             with disk_errors(folder):
                 for path in Path(folder).glob(f"*{EVALUATION}"):  # its checkpoint is not the last any more
@@ -88,9 +89,9 @@ class TrainingLog:
         """Where an episode's training begins: its number and the metrics that it was mined with, by cluster too."""
         self.scalars(step, {"episode": result["episode"]} if "episode" in result else {})
         self.scalars(step, _curves_of(result, result.get("zero_shot", {})))
-        for cluster, value in enumerate(result.get("cluster_mrr", ())):
-            if value is not None:
-                self.scalars(step, {f"dev_cluster_mrr/{cluster:02d}": value})
+        self._names, means = result.get("cluster_names"), result.get("cluster_mrr", [])
+        curves = cluster_curves("dev_cluster_mrr", len(means), self._names)
+        self.scalars(step, {curves[cluster]: mean for cluster, mean in enumerate(means) if mean is not None})
 
     def scalars(self, step: int, values: Mapping[str, float | Tensor]) -> None:
         """One point of several curves at an optimizer step; `InputError` where the disk takes no more."""
@@ -100,11 +101,10 @@ class TrainingLog:
                     self._writer.add_scalar(name, float(value), step)
 
     def clusters(self, step: int, name: str, values: Tensor, present: Tensor) -> None:
-        """One point of a curve a cluster, `name`/00 …: `values` (K,) where `present` (K,) holds."""
+        """One point of each of the `cluster_curves`: `values` (K,) where `present` (K,) holds."""
         if self._writer:
-            shown = present.tolist()
-            points = {f"{name}/{g:02d}": value for g, value in enumerate(values.tolist()) if shown[g]}
-            self.scalars(step, points)
+            shown, curves = present.tolist(), cluster_curves(name, len(values), self._names)
+            self.scalars(step, {curves[g]: value for g, value in enumerate(values.tolist()) if shown[g]})
 
     def step(self, step: int, result: StepResult, weights: Tensor, learning_rate: float, entry: bool = True) -> None:
         """What a training step saw, the cluster weights (K,) that it was taken with, and the pace since last time.
@@ -140,6 +140,11 @@ class TrainingLog:
         if self._writer:
             with disk_errors(self._folder):
                 self._writer.close()
+
+
+def cluster_curves(name: str, count: int, names: Sequence[str] | None) -> list[str]:
+    """The curves of `count` clusters: `name`/00 …, or `name`/NAME where they are groups by name."""
+    return [f"{name}/{label}" for label in (names or (f"{cluster:02d}" for cluster in range(count)))]
 
 
 def log_evaluation(

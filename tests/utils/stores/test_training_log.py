@@ -42,6 +42,22 @@ def points(folder) -> dict[str, list[tuple[int, float]]]:
     return {name: [(e.step, round(e.value, 4)) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
 
 
+@pytest.mark.parametrize("names", [None, ["a/b", "07", "law & order"]])
+def test_curves_of_clusters_have_their_numbers_and_of_groups_their_names(tmp_path, names):
+    log = TrainingLog(tmp_path)
+    named = {"cluster_names": names} if names else {}
+    log.metrics(0, {"ndcg": 0.1, "mrr": 0.1, "clusters": 3, "cluster_mrr": [0.5, None, 0.25], **named})
+    log.step(1, seen(1.0, [2.0, 0.0, 0.5], [1, 0, 2]), torch.tensor([0.5, 0.25, 0.25]), 0.1)
+    log.close()
+    labels = names or ["00", "01", "02"]
+    found = points(tmp_path)
+    assert {tag: values for tag, values in found.items() if tag.startswith("cluster_weight")} == {
+        f"cluster_weight/{label}": [(1, weight)] for label, weight in zip(labels, (0.5, 0.25, 0.25), strict=True)
+    }
+    assert [found.get(f"cluster_loss/{label}") for label in labels] == [[(1, 2.0)], None, [(1, 0.5)]]
+    assert [found.get(f"dev_cluster_mrr/{label}") for label in labels] == [[(0, 0.5)], None, [(0, 0.25)]]
+
+
 def test_the_last_checkpoints_metrics_are_there_once_and_training_goes_on_from_them(tmp_path):
     log = TrainingLog(tmp_path)
     log.metrics(0, {"ndcg": 0.1, "mrr@10": 0.2, "zero_shot": {"a": {"ndcg@10": 0.3}}})
