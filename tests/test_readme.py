@@ -76,7 +76,7 @@ def flags_of(script: str) -> frozenset[str]:
         module = import_module(script.removesuffix(".py").replace("/", "."))
         return frozenset({"help", *(field.name for field in fields(module.Arguments))})
     settings = re.findall(r"\b[A-Z][A-Z0-9_]+\b", help_of(script))
-    flags = {"help", *(name.lower() for name in settings)}
+    flags = {"help", *(name.lower() for name in settings), *re.findall(r"\(flag: --(\w+)", help_of(script))}
     if script.endswith(
         ("run_ance_async.sh", "run_comparison.sh", "slurm_ance.sbatch")
     ):  # which hand on what they get

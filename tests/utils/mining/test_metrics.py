@@ -156,7 +156,7 @@ def test_mean_by_cluster_leaves_out_unjudged_queries_and_marks_empty_clusters():
     np.testing.assert_array_equal(means, [0.0, np.nan, 0.75, np.nan])
 
 
-@pytest.mark.parametrize("clusters", [[0, 3], [-1, 0]])
+@pytest.mark.parametrize("clusters", [[0, 3], [-2, 0]])
 def test_mean_by_cluster_refuses_a_cluster_that_is_none(clusters):
     with pytest.raises(ValueError, match="clusters"):
         mean_by_cluster(np.array([1.0, 1.0]), np.array(clusters), 3)
