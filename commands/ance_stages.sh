@@ -176,7 +176,8 @@ find_reading() {
 choose_settings() {
     local name line flags=() start=("$python")
     ((demo == 0)) || return 0 # which has its own
-    for name in "${chosen[@]}"; do [[ "${!name}" == auto ]] || flags+=("--${name,,}" "${!name}"); done
+    for name in "${chosen[@]}"; do [[ "${!name:-auto}" == auto ]] || flags+=("--${name,,}" "${!name}"); done
+    [[ -z "$groups_file" ]] || flags+=(--clusters 1) # there are none to be chosen
     [[ -z "$BY_SIZE" ]] || flags+=(--by_size "$BY_SIZE")
     # What a launcher starts, it alone knows.
     if [[ -n "$LAUNCHER" ]]; then start=("${launcher[@]}"); else flags+=(--processes "$(training_processes)"); fi

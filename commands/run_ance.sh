@@ -60,8 +60,6 @@ fi
 DATA_DIR="$(absolute "$DATA_DIR")"
 hold_to_settings
 lengths=(--max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH")
-grouping=(--cluster_query --cluster_centroids "$CLUSTERS") n_groups="$CLUSTERS"
-[[ -z "$groups_file" ]] || grouping=(--groups_file "$groups_file") n_groups=0 # as many as are there
 precision=() group=1
 ((MIXED_PRECISION == 0)) || precision=(--fp16)
 [[ "$OBJECTIVE" != erm ]] || group=0
@@ -83,6 +81,8 @@ stage "settings of mining and training"
 choose_settings
 hold_to_choice
 warn_of_steps
+grouping=(--cluster_query --cluster_centroids "$CLUSTERS") n_groups="$CLUSTERS"
+[[ -z "$groups_file" ]] || grouping=(--groups_file "$groups_file") n_groups=0 # as many as are there
 
 # 3. Encode everything with the newest checkpoint, measure it on the dev queries and the zero-shot collections, cluster
 # the queries, mine negatives: a minute (demo). What that and training take on MS MARCO, evaluate/costs.py computes.

@@ -294,6 +294,7 @@ def test_groups_by_name_reach_the_miner_and_training_counts_them(run, objective)
         assert (mined["groups_file"], mined["group"]) == (str(path), str(int(objective == "idro")))
         assert not {"cluster_query", "cluster_centroids"} & {*mined}
     assert [trained["n_groups"] for trained in only(calls, "run_ann")] == ["0", "0"]
+    assert only(calls, "choose_settings")[0]["clusters"] == "1"  # so that none are chosen
     assert RunFolder(run.out).setting("QUERY_GROUPS") == str(path)
     assert RunFolder(run.out).setting("CLUSTERS") == ""
 
@@ -318,7 +319,7 @@ def test_a_run_is_held_to_what_its_groups_file_says_wherever_it_lies(run, first,
     finished = run("--query_groups", second)
     if difference is None:
         assert finished.returncode == 0, finished.stderr
-        assert names(run.calls()) == [*READING, *STORES, *TABLES, *REPORT]
+        assert names(run.calls()) == [*READING, *STORES, *CHOICE, *TABLES, *REPORT]
     else:
         assert finished.returncode == 2
         assert difference.format(work=run.checkout.work) in finished.stderr
@@ -342,7 +343,7 @@ def test_a_run_of_a_version_without_groups_by_name_goes_on_with_its_clusters(run
     assert (refused.returncode, "QUERY_GROUPS was 'clusters' and is" in refused.stderr) == (2, True)
     run.calls()
     assert run().returncode == 0
-    assert names(run.calls()) == [*READING, *STORES, *TABLES, *REPORT]
+    assert names(run.calls()) == [*READING, *STORES, *CHOICE, *TABLES, *REPORT]
 
 
 def test_sources_that_are_not_there_are_said_before_anything_is_tokenized(run):
