@@ -121,3 +121,19 @@ def test_help_says_what_is_compared(checkout):
     shown = checkout.run("run_comparison.sh", "--help")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert all(setting in shown.stdout for setting in ("OUT_DIR", "OBJECTIVES", "SEEDS"))
+
+
+def test_what_is_chosen_by_size_is_the_same_for_all_that_are_compared(checkout):
+    chosen = {"BY_SIZE": "1", "STEPS": "32", "CLUSTERS": "8", "TOPK": "45", "LEARNING_RATE": "1e-4"}
+    (checkout.stub / "chosen").write_text("".join(f"{name}={value}\n" for name, value in chosen.items()))
+    finished = checkout.run("run_comparison.sh", "--seeds", "3", "--objectives", "erm idro", **SETTINGS)
+    assert finished.returncode == 0, finished.stderr
+    calls = checkout.calls()
+    trained = [call.flags for call in calls if call.script == "run_ann"]
+    told = [(flags["max_steps"], flags["n_groups"], flags["learning_rate"]) for flags in trained]
+    assert told == [("32", "8", "1e-4")] * 2
+    first, second = (call.flags for call in calls if call.script == "choose_settings")
+    assert first["episodes"] == second["episodes"] == "1"
+    assert second | {"by_size": "1", "topk": "45", "clusters": "8"} == second, "what the first has mined with"
+    assert not first.keys() & {"by_size", "topk", "clusters"}
+    assert calls[-1].flags["step"] == "32"

@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 from data import msmarco_data
 from drivers import choose_settings as driver
+from drivers import run_ann, run_ann_data_gen
 from model.hyperparameters import NAMES, PUBLISHED, Size, choose
 from model.reading import Reading
 from tests import tiny_run
@@ -110,3 +112,39 @@ def test_started_in_several_processes_it_counts_them_and_the_first_one_writes(pl
 def test_misuse_is_told(place, flags, reason):
     with pytest.raises(InputError, match=reason):
         settings(place, "declared", *flags)
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+def test_of_three_queries_and_twelve_passages_what_is_chosen_mines_and_trains(place, tmp_path, own_signals, queries):
+    raw, lengths = tmp_path / "raw", ("--max_seq_length", 24, "--max_query_length", 12)
+    raw.mkdir()
+    passages = enumerate(tiny_run.PASSAGES[:12])
+    (raw / "collection.tsv").write_text("".join(f"{i}\t{text}\n" for i, text in passages))
+    for split in ("train", "dev"):
+        texts, judged = (
+            (f"{i}\t{tiny_run.QUERIES[i]}\n" for i in range(queries)),
+            (f"{i}\t0\t{i}\t1\n" for i in range(queries)),
+        )
+        (raw / f"queries.{split}.tsv").write_text("".join(texts))
+        (raw / f"qrels.{split}.tsv").write_text("".join(judged))
+    checkpoint, stores, out = place / "declared", tmp_path / "stores", tmp_path / "out"
+    reads = ("--model_type", "auto", *lengths)
+    tiny_run.call(
+        msmarco_data, *reads, "--model_name_or_path", checkpoint, "--data_dir", raw, "--out_data_dir", stores
+    )
+    told = ("--model_name_or_path", checkpoint, "--data_dir", stores, "--settings_file", tmp_path / "chosen")
+    tiny_run.call(driver, *told)
+    chosen = dict(line.split("=", 1) for line in (tmp_path / "chosen").read_text().splitlines())
+    folders = ("--training_dir", out, "--output_dir", out, "--result_dir", out, "--data_dir", stores)
+    both = (*reads, *folders, "--init_model_dir", checkpoint, "--group", 1, "--no_cuda")
+    mine = ("--topk_training", "--negative_sample", "--cluster_centroids"), ("TOPK", "NEGATIVES", "CLUSTERS")
+    flags = [word for flag, name in zip(*mine, strict=True) for word in (flag, chosen[name])]
+    tiny_run.call(run_ann_data_gen, *both, *flags, "--cluster_query", "--end_output_num", 0)
+    names = "OPTIMIZER", "LEARNING_RATE", "WARMUP_STEPS", "NUM_TRAINING_STEPS", "TOTAL_TRAINING_STEPS", "SAVE_STEPS"
+    flags = [word for name in names for word in (f"--{name.lower()}", chosen[name])]
+    flags += ["--max_steps", chosen["STEPS"], "--n_groups", chosen["CLUSTERS"]]
+    flags += ["--per_gpu_train_batch_size", chosen["BATCH_SIZE"], "--gradient_accumulation_steps"]
+    tiny_run.call(run_ann, *both, "--ann_dir", out, "--round", 0, *flags, chosen["ACCUMULATION"])
+    trained = load_file(out / f"checkpoint-{chosen['STEPS']}" / "model.safetensors")
+    initial = load_file(checkpoint / "model.safetensors")
+    assert any((trained[name] != initial[name]).any() for name in initial), "a step at a rate above 0"
