@@ -12,7 +12,7 @@ here (`choose`), by these rules:
     CLUSTERS       √queries / 4, from 2 to 50, and two or more triplets of each in a step
     EPISODES       2 from an encoder that is made for vectors already, 3 from any other
     STEPS          half a pass over the queries from the former, the whole mined file (5 passes) for any other; at
-                   least 30, unless that is more than the whole file
+                   least 60, unless that is more than the whole file
     LEARNING_RATE  AdamW 1e-4 up to a width of 384, beyond it falling with the square of the width (2.5e-5 at 768,
                    1.4e-5 at 1024); LAMB 25 times that
     schedule       warm-up over a tenth of the steps, then down to 0 at the episode's last; peaks fall over the run
@@ -147,9 +147,9 @@ def _steps(size: Size, negatives: int, step: int) -> tuple[int, str]:
     mined = size.queries * negatives
     wanted = ceil(mined / MINED_PASSES / 2) if size.declared else mined
     steps, most = ceil(wanted / step), ceil(mined / step)
-    least = min(30, most)
+    least = min(60, most)
     if steps < least:
-        return least, f"at least 30, or the mined file once: {mined:,} triplets, {step:,} a step"
+        return least, f"at least 60, or the mined file once: {mined:,} triplets, {step:,} a step"
     part = "half a pass over the queries" if size.declared else "the mined file once"
     return steps, f"{part}: {wanted:,} triplets, {step:,} a step"
 

@@ -34,8 +34,8 @@ def step_of(settings: dict, size: Size) -> int:
     ("queries", "passages", "expected"),
     [  # STEPS from an encoder that is made for vectors, and from another; triplets a step, CLUSTERS, TOPK
         (30, 300, (10, 10, 16, 2, 24)),
-        (300, 1_000, (30, 94, 16, 4, 45)),
-        (1_000, 5_000, (32, 313, 16, 8, 100)),
+        (300, 1_000, (60, 94, 16, 4, 45)),
+        (1_000, 5_000, (60, 313, 16, 8, 100)),
         (4_404, 5_000, (69, 689, 32, 16, 100)),
         (10_000, 100_000, (105, 1_042, 48, 24, 200)),
         (100_000, 1_000_000, (309, 3_087, 162, 50, 200)),
@@ -76,7 +76,7 @@ def test_an_episode_takes_the_mined_file_at_most_once_and_half_a_pass_where_that
         chosen = values(size)
         mined, step = size.queries * chosen["NEGATIVES"], step_of(chosen, size)
         assert chosen["STEPS"] <= ceil(mined / step)
-        if size.declared and chosen["STEPS"] > 30:
+        if size.declared and chosen["STEPS"] > 60:
             assert chosen["STEPS"] == ceil(ceil(size.queries / 2) / step)
         if not size.declared:
             assert chosen["STEPS"] == ceil(mined / step)
@@ -153,7 +153,7 @@ def test_what_is_given_moves_what_follows_from_it():
     ):
         chosen = values(size, **given)
         assert step_of(chosen, size) == step
-        assert chosen["STEPS"] == max(30, ceil(size.queries / 2 / step))
+        assert chosen["STEPS"] == max(60, ceil(size.queries / 2 / step))
     on_eight = Size(10_000, 100_000, 384, True, processes=8)
     assert (step_of(values(on_eight), on_eight), values(on_eight)["BATCH_SIZE"]) == (48, 6)
     assert values(size, NEGATIVES=30)["STEPS"] == ceil(10_000 * 30 / MINED_PASSES / 2 / 48)
