@@ -4,43 +4,41 @@
         --model_name_or_path CHECKPOINT
 
 Reads corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv, plain or gzipped, and writes OUT/passages/, OUT/SPLIT-query/
-and, last, OUT/SPLIT-qrel.tsv: what data/msmarco_data.py writes, so that what reads the one reads the other. Stores
-that are there already, made from the same files with the same settings, are left alone; from others, they are made
-anew. Another split, or other queries or judgments, leave the passages alone. Title and text become one passage, as
-the published evaluation has it. What a collection of BEIR wants beside that, by its name, is in data/beir_sets.py.
-Texts are cut to the lengths that the checkpoint's own files declare, where it is read by those (--model_type auto),
-else to those of the data set's published evaluation.
+and, last, OUT/SPLIT-qrel.tsv of one or several splits: what data/msmarco_data.py writes, so that what reads the one
+reads the other. Stores that are there already, made from the same files with the same settings, are left alone; from
+others, they are made anew. Another split, or other queries or judgments, leave the passages alone. Title and text
+become one passage, as the published evaluation has it. What a collection of BEIR wants beside that, by its name, is
+in data/beir_sets.py. Texts are cut to the lengths that the checkpoint's own files declare, where it is read by those
+(--model_type auto), else to those of the data set's published evaluation.
 """
 
 import json
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.beir_sets import compare_with_published, find_set
-from data.judgments import read_split, remove_judgments, write_split
+from data.judgments import read_split
 from data.sources import Sources, settings
+from data.stores import write_stores
 from data.tokenizing import (
     Text,
     check_lengths,
-    count_lines,
     load_tokenizer,
     positions_of,
-    rows_of,
-    write_token_store,
 )
 from model.reading import AUTO, Reading, declared_lengths, find_reading
 from utils.runtime.arguments import ReadingArguments, option, parse, required
 from utils.runtime.errors import InputError, run
 from utils.runtime.logs import say
 from utils.stores.files import find_file, read_records
-from utils.stores.lock import hold_lock
 from utils.stores.token_store import TokenStore
 
+COLLECTION_FILES = ("corpus.jsonl", "passages.jsonl")  # the latter from data/import_data.py: ids apart from queries'
 SURROGATE = re.compile("[\ud800-\udfff]")  # what Python's JSON makes of half of a pair
 
 
@@ -51,7 +49,9 @@ class Arguments(ReadingArguments):
     model_name_or_path: str = required("checkpoint (folder or hub name) whose tokenizer is used")
     max_seq_length: int = option(0, "tokens of a passage at most, special ones included; 0: see above")
     max_query_length: int = option(0, "tokens of a query at most, likewise")
-    split: str = option("test", "the judgments that are used: qrels/SPLIT.tsv")
+    split: list[str] = field(
+        default_factory=lambda: ["test"], metadata={"help": "the judgments that are used: qrels/SPLIT.tsv of each"}
+    )
     dataset: str = option("", "name of the data set, which decides the above (default: the folder's name)")
     in_use: bool = option(False, "refuse, rather than replace stores made from other files or with other settings")
 
@@ -59,11 +59,8 @@ class Arguments(ReadingArguments):
         self.dataset = self.dataset or Path(self.data_dir).resolve().name
 
 
-def read_jsonl(path: Path, prepare: Callable[[str], str] = str) -> Iterator[Text]:
-    """Passages or queries: a JSON object a line with _id, text and, where a passage has one, title.
-
-    Of text, after the title, `prepare` makes what is tokenized.
-    """
+def iter_jsonl(path: Path) -> Iterator[tuple[int, str, str, str]]:
+    """Yields (line, id, title, text) of passages or queries: JSON objects of _id, text and perhaps title."""
     for line, content in read_records(path):
         try:
             record = json.loads(content)
@@ -86,6 +83,12 @@ def read_jsonl(path: Path, prepare: Callable[[str], str] = str) -> Iterator[Text
             )
         if not text_id or "\n" in text_id or "\r" in text_id or "\t" in text_id:
             raise InputError(f"the id {text_id!r} is empty or holds a tab or line break", path, line)
+        yield line, text_id, title, text
+
+
+def read_jsonl(path: Path, prepare: Callable[[str], str] = str) -> Iterator[Text]:
+    """Passages or queries, see `iter_jsonl`; of text, after the title, `prepare` makes what is tokenized."""
+    for line, text_id, title, text in iter_jsonl(path):
         yield line, text_id, prepare(f"{title} {text}" if title else text)
 
 
@@ -122,40 +125,21 @@ def main() -> None:
     if find_set(args.dataset).one_line:
         query_text, passage_text = in_one_line(query_text), in_one_line(passage_text)
 
-    corpus, queries = find_file(raw, "corpus.jsonl"), find_file(raw, "queries.jsonl")
-    qrels = find_file(raw / "qrels", f"{args.split}.tsv")
+    corpus, queries = find_file(raw, *COLLECTION_FILES), find_file(raw, "queries.jsonl")
+    qrels = {split: find_file(raw / "qrels", f"{split}.tsv") for split in args.split}
     made_with = settings(tokenizer, reading, *lengths)
     made_with |= {"one_line": find_set(args.dataset).one_line}
-    sources = Sources(out, raw, corpus, {args.split: [queries, qrels]}, made_with)
-    make_passages, splits = sources.to_make(args.in_use)
-    if not splits:
+    sources = Sources(out, raw, corpus, {split: [queries, path] for split, path in qrels.items()}, made_with)
+    make_passages, to_make = sources.to_make(args.in_use)
+    if not to_make:
         return
-    split = read_split(args.split, read_jsonl(queries, query_text), queries, qrels)
-
-    hold_lock(out)
-    remove_judgments(out, None if make_passages else splits)  # they would name rows of the stores to come
-    if make_passages:
-        total = count_lines(corpus)
-        say(f"tokenizing {corpus}, at most {lengths[0]} tokens a passage, {lengths[1]} a query")
-        passage_rows = write_token_store(
-            out / "passages",
-            read_jsonl(corpus, passage_text),
-            tokenizer,
-            lengths[0],
-            corpus,
-            prepared=reading.passages,
-            wanted=split.passage_ids,
-            label="passages",
-            total=total,
-        )
-    else:
-        passage_rows = rows_of(out / "passages", split.passage_ids)
-    sources.note()
-    judged = write_split(split, passage_rows, tokenizer, lengths[1], out, prepared=reading.queries)
-    if args.split == "test":
-        highest = max(grade for query in split.queries for grade in split.judgments[query].values())
-        compare_with_published(args.dataset, len(TokenStore(out / "passages")), judged, highest)
-    say(f"token stores and judgments are in {out}")
+    splits = [read_split(name, lambda: read_jsonl(queries, query_text), queries, qrels[name]) for name in to_make]
+    texts = read_jsonl(corpus, passage_text) if make_passages else None
+    counts = write_stores(out, sources, texts, corpus, splits, tokenizer, reading, lengths)
+    for split in splits:
+        if split.name == "test":
+            sizes = len(TokenStore(out / "passages")), counts["test"]
+            compare_with_published(args.dataset, *sizes, split.highest_grade)
 
 
 if __name__ == "__main__":

@@ -1,51 +1,76 @@
 """The queries of a split (train, dev, test) and their relevance judgments, from the raw files to rows.
 
 They are read before the collection is tokenized: they are small beside it, a mistake in them shows at once, and they
-tell the few passages whose rows have to be remembered.
+tell the passages whose rows have to be remembered. A judgment takes 20 bytes of memory, a query 16: ids are known by
+their hashes (`data.hashed`), and texts are read again when they are tokenized.
 """
 
 import re
-from collections.abc import Iterable
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from data.tokenizing import Text, each_once, write_token_store
+from data.hashed import WantedIds, hashes_of
+from data.tokenizing import Text, blocks_of, each_once, write_token_store
 from utils.runtime.errors import InputError
 from utils.runtime.logs import say
 from utils.stores.files import read_records
 from utils.stores.qrels import LARGEST_GRADE, Qrels, missing_file, say_missing, write_missing_ids, write_qrels
 from utils.stores.token_store import AS_IT_IS, Preparation, TokenStore
 
-Judgments = dict[str, dict[str, int]]  # query id → passage id → relevance
-
 
 @dataclass(frozen=True)
 class Split:
-    """The queries of a split that have a relevant passage by their judgments: id → text, in the file's order."""
+    """The queries of a split that have a relevant passage, and all judgments of its qrels file.
+
+    `judged` are the hashes of these queries' ids, int64, ascending. Of each judgment `query_keys` and `passage_keys`
+    are the hashes of both ids, int64 (n,), and `grades` int32 (n,), sorted by the two. `read_queries` reads all
+    queries of `queries_path`, each time that it is called.
+    """
 
     name: str
-    queries: dict[str, str]
-    judgments: Judgments
+    read_queries: Callable[[], Iterable[Text]]
     queries_path: Path
     qrels_path: Path
+    query_keys: np.ndarray
+    passage_keys: np.ndarray
+    grades: np.ndarray
+    judged: np.ndarray
+
+    def queries(self, keys: np.ndarray) -> Iterator[Text]:
+        """The queries of these hashes, int64, ascending, in the file's order and each once."""
+        waiting = np.ones(len(keys), dtype=bool)
+        for block in blocks_of(self.read_queries()):
+            found = _places(keys, hashes_of(block[1], len(block[1])))
+            for place, text in zip(found.tolist(), zip(*block, strict=True), strict=True):
+                if place >= 0 and waiting[place]:
+                    waiting[place] = False
+                    yield text
 
     @property
-    def passage_ids(self) -> set[str]:
-        """Every passage that is judged for one of the queries."""
-        return {passage for query in self.queries for passage in self.judgments[query]}
+    def highest_grade(self) -> int:
+        """Of the judgments of these queries."""
+        return int(self.grades[np.isin(self.query_keys, self.judged)].max())
 
 
-def read_judgments(path: Path) -> Judgments:
-    """Reads a qrels file, plain or gzipped, in either layout.
+def _places(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The place of each of `wanted` in `keys` (ascending, one at least): int64 (n,), -1 where it has none."""
+    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[places] == wanted, places, -1)
+
+
+def iter_judgments(path: Path) -> Iterator[tuple[int, str, str, int]]:
+    """Yields (line, query, passage, relevance) of a qrels file, plain or gzipped, in either layout.
 
     Four columns as TREC has them (query, a column that says nothing, passage, relevance), or three (query, passage,
     relevance); the first line may name them. Columns are parted by tabs, or by blanks where a line has no tab.
-    Relevance is any whole number (1 or 1.0), relevant above 0. A judgment given twice alike counts once. Blank lines
-    at the end of the file say nothing. Raises `InputError` with the line for anything else.
+    Relevance is any whole number (1 or 1.0), relevant above 0. Blank lines at the end of the file say nothing. Raises
+    `InputError` with the line for anything else.
     """
-    judgments: Judgments = {}
     columns = None
     for number, line in read_records(path):
         fields = [field.strip() for field in line.split("\t")] if "\t" in line else line.split()
@@ -67,21 +92,19 @@ def read_judgments(path: Path) -> Judgments:
         query, passage = fields[0], fields[-2]
         if not query or not passage:
             raise InputError(f"the query or the passage has no id: {line[:80]!r}", path, number)
-        relevance = _relevance(fields[-1], path, number)
-        known = judgments.setdefault(query, {}).setdefault(passage, relevance)
-        if known != relevance:
-            raise InputError(
-                f"query {query} and passage {passage} are judged {known} on an earlier line and {relevance} here; "
-                "keep one",
-                path,
-                number,
-            )
-    if not judgments:
-        raise InputError("holds no judgment but a header", path)
-    return judgments
+        yield number, query, passage, check_grade(fields[-1], path, number)
 
 
-def _relevance(field: str, path: Path, line: int) -> int:
+def judged_twice(query: str, passage: str, known: int, grade: int, path: Path | str, line: int) -> InputError:
+    """What is said of a query and passage that are judged `known` on an earlier line and `grade` on this one."""
+    return InputError(
+        f"query {query} and passage {passage} are judged {known} on an earlier line and {grade} here; keep one",
+        path,
+        line,
+    )
+
+
+def check_grade(field: str, path: Path, line: int) -> int:
     """The grade that a field holds: 1, 1.0, -2 …; `InputError` for anything else."""
     whole = re.fullmatch(r"([+-]?[0-9]+)(\.0*)?", field)
     if whole and abs(int(whole[1])) <= LARGEST_GRADE:
@@ -101,58 +124,90 @@ def _relevance(field: str, path: Path, line: int) -> int:
     )
 
 
-def read_split(name: str, queries: Iterable[Text], queries_path: Path, qrels_path: Path) -> Split:
-    """Reads a split's judgments and, of its queries, those that have a relevant passage.
+def read_split(name: str, read_queries: Callable[[], Iterable[Text]], queries_path: Path, qrels_path: Path) -> Split:
+    """Reads a split's judgments and, of its queries, which ones have a relevant passage.
 
-    What is left out is counted and said. Raises `InputError` where an id comes with two texts or no query is left.
+    A judgment given twice alike counts once. What is left out is counted and said. Raises `InputError` where one is
+    given twice with different grades, an id comes with two texts, or no query is left.
     """
-    judgments = read_judgments(qrels_path)
-    seen = set()
-    judged = {}
-    for _, query, text in each_once(queries, queries_path):
-        seen.add(query)
-        if _has_relevant(judgments.get(query, {})):
-            judged[query] = text
-    strangers = [query for query in judgments if query not in seen]
-    if strangers:
-        lines = sum(len(judgments[query]) for query in strangers)
-        say(f"{qrels_path.name}: {lines:,} judgments left out, their {len(strangers):,} queries are unknown")
-    if not judged:
+    query_keys, passage_keys, grades = _read_judgments(qrels_path)
+    judged_keys = np.unique(query_keys)
+    relevant = np.unique(query_keys[grades > 0])
+    seen, known, judged = 0, np.zeros(len(judged_keys), dtype=bool), []
+    for block in blocks_of(each_once(read_queries(), queries_path)):
+        seen += len(block[1])
+        keys = hashes_of(block[1], len(block[1]))
+        known[_places(judged_keys, keys)[_places(judged_keys, keys) >= 0]] = True
+        if len(relevant):
+            judged.append(keys[_places(relevant, keys) >= 0])
+    if not known.all():
+        lines = int(np.isin(query_keys, judged_keys[~known]).sum())
+        say(f"{qrels_path.name}: {lines:,} judgments left out, their {int((~known).sum()):,} queries are unknown")
+    kept = np.sort(np.concatenate([np.empty(0, np.int64), *judged]))
+    if not len(kept):
         raise InputError(
             f"no query of {queries_path} has a relevant passage here; do the two files belong together?", qrels_path
         )
-    left_out = len(seen) - len(judged)
-    if left_out:
-        say(f"{queries_path.name}: {left_out:,} of {len(seen):,} queries left out, judged relevant to no passage")
-    return Split(name, judged, judgments, queries_path, qrels_path)
+    if seen > len(kept):
+        say(f"{queries_path.name}: {seen - len(kept):,} of {seen:,} queries left out, judged relevant to no passage")
+    return Split(name, read_queries, queries_path, qrels_path, query_keys, passage_keys, grades, kept)
 
 
-def _has_relevant(judged: dict[str, int]) -> bool:
-    return any(relevance > 0 for relevance in judged.values())
+def _read_judgments(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The judgments as `Split` has them, each once."""
+    columns = array("q"), array("q"), array("q")
+    for _, query, passage, grade in iter_judgments(path):
+        for column, value in zip(columns, (hash(query), hash(passage), grade), strict=True):
+            column.append(value)
+    queries, passages, grades = (np.frombuffer(column, dtype=np.int64) for column in columns)
+    if not len(queries):
+        raise InputError("holds no judgment but a header", path)
+    order = np.lexsort((passages, queries))  # stable: what is given again comes after it
+    queries, passages, grades = queries[order], passages[order], grades[order].astype(np.int32)
+    again = np.concatenate([[False], (queries[1:] == queries[:-1]) & (passages[1:] == passages[:-1])])
+    if (again[1:] & (grades[1:] != grades[:-1])).any():
+        raise _first_contradiction(path)
+    return queries[~again], passages[~again], grades[~again]
+
+
+def _first_contradiction(path: Path) -> InputError:
+    """The first line of a qrels file that contradicts an earlier one; there is one."""
+    known: dict[tuple[str, str], int] = {}
+    for line, query, passage, grade in iter_judgments(path):
+        if known.setdefault((query, passage), grade) != grade:
+            return judged_twice(query, passage, known[query, passage], grade, path, line)
+    raise AssertionError("no contradiction, yet there was one")
 
 
 def judgments_by_row(
-    split: Split, queries: Iterable[str], passage_rows: dict[str, int], passage_count: int
+    split: Split, query_keys: np.ndarray, passage_rows: WantedIds, passage_count: int
 ) -> tuple[Qrels, list[str]]:
-    """The judgments of these queries, whose rows are their places, and the ids of missing passages.
+    """The judgments of the queries of these hashes, int64, whose rows are their places; and ids of missing passages.
 
-    `passage_rows` has the row of each judged passage that the collection holds; one that it lacks gets a row from
-    `passage_count`, the collection's number of passages, on.
+    `passage_rows` has the row of each judged passage that the collection holds; those that it lacks get rows from
+    `passage_count`, the collection's number of passages, on, in the order of the qrels file.
     """
-    missing: dict[str, int] = {}
-    judgments = []
-    for query_row, query in enumerate(queries):
-        for passage, grade in split.judgments[query].items():
-            row = passage_rows.get(passage)
-            if row is None:
-                row = missing.setdefault(passage, passage_count + len(missing))
-            judgments.append((query_row, row, grade))
-    return Qrels.of(judgments), list(missing)
+    order = np.argsort(query_keys)
+    places = _places(query_keys[order], split.query_keys)
+    kept = places >= 0
+    query_rows, passage_keys = order[places[kept]], split.passage_keys[kept]
+    rows = passage_rows.rows(passage_keys)
+    lacking = np.unique(passage_keys[rows < 0])
+    missing: list[str] = []
+    if len(lacking):
+        row_of, wanted = np.full(len(lacking), -1), set(lacking.tolist())
+        for _, _, passage, _ in iter_judgments(split.qrels_path):
+            if (key := hash(passage)) in wanted:
+                wanted.remove(key)
+                row_of[np.searchsorted(lacking, key)] = passage_count + len(missing)
+                missing.append(passage)
+        rows[rows < 0] = row_of[np.searchsorted(lacking, passage_keys[rows < 0])]
+    return Qrels.by_row(query_rows, rows, split.grades[kept]), missing
 
 
 def write_split(
     split: Split,
-    passage_rows: dict[str, int],
+    passage_rows: WantedIds,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     out_folder: Path,
@@ -167,39 +222,35 @@ def write_split(
     query that is judged relevant to none but such passages is kept to be measured, and left out of a split that is
     `trained_on`. `InputError` where all queries are such.
     """
-
-    def can_be_found(query: str) -> bool:
-        judged = split.judgments[query]
-        return any(grade > 0 and passage in passage_rows for passage, grade in judged.items())
-
-    findable = [query for query in split.queries if can_be_found(query)]
-    if not findable:
+    found = passage_rows.rows(split.passage_keys) >= 0
+    findable = np.intersect1d(split.query_keys[found & (split.grades > 0)], split.judged)
+    if not len(findable):
         raise InputError(
             "the collection holds none of the relevant passages; do the files belong together?", split.qrels_path
         )
-    queries = findable if trained_on else list(split.queries)
-    left_out = len(split.queries) - len(queries)
-    if left_out:
+    kept = findable if trained_on else split.judged
+    if left_out := len(split.judged) - len(kept):
         say(f"{split.queries_path.name}: {left_out:,} more queries left out, the collection lacks what is relevant")
+    store = out_folder / f"{split.name}-query"
     write_token_store(
-        out_folder / f"{split.name}-query",
-        ((0, query, split.queries[query]) for query in queries),
+        store,
+        split.queries(kept),
         tokenizer,
         max_length,
         split.queries_path,
         prepared=prepared,
-        wanted=(),
         label=f"{split.name} queries",
-        total=len(queries),
+        total=len(kept),
     )
+    query_keys = hashes_of(TokenStore(store).iter_ids(), len(kept))
     passage_count = len(TokenStore(out_folder / "passages"))
-    qrels, missing = judgments_by_row(split, queries, passage_rows, passage_count)
+    qrels, missing = judgments_by_row(split, query_keys, passage_rows, passage_count)
     say_missing(qrels, passage_count, split.qrels_path.name)
     path = qrel_file(out_folder, split.name)
     write_missing_ids(path, missing)
     write_qrels(path, qrels)
-    say(f"{split.name}: {len(queries):,} queries, {len(qrels):,} judgments")
-    return len(queries)
+    say(f"{split.name}: {len(kept):,} queries, {len(qrels):,} judgments")
+    return len(kept)
 
 
 def qrel_file(out_folder: Path, name: str) -> Path:

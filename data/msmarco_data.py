@@ -14,27 +14,25 @@ passages go by in blocks, so memory does not grow with them.
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.judgments import read_split, remove_judgments, write_split
+from data.judgments import read_split
 from data.sources import Sources, settings
+from data.stores import write_stores
 from data.tokenizing import (
     Text,
     check_lengths,
-    count_lines,
     load_tokenizer,
     positions_of,
-    rows_of,
-    write_token_store,
 )
 from model.reading import find_reading
 from utils.runtime.arguments import ReadingArguments, check_at_least_one, option, parse, required
 from utils.runtime.errors import InputError, run
 from utils.runtime.logs import say
 from utils.stores.files import find_file, read_records, split_fields
-from utils.stores.lock import hold_lock
 
 DOCUMENTS, PASSAGES = 0, 1
 DOCUMENT_SEPARATOR = "<sep>"  # between url, title and body: five characters, a special token of no public checkpoint
@@ -135,43 +133,14 @@ def main() -> None:
     for name in to_make:
         queries, qrels = pairs[name]
         say(f"reading {queries.name} and {qrels.name}")
-        splits.append(read_split(name, read_tsv(queries, reading.queries), queries, qrels))
+        splits.append(read_split(name, partial(read_tsv, queries, reading.queries), queries, qrels))
 
-    if args.data_type == PASSAGES:
+    texts = None
+    if make_passages and args.data_type == PASSAGES:
         texts = read_tsv(collection, reading.passages)
-    else:
+    elif make_passages:
         texts = read_documents(collection, DOCUMENT_SEPARATOR, args.max_doc_character, reading.passages)
-    hold_lock(out)
-    remove_judgments(out, None if make_passages else to_make)  # they would name rows of the stores to come
-    wanted = set().union(*(split.passage_ids for split in splits))
-    if make_passages:
-        total = count_lines(collection)
-        say(f"tokenizing {collection.name}" + (f", {total:,} texts" if total is not None else ""))
-        passage_rows = write_token_store(
-            out / "passages",
-            texts,
-            tokenizer,
-            args.max_seq_length,
-            collection,
-            prepared=reading.passages,
-            wanted=wanted,
-            label="passages",
-            total=total,
-        )
-    else:
-        passage_rows = rows_of(out / "passages", wanted)
-    sources.note()
-    for split in splits:
-        write_split(
-            split,
-            passage_rows,
-            tokenizer,
-            args.max_query_length,
-            out,
-            prepared=reading.queries,
-            trained_on=split.name == "train",
-        )
-    say(f"token stores and judgments are in {out}")
+    write_stores(out, sources, texts, collection, splits, tokenizer, reading, lengths)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ it is, about a GB a second. The file is written once the passages are tokenized,
 split whole. Passages that are not those of the noted meta.json were left by a run that was stopped before that.
 """
 
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -58,6 +59,45 @@ def settings(tokenizer, reading: Reading, max_seq_length: int, max_query_length:
     }
 
 
+class SourceFiles:
+    """Files by the names that they are noted under, as they are when this is made, before anybody reads them."""
+
+    def __init__(self, paths: dict[str, Path]) -> None:
+        self._paths = paths
+        self.changed = {name: Changed.of(path) for name, path in paths.items()}
+        self._digests: dict[str, str] = {}
+
+    def entry(self, name: str) -> dict[str, str | int]:
+        """What is noted of a file; `InputError` where it was written to since this object was made."""
+        path = self._paths[name]
+        before = Changed.of(path)
+        entry = asdict(before) | {"sha256": self._digest(name)}
+        if not (before.same_content(self.changed[name]) and before.same_content(Changed.of(path))):
+            raise InputError("was changed while it was read; run this again", path)
+        return entry
+
+    def differences(self, noted: Noted, names: Iterable[str]) -> list[str]:
+        """How these files differ from the noted ones, in words."""
+        names = list(names)
+        differences = [f"{name} is no more among the files" for name in noted if name not in names]
+        for name in names:
+            changed = self.changed[name]
+            if name not in noted:
+                differences.append(f"{name} was not among the files")
+            elif noted[name] == asdict(changed) | {"sha256": noted[name]["sha256"]}:
+                self._digests[name] = noted[name]["sha256"]
+            elif noted[name]["size"] != changed.size:
+                differences.append(f"{name} had {noted[name]['size']:,} bytes and has {changed.size:,}")
+            elif noted[name]["sha256"] != self._digest(name):
+                differences.append(f"{name} has another content")
+        return differences
+
+    def _digest(self, name: str) -> str:
+        if name not in self._digests:
+            self._digests[name] = sha256_of_file(self._paths[name])
+        return self._digests[name]
+
+
 class Sources:
     """The files in `raw` that stores in `out` are made from, and the settings that tokens follow from.
 
@@ -70,13 +110,12 @@ class Sources:
     ) -> None:
         self._out, self._settings = out, made_with
         self._path, self._meta_path = out / "sources.json", out / "passages" / "meta.json"
-        self._files = {path.relative_to(raw).as_posix(): path for path in (collection, *chain(*splits.values()))}
+        files = {path.relative_to(raw).as_posix(): path for path in (collection, *chain(*splits.values()))}
+        self._files, self._names = SourceFiles(files), list(files)
         self._collection = [collection.relative_to(raw).as_posix()]
         self._splits = {
             split: [path.relative_to(raw).as_posix() for path in paths] for split, paths in splits.items()
         }
-        self._changed = {name: Changed.of(path) for name, path in self._files.items()}
-        self._digests: dict[str, str] = {}
         self._other_splits: dict[str, Noted] = {}  # what stays noted
 
     def to_make(self, in_use: bool) -> tuple[bool, list[str]]:
@@ -100,9 +139,9 @@ class Sources:
             of_all, of_splits = self._differences_from_meta("passages", "max_seq_length", "passage_prompt"), {}
         else:
             of_all = self._differing_settings(WITHOUT_PROMPTS | noted["settings"])
-            of_all += self._differing_files(noted["collection"], self._collection)
+            of_all += self._files.differences(noted["collection"], self._collection)
             of_splits = {
-                split: self._differing_files(noted["splits"][split], names)
+                split: self._files.differences(noted["splits"][split], names)
                 for split, names in self._splits.items()
                 if split in noted["splits"]
             }
@@ -133,7 +172,7 @@ class Sources:
 
     def note(self) -> None:
         """Writes sources.json; `InputError` where a file was written to since this object was made."""
-        entries = {name: self._entry(name) for name in self._files}
+        entries = {name: self._files.entry(name) for name in self._names}
         splits = {split: {name: entries[name] for name in names} for split, names in self._splits.items()}
         content = {
             "format_version": FORMAT_VERSION,
@@ -145,20 +184,6 @@ class Sources:
         if not self._path.exists() or read_json(self._path) != content:
             hold_lock(self._out)
             write_json(self._path, content)
-
-    def _entry(self, name: str) -> dict[str, str | int]:
-        """What is noted of a file."""
-        path = self._files[name]
-        before = Changed.of(path)
-        entry = asdict(before) | {"sha256": self._digest(name)}
-        if not (before.same_content(self._changed[name]) and before.same_content(Changed.of(path))):
-            raise InputError("was changed while it was read; run this again", path)
-        return entry
-
-    def _digest(self, name: str) -> str:
-        if name not in self._digests:
-            self._digests[name] = sha256_of_file(self._files[name])
-        return self._digests[name]
 
     def _meta(self) -> dict | None:
         """What tells the passages from others: their meta.json, with the sums of their tokens and ids."""
@@ -174,26 +199,11 @@ class Sources:
             noted.get("format_version") != FORMAT_VERSION
             or not isinstance(noted.get("settings"), dict)
             or not isinstance(splits, dict)
-            or not all(map(_are_files, (noted.get("collection"), *splits.values())))
+            or not all(map(are_files, (noted.get("collection"), *splits.values())))
             or not isinstance(noted.get("passages"), dict)
         ):
             raise InputError(f"is not as it was written; {cure}", self._path)
         return noted
-
-    def _differing_files(self, noted: Noted, names: list[str]) -> list[str]:
-        """How these files differ from the noted ones, in words."""
-        differences = [f"{name} is no more among the files" for name in noted if name not in names]
-        for name in names:
-            changed = self._changed[name]
-            if name not in noted:
-                differences.append(f"{name} was not among the files")
-            elif noted[name] == asdict(changed) | {"sha256": noted[name]["sha256"]}:
-                self._digests[name] = noted[name]["sha256"]
-            elif noted[name]["size"] != changed.size:
-                differences.append(f"{name} had {noted[name]['size']:,} bytes and has {changed.size:,}")
-            elif noted[name]["sha256"] != self._digest(name):
-                differences.append(f"{name} has another content")
-        return differences
 
     def _differences_from_meta(self, store: str, length: str, prompt: str) -> list[str]:
         """The same of a store without a note, by its meta.json, which knows the texts' file by name and size.
@@ -203,10 +213,10 @@ class Sources:
         meta = TokenStore(self._out / store).meta
         noted = {length: meta.max_length, prompt: meta.prompt, "tokenizer": meta.tokenizer_fingerprint}
         differences = self._differing_settings(noted)
-        if meta.source_file not in self._changed:
+        if meta.source_file not in self._files.changed:
             differences.append(f"{meta.source_file} is no more among the files")
-        elif meta.source_size != self._changed[meta.source_file].size:
-            size = self._changed[meta.source_file].size
+        elif meta.source_size != self._files.changed[meta.source_file].size:
+            size = self._files.changed[meta.source_file].size
             differences.append(f"{meta.source_file} had {meta.source_size:,} bytes and has {size:,}")
         return differences
 
@@ -222,7 +232,7 @@ class Sources:
         return differences
 
 
-def _are_files(files: object) -> bool:
+def are_files(files: object) -> bool:
     """Whether this is what sources.json has of files."""
     expected = {"size": int, "mtime_ns": int, "ctime_ns": int, "sha256": str}
     return isinstance(files, dict) and all(

@@ -3,16 +3,17 @@
 The fast tokenizers' own threads take every core, a block at a time; meanwhile Python writes the block before and
 reads the next. A block is bounded in characters, not only in texts, so that memory stays the same for passages of 300
 characters and documents of 10,000. A tokenizer reads a text to its end and only then truncates: where the tokens stay
-the same, it is given just the beginning of a long one. Of the ids only those that somebody asks for are kept, with 16
-bytes of each other one to tell whether it comes again, and with which text.
+the same, it is given just the beginning of a long one. Ids are not kept: 16 bytes of each
+tell whether it comes again, and with which text.
 """
 
 import gzip
 import re
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from data.hashed import HashedValues, WantedIds, hashes_of
 from model.reading import Reading
 from utils.runtime.errors import InputError
 from utils.runtime.logs import progress, say
@@ -99,11 +101,11 @@ def write_token_store(
     source: Path,
     *,
     prepared: Preparation = AS_IT_IS,
-    wanted: Collection[str],
+    wanted: WantedIds | None = None,
     label: str,
     total: int | None = None,
-) -> dict[str, int]:
-    """Tokenizes `texts` into a token store at `folder` and returns the rows of the `wanted` ids that it holds.
+) -> None:
+    """Tokenizes `texts` into a token store at `folder`; `wanted` sees the rows of all ids.
 
     A row has at most `max_length` tokens, special ones included, and equals what `tokenizer(text)` gives, truncated.
     `source` is the file that the texts come from, `prepared` what was done to them, and `total`, if known, how many
@@ -114,15 +116,15 @@ def write_token_store(
     backend = tokenizer.backend_tokenizer
     backend.enable_truncation(max_length)
     encode = partial(encode_beginnings, backend, max_length) if reads_words(backend) else backend.encode_batch_fast
-    rows: dict[str, int] = {}
     left_out: list[int] = []
     empty = 0
     with (
         create_token_store(folder, TokenizerInfo.of(tokenizer), max_length, source, prepared) as writer,
         progress(total=total, unit="texts", label=label) as bar,
     ):
-        for _, ids, encodings in _encode_ahead(_once(_blocks(texts), source, left_out), encode):
-            rows.update((text_id, writer.rows + i) for i, text_id in enumerate(ids) if text_id in wanted)
+        for _, ids, encodings in _encode_ahead(_once(blocks_of(texts), source, left_out), encode):
+            if wanted:
+                wanted.see(ids, writer.rows)
             writer.append(ids, (encoding.ids for encoding in encodings))
             empty += sum(len(encoding) <= least for encoding in encodings)
             bar.update(len(ids))
@@ -130,12 +132,14 @@ def write_token_store(
             writer.note_lines(np.delete(np.arange(writer.rows + len(left_out)), np.array(left_out) - 1))
     if empty:
         say(f"warning: {source.name}: {empty:,} of the {label} hold no text; they are kept, and all have one vector")
-    return rows
 
 
-def rows_of(folder: Path, wanted: Collection[str]) -> dict[str, int]:
-    """The rows of the `wanted` ids that the token store at `folder` holds."""
-    return {text_id: row for row, text_id in enumerate(TokenStore(folder).iter_ids()) if text_id in wanted}
+def find_rows(folder: Path, wanted: WantedIds) -> None:
+    """Has `wanted` see the rows of the token store at `folder`."""
+    ids, row = TokenStore(folder).iter_ids(), 0
+    while block := list(islice(ids, BLOCK_TEXTS)):
+        wanted.see(block, row)
+        row += len(block)
 
 
 def each_once(texts: Iterable[Text], source: Path) -> Iterator[Text]:
@@ -143,7 +147,7 @@ def each_once(texts: Iterable[Text], source: Path) -> Iterator[Text]:
 
     Raises `InputError` with the line of `source` where an id comes again with another text.
     """
-    for block in _once(_blocks(texts), source, []):
+    for block in _once(blocks_of(texts), source, []):
         yield from zip(*block, strict=True)
 
 
@@ -189,7 +193,7 @@ def _encode_ahead(blocks: Iterator[Block], encode: Callable[[list[str]], list]) 
             yield *waiting[:2], waiting[2].result()
 
 
-def _blocks(texts: Iterable[Text]) -> Iterator[Block]:
+def blocks_of(texts: Iterable[Text]) -> Iterator[Block]:
     """Groups texts into (lines, ids, texts) of a bounded number of texts and characters."""
     lines, ids, block, characters = [], [], [], 0
     for line, text_id, text in texts:
@@ -229,38 +233,20 @@ def _once(blocks: Iterator[Block], source: Path, left_out: list[int]) -> Iterato
 
 
 class SeenTexts:
-    """Tells an id that comes again, and whether its text does, in 16 bytes a text.
-
-    These are 64-bit hashes of both, in runs that are sorted by the id's and merged as they grow. Of n ids, two
-    different ones are taken for the same with a probability of about n² / 2^65: 2 in a million for MS MARCO's.
-    """
+    """Tells an id that comes again, and whether its text does, in 16 bytes a text (`data.hashed`)."""
 
     def __init__(self) -> None:
-        self._runs: list[tuple[np.ndarray, np.ndarray]] = []
+        self._contents = HashedValues()
 
     def add(self, ids: list[str], texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Adds a block. Which of its ids came before, and which of them with another text, both bool (n,)."""
-        hashes, contents = (np.fromiter(map(hash, part), dtype=np.int64, count=len(part)) for part in (ids, texts))
-        run, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
-        known = contents[first]
-        is_new = np.ones(len(run), dtype=bool)
-        for earlier_ids, earlier_contents in self._runs:
-            place = np.minimum(np.searchsorted(earlier_ids, run), len(earlier_ids) - 1)
-            found = earlier_ids[place] == run
-            known = np.where(found, earlier_contents[place], known)
-            is_new &= ~found
+        keys, contents = hashes_of(ids, len(ids)), hashes_of(texts, len(texts))
+        unique, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+        known, found = self._contents.find(unique)
+        self._contents.add(unique[~found], contents[first[~found]])
         again = np.ones(len(ids), dtype=bool)
-        again[first[is_new]] = False
-        self._keep(run[is_new], known[is_new])
-        return again, again & (contents != known[inverse])
-
-    def _keep(self, ids: np.ndarray, contents: np.ndarray) -> None:
-        while self._runs and len(self._runs[-1][0]) <= 2 * len(ids):
-            merged = [np.concatenate(pair) for pair in zip(self._runs.pop(), (ids, contents), strict=True)]
-            order = np.argsort(merged[0], kind="stable")
-            ids, contents = (part[order] for part in merged)
-        if len(ids):
-            self._runs.append((ids, contents))
+        again[first[~found]] = False
+        return again, again & (contents != np.where(found, known, contents[first])[inverse])
 
 
 def count_lines(path: Path) -> int | None:

@@ -19,6 +19,7 @@ says so, and there are no metrics.
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -27,7 +28,8 @@ import bm25s
 import numpy as np
 from bm25s.tokenization import Tokenizer
 
-from data.beir_data import read_jsonl
+from data.beir_data import COLLECTION_FILES, read_jsonl
+from data.hashed import WantedIds, hashes_of
 from data.judgments import Split, judgments_by_row, read_split
 from data.msmarco_data import DOCUMENTS, FILES, PASSAGES, read_documents, read_tsv
 from data.tokenizing import Text, count_lines, each_once
@@ -37,7 +39,7 @@ from utils.mining.rankings import final_ranking, own_passages
 from utils.runtime.arguments import check_at_least_one, option, parse, required
 from utils.runtime.errors import run
 from utils.runtime.logs import progress, say
-from utils.stores.files import find_file
+from utils.stores.files import find_file, has_file
 from utils.stores.qrels import say_missing
 
 
@@ -98,32 +100,32 @@ def rank(index: Index, queries: Sequence[str], depth: int) -> tuple[np.ndarray, 
 
 def read_folder(folder: Path, split: str) -> tuple[Path, Iterator[Text], Split]:
     """The collection's file, its texts (not read yet) and the queries with their judgments."""
-    if any((folder / name).is_file() for name in ("corpus.jsonl", "corpus.jsonl.gz")):
-        collection, queries = find_file(folder, "corpus.jsonl"), find_file(folder, "queries.jsonl")
+    if has_file(folder, *COLLECTION_FILES):
+        collection, queries = find_file(folder, *COLLECTION_FILES), find_file(folder, "queries.jsonl")
         qrels = find_file(folder / "qrels", f"{split}.tsv")
-        return collection, read_jsonl(collection), read_split(split, read_jsonl(queries), queries, qrels)
+        return collection, read_jsonl(collection), read_split(split, partial(read_jsonl, queries), queries, qrels)
     collection = find_file(folder, *(name for kind in (PASSAGES, DOCUMENTS) for name in FILES[kind]["collection"]))
     documents = collection.name.removesuffix(".gz") in FILES[DOCUMENTS]["collection"]
     queries, qrels = (find_file(folder, *names) for names in FILES[DOCUMENTS if documents else PASSAGES]["dev"])
     texts = read_documents(collection, " ", sys.maxsize) if documents else read_tsv(collection)
-    return collection, texts, read_split("dev", read_tsv(queries), queries, qrels)
+    return collection, texts, read_split("dev", partial(read_tsv, queries), queries, qrels)
 
 
-def collect_ids(texts: Iterable[Text], path: Path, rows: dict[str, int]) -> Iterator[str]:
-    """Passes on the texts, each id once, and notes its row in `rows`; see `each_once`."""
+def collect_ids(texts: Iterable[Text], path: Path, ids: list[str]) -> Iterator[str]:
+    """Passes on the texts, each id once, and adds it to `ids`; see `each_once`."""
     for _, text_id, text in each_once(texts, path):
-        rows[text_id] = len(rows)
+        ids.append(text_id)
         yield text
 
 
 def main() -> None:
     args = parse(Arguments, __doc__)
     collection, texts, split = read_folder(Path(args.data_dir), args.split)
-    passage_rows: dict[str, int] = {}
+    passage_ids: list[str] = []
     say(f"indexing {collection}")
     index = Index(
         progress(
-            collect_ids(texts, collection, passage_rows),
+            collect_ids(texts, collection, passage_ids),
             total=count_lines(collection),
             unit="passages",
             label="index",
@@ -131,8 +133,8 @@ def main() -> None:
         args.k1,
         args.b,
     )
-    query_ids, passage_ids = list(split.queries), list(passage_rows)
-    rows, scores = rank(index, list(split.queries.values()), args.depth + 1)
+    _, query_ids, queries = zip(*split.queries(split.judged), strict=True)
+    rows, scores = rank(index, queries, args.depth + 1)
     unmatched = int((rows[:, 0] < 0).sum())
     if 2 * unmatched > len(query_ids):
         reason = (
@@ -143,7 +145,10 @@ def main() -> None:
         write_left_out(args.out_dir, reason)
         say(f"warning: {reason} ({Path(args.out_dir, LEFT_OUT)})")
         return
-    qrels, missing_ids = judgments_by_row(split, query_ids, passage_rows, len(passage_ids))
+    judged_passages = WantedIds([split.passage_keys])
+    judged_passages.see(passage_ids, 0)
+    query_keys = hashes_of(query_ids, len(query_ids))
+    qrels, missing_ids = judgments_by_row(split, query_keys, judged_passages, len(passage_ids))
     say_missing(qrels, len(passage_ids), split.qrels_path.name)
     own = own_passages(query_ids, passage_ids, collection.name)
     ranking = final_ranking(

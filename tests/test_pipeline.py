@@ -20,7 +20,7 @@ from tests.processes import free_port
 from tests.workplace import CLUSTERED, CLUSTERS, IDRO, ROOT, STEPS
 from utils.stores.checkpoint import newest_checkpoint, read_trainer_state
 from utils.stores.episode import open_scores, read_episode, scores_file
-from utils.stores.qrels import read_qrels, write_qrels
+from utils.stores.qrels import Qrels, read_qrels, write_qrels
 from utils.stores.token_store import TokenStore
 
 pytestmark = pytest.mark.pipeline
@@ -297,7 +297,7 @@ def test_an_episode_without_any_negative_is_refused_and_not_made_ready(place):
     (place.folder / "results" / "ann_ndcg_0").unlink()
     stores = place.folder / "preprocessed"
     queries, passages = (len(TokenStore(stores / name)) for name in ("train-query", "passages"))
-    write_qrels(stores / "train-qrel.tsv", ((q, p, 1) for q in range(queries) for p in range(passages)))
+    write_qrels(stores / "train-qrel.tsv", Qrels.of((q, p, 1) for q in range(queries) for p in range(passages)))
     failed = place.mine(0, launcher="none", fails=True)
     assert "--topk_training" in failed.stderr
     assert "Traceback" not in failed.stderr

@@ -86,7 +86,7 @@ def make_work(args: Arguments, folder: Path, device: torch.device, precision: Pr
     encoder, tokenizer = load_encoder(args.checkpoint, find_reading(args.checkpoint, AUTO))
     reading, store, length = encoder.reading, folder / "passages", args.max_seq_length
     rows = ((place, text_id, reading.passages(text)) for place, text_id, text in texts)
-    named = {"prepared": reading.passages, "wanted": (), "label": "texts", "total": count}
+    named = {"prepared": reading.passages, "label": "texts", "total": count}
     write_token_store(store, rows, tokenizer, length, collection, **named)
     sequences = open_sequences(store, tokenizer, encoder.config, length, prepared=reading.passages)
     library = load_model(folder / "library", encoder, tokenizer, length, device).to(precision.dtype)

@@ -38,7 +38,7 @@ from utils.runtime.arguments import option, parse, required
 from utils.runtime.errors import InputError, run
 from utils.runtime.logs import say
 from utils.stores.files import write_json
-from utils.stores.qrels import write_qrels
+from utils.stores.qrels import Qrels, write_qrels
 from utils.stores.token_store import TokenizerInfo, TokenStore, create_token_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,8 +101,8 @@ def write_collection(args: Arguments, folder: Path, passages: int, tokenizer: Pr
                 tokens = generator.integers(len(tokenizer), size=lengths.sum())
                 writer.append(ids, np.split(tokens, np.cumsum(lengths)[:-1]))
     for name, count in (("train", queries), ("dev", queries // 10)):
-        relevant = generator.integers(passages, size=count).tolist()
-        write_qrels(qrel_file(folder, name), ((query, passage, 1) for query, passage in enumerate(relevant)))
+        relevant = Qrels.by_row(np.arange(count), generator.integers(passages, size=count), np.ones(count))
+        write_qrels(qrel_file(folder, name), relevant)
 
 
 def mine(args: Arguments, checkpoint: Path, collection: Path) -> dict[str, Stage]:

@@ -21,7 +21,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from sentence_transformers.util import mine_hard_negatives
 
-from data.judgments import read_judgments
+from data.judgments import iter_judgments
 from data.msmarco_data import read_tsv
 from model.families import find_family
 from model.reading import AUTO, Reading, find_reading
@@ -52,8 +52,7 @@ def read_pairs(folder: Path, reading: Reading) -> tuple[dict[str, list[str]], li
     )
     pairs = [
         (queries[query], passages[passage])
-        for query, judged in read_judgments(folder / "qrels.train.tsv").items()
-        for passage, grade in judged.items()
+        for _, query, passage, grade in iter_judgments(folder / "qrels.train.tsv")
         if grade > 0 and query in queries and passage in passages
     ]
     return {"query": [query for query, _ in pairs], "positive": [text for _, text in pairs]}, list(passages.values())

@@ -69,7 +69,7 @@ def make_contenders(args: Arguments, folder: Path) -> dict[str, Callable[[], Row
 
     def ours() -> TokenStore:
         given = read_tsv(path, prepare)
-        write_token_store(folder / OURS, given, tokenizer, length, path, wanted=(), label="texts", total=args.texts)
+        write_token_store(folder / OURS, given, tokenizer, length, path, label="texts", total=args.texts)
         return TokenStore(folder / OURS)
 
     columns = {"return_attention_mask": False, "return_token_type_ids": False}

@@ -152,7 +152,7 @@ def test_stores_of_a_version_that_noted_no_sources_go_on_in_use_and_are_made_ane
     assert last_changes(out) | {out / "sources.json": before[out / "sources.json"]} == before
     (out / "sources.json").unlink()
     preprocess_passages()
-    assert "tokenizing collection.tsv" in capsys.readouterr().out.split("tokenized already")[-1]
+    assert "collection.tsv, 4 texts" in capsys.readouterr().out.split("tokenized already")[-1]
 
 
 def test_stores_in_use_that_were_removed_are_made_again_of_the_same_files_only(preprocess_passages):
@@ -178,7 +178,7 @@ def test_a_file_that_is_changed_while_it_is_read_leaves_nothing_that_looks_whole
         (tmp_path / "raw" / "collection.tsv").write_text("0\tanother\n")
         return tokenizing.write_token_store(folder, *rest, **named)
 
-    monkeypatch.setattr("data.msmarco_data.write_token_store", write)
+    monkeypatch.setattr("data.stores.write_token_store", write)
     with pytest.raises(InputError, match=r"collection\.tsv: was changed while it was read; run this again"):
         preprocess_passages()
     assert not list((tmp_path / "out").glob("*-qrel.tsv"))
@@ -190,8 +190,7 @@ def write_to_passages_is_a_failure(*_, **__):
 
 def keep_passages(monkeypatch) -> None:
     """From now on, a script that tokenizes the passages fails."""
-    for module in ("msmarco_data", "beir_data"):
-        monkeypatch.setattr(f"data.{module}.write_token_store", write_to_passages_is_a_failure)
+    monkeypatch.setattr("data.stores.write_token_store", write_to_passages_is_a_failure)
 
 
 DEV = {"qrels/dev.tsv": "query-id\tcorpus-id\tscore\nq2\tgrün\t1\nq2\tlost\t1\n"}
@@ -267,7 +266,7 @@ def test_new_permissions_and_links_are_no_change_while_a_file_is_read(preprocess
         return tokenizing.write_token_store(folder, *rest, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr("data.msmarco_data.write_token_store", write)
+        patch.setattr("data.stores.write_token_store", write)
         out = preprocess_passages()
     assert (tmp_path / "link").exists()
     before = content_of(out)

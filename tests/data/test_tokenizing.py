@@ -3,6 +3,7 @@
 import gzip
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,12 +15,14 @@ from tokenizers.processors import RobertaProcessing
 from tokenizers.trainers import BpeTrainer
 
 from data import tokenizing
-from data.judgments import read_judgments
+from data.hashed import HashedValues, WantedIds, hashes_of
+from data.judgments import iter_judgments
 from data.tokenizing import (
     SeenTexts,
     count_lines,
     each_once,
     encode_beginnings,
+    find_rows,
     load_tokenizer,
     reads_words,
     write_token_store,
@@ -42,14 +45,18 @@ def test_ids_that_come_again_are_told_and_whether_their_text_does(blocks):
         assert list(zip(again.tolist(), differs.tolist(), strict=True)) == expected
 
 
-def test_runs_of_seen_texts_stay_few():
-    seen = SeenTexts()
+def test_a_map_of_hashes_holds_few_runs_and_finds_all_that_was_added():
+    keys = np.random.default_rng(0).permutation(np.arange(-1500, 1500) * 7)
+    held = HashedValues()
     for start in range(0, 3000, 10):
-        block = [str(number) for number in range(start, start + 10)]
-        assert not seen.add(block, block)[0].any()
-        assert seen.add(block, block)[0].all()
-    assert len(seen._runs) <= 12
-    assert sum(len(ids) for ids, _ in seen._runs) == 3000
+        block = keys[start : start + 10]
+        assert not held.find(block)[1].any()
+        held.add(block, block + 1)
+        assert held.find(block)[1].all()
+    values, found = held.find(np.append(keys, 3))
+    assert found.tolist() == [True] * 3000 + [False]
+    assert (values[:-1] == keys + 1).all()
+    assert len(held._runs) <= 12
 
 
 @pytest.mark.parametrize("most_texts", [1, 2, 20_000])
@@ -61,8 +68,10 @@ def test_a_text_that_comes_again_with_its_id_is_taken_once_and_counted(
     source.write_text("x")
     texts = [(i + 1, text_id, f"the cat {text_id}") for i, text_id in enumerate("abacdaee")]
     tokenizer = load_tokenizer(tokenizer_folder)
-    rows = write_token_store(tmp_path / "once", texts, tokenizer, 12, source, wanted="abcde", label="texts")
-    assert rows == {"a": 0, "b": 1, "c": 2, "d": 3, "e": 4}
+    keys = hashes_of("edcba", 5)
+    wanted = WantedIds([keys])
+    write_token_store(tmp_path / "once", texts, tokenizer, 12, source, wanted=wanted, label="texts")
+    assert wanted.rows(keys).tolist() == [4, 3, 2, 1, 0]
     store = TokenStore(tmp_path / "once")
     assert store.ids == list("abcde")
     assert list(store.lines) == [0, 1, 3, 4, 6]
@@ -75,9 +84,7 @@ def test_a_text_that_comes_again_with_its_id_is_taken_once_and_counted(
 def test_without_texts_left_out_rows_are_lines(tmp_path, tokenizer_folder):
     (tmp_path / "source").write_text("x")
     texts = [(1, "a", "the cat"), (2, "b", "the cat")]
-    write_token_store(
-        tmp_path / "store", texts, load_tokenizer(tokenizer_folder), 12, tmp_path / "source", wanted=(), label=""
-    )
+    write_token_store(tmp_path / "store", texts, load_tokenizer(tokenizer_folder), 12, tmp_path / "source", label="")
     assert list(TokenStore(tmp_path / "store").lines) == [0, 1]
     assert not (tmp_path / "store" / "lines.npy").exists()
 
@@ -89,16 +96,20 @@ def test_the_size_of_blocks_changes_nothing(tmp_path, tokenizer_folder, monkeypa
     source.write_text("x")
     tokenizer = load_tokenizer(tokenizer_folder)
 
-    def write(name: str) -> tuple[dict[str, int], TokenStore]:
-        wanted = {"id3", "id9", "stranger"}
-        found = write_token_store(tmp_path / name, texts, tokenizer, 12, source, wanted=wanted, label="texts")
-        return found, TokenStore(tmp_path / name)
+    keys = hashes_of(["id3", "id9", "stranger", "not asked for", "id4"], 5)
+
+    def write(name: str) -> tuple[list[int], TokenStore]:
+        wanted, again = WantedIds([keys[:3]]), WantedIds([keys[:3]])
+        write_token_store(tmp_path / name, texts, tokenizer, 12, source, wanted=wanted, label="texts")
+        find_rows(tmp_path / name, again)
+        assert wanted.rows(keys).tolist() == again.rows(keys).tolist()
+        return wanted.rows(keys).tolist(), TokenStore(tmp_path / name)
 
     rows, whole = write("whole")
     monkeypatch.setattr(tokenizing, "BLOCK_TEXTS", most_texts)
     monkeypatch.setattr(tokenizing, "BLOCK_CHARACTERS", most_characters)
     same_rows, parts = write("parts")
-    assert rows == same_rows == {"id3": 3, "id9": 9}
+    assert rows == same_rows == [3, 9, -1, -1, -1]
     assert parts.meta == whole.meta
     assert parts.ids == whole.ids
 
@@ -107,7 +118,7 @@ def test_a_block_ends_with_the_text_that_fills_it(monkeypatch):
     monkeypatch.setattr(tokenizing, "BLOCK_TEXTS", 3)
     monkeypatch.setattr(tokenizing, "BLOCK_CHARACTERS", 10)
     texts = [(i, str(i), "x" * length) for i, length in enumerate((4, 6, 1, 1, 1, 30, 0))]
-    assert [lines for lines, _, _ in tokenizing._blocks(iter(texts))] == [[0, 1], [2, 3, 4], [5], [6]]
+    assert [lines for lines, _, _ in tokenizing.blocks_of(iter(texts))] == [[0, 1], [2, 3, 4], [5], [6]]
 
 
 def byte_level_tokenizer() -> Tokenizer:
@@ -180,7 +191,10 @@ def test_lines_are_counted_plain_and_zipped(tmp_path, content, lines):
 def judgments_of(folder: Path, content: str) -> dict[str, dict[str, int]]:
     path = folder / "qrels"
     path.write_text(content)
-    return read_judgments(path)
+    judged: dict[str, dict[str, int]] = {}
+    for _, query, passage, grade in iter_judgments(path):
+        judged.setdefault(query, {})[passage] = grade
+    return judged
 
 
 def test_judgments_are_read_with_tabs_blanks_grades_and_repeats(tmp_path):
@@ -198,6 +212,6 @@ def test_texts_without_a_token_are_kept_and_counted(tmp_path, capsys):
     source = tmp_path / "texts.tsv"
     source.write_text("")
     texts = [(1, "a", "the cat"), (2, "b", ""), (3, "c", "  ")]
-    rows = write_token_store(tmp_path / "store", texts, tokenizer, 12, source, wanted="abc", label="passages")
-    assert rows == {"a": 0, "b": 1, "c": 2}
+    write_token_store(tmp_path / "store", texts, tokenizer, 12, source, label="passages")
+    assert TokenStore(tmp_path / "store").ids == ["a", "b", "c"]
     assert "texts.tsv: 2 of the passages hold no text" in capsys.readouterr().out

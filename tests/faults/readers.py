@@ -51,7 +51,7 @@ from utils.stores.episode import (
     write_result,
 )
 from utils.stores.files import sha256_of_file, write_json
-from utils.stores.qrels import read_missing_ids, read_qrels, write_missing_ids, write_qrels
+from utils.stores.qrels import Qrels, read_missing_ids, read_qrels, write_missing_ids, write_qrels
 from utils.stores.run_folder import RunFolder, read_settings
 from utils.stores.token_store import TokenStore
 from utils.stores.training_log import TrainingLog
@@ -87,7 +87,7 @@ def _raw(folder: Path) -> dict[str, Reader]:
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert_tokenizer(folder / "tokenizer"))
 
     def tokenized(path: Path, texts) -> None:
-        write_token_store(folder / "tokens", texts, tokenizer, 16, path, wanted={"1"}, label="texts", total=None)
+        write_token_store(folder / "tokens", texts, tokenizer, 16, path, label="texts", total=None)
 
     contents = {
         "collection.tsv": "1\tthe cat is blue\n22\tsky\tof the tree\n",
@@ -119,11 +119,11 @@ def _raw(folder: Path) -> dict[str, Reader]:
             lambda: tokenized(paths["queries.tsv.gz"], read_tsv(paths["queries.tsv.gz"], str)),
         ),
         "qrels.tsv": Reader(
-            paths["qrels.tsv"], lambda: read_split("train", queries, paths["queries.tsv"], paths["qrels.tsv"])
+            paths["qrels.tsv"], lambda: read_split("train", lambda: queries, paths["queries.tsv"], paths["qrels.tsv"])
         ),
         "qrels.beir.tsv": Reader(
             paths["qrels.beir.tsv"],
-            lambda: read_split("test", queries, paths["queries.tsv"], paths["qrels.beir.tsv"]),
+            lambda: read_split("test", lambda: queries, paths["queries.tsv"], paths["qrels.beir.tsv"]),
         ),
     }
 
@@ -147,7 +147,7 @@ def _stores(folder: Path) -> dict[str, Reader]:
 
     random_store(folder / "store", PASSAGES)
     write_missing_ids(folder / "train-qrel.tsv", ["gone 1", "gone 2"])
-    write_qrels(folder / "train-qrel.tsv", [(0, 3, 1), (1, 29, 0), (7, 2, 3)])
+    write_qrels(folder / "train-qrel.tsv", Qrels.of([(0, 3, 1), (1, 29, 0), (7, 2, 3)]))
     write_embeddings(folder / "embeddings", "passages", "t", np.ones((PASSAGES, 4), np.float32))
     order, source = np.arange(PASSAGES), EmbeddingSource("w", "t", 8, 0, "float32", "float32", PASSAGES, 4)
     writer = ShardWriter(folder / "marked", "passages", 0, 1, order, source)

@@ -40,7 +40,7 @@ def encode(encoder: Encoder, tokenizer: PreTrainedTokenizerFast, folder: Path, k
     source = folder / kind
     source.write_text("of the texts")
     store = folder / f"{kind}-store"
-    write_token_store(store, rows, tokenizer, length, source, prepared=prepared, wanted=(), label="texts")
+    write_token_store(store, rows, tokenizer, length, source, prepared=prepared, label="texts")
     assert TokenStore(store).expect(tokenizer, length, prepared).meta.prompt == prepared.prompt
     with torch.inference_mode():
         return encoder.eval()(pack([(Sequences(TokenStore(store)), np.arange(len(texts)))])).numpy()

@@ -190,6 +190,11 @@ def find_file(folder: str | os.PathLike, *names: str) -> Path:
     raise InputError(f"holds none of {', '.join(names)} (plain or with .gz)", folder)
 
 
+def has_file(folder: str | os.PathLike, *names: str) -> bool:
+    """Whether `find_file` finds one of them."""
+    return any(Path(folder, f"{name}{suffix}").is_file() for name in names for suffix in ("", ".gz"))
+
+
 def open_binary(path: str | os.PathLike) -> IO[bytes]:
     """Opens a plain or gzipped file (told by its first two bytes) for reading."""
     path = Path(path)

@@ -7,6 +7,7 @@
 Missing passages are relevant and never found: they count in the metrics, as in trec_eval, and are never trained on.
 """
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from utils.runtime.logs import say
 from utils.stores.files import atomic_file, read_lines, split_fields
 from utils.stores.token_store import TokenStore
 
+BLOCK_JUDGMENTS = 65_536  # made into Python's numbers together
 LARGEST_GRADE = 2**31 - 1  # above and below 0: trec_eval's integers
 
 
@@ -37,7 +39,13 @@ class Qrels:
     @classmethod
     def of(cls, judgments: Iterable[tuple[int, int, int]]) -> "Qrels":
         """From (query row, passage row, relevance), in any order."""
-        return cls(*np.array(sorted(judgments), dtype=np.int64).reshape(-1, 3).T)
+        return cls.by_row(*np.array(list(judgments), dtype=np.int64).reshape(-1, 3).T)
+
+    @classmethod
+    def by_row(cls, query_rows: np.ndarray, passage_rows: np.ndarray, relevance: np.ndarray) -> "Qrels":
+        """From three columns of whole numbers (n,), in any order."""
+        order = np.lexsort((relevance, passage_rows, query_rows))
+        return cls(*(column[order].astype(np.int64, copy=False) for column in (query_rows, passage_rows, relevance)))
 
     def __len__(self) -> int:
         return len(self.query_rows)
@@ -45,7 +53,9 @@ class Qrels:
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
         """(query row, passage row, relevance) of each judgment, as Python's numbers."""
         columns = self.query_rows, self.passage_rows, self.relevance
-        return zip(*(column.tolist() for column in columns), strict=True)
+        for start in range(0, len(self), BLOCK_JUDGMENTS):
+            block = slice(start, start + BLOCK_JUDGMENTS)
+            yield from zip(*(column[block].tolist() for column in columns), strict=True)
 
     def only(self, kept: np.ndarray) -> "Qrels":
         """Those that `kept`, bool (judgments,), marks."""
@@ -64,10 +74,10 @@ class Qrels:
         return dict(zip(rows.tolist(), np.split(passages, starts[1:]), strict=True)) if len(rows) else {}
 
 
-def write_qrels(path: str | Path, judgments: Iterable[tuple[int, int, int]]) -> None:
+def write_qrels(path: str | Path, qrels: Qrels) -> None:
     """Writes (query row, passage row, relevance) lines in ascending order, atomically."""
     with atomic_file(path) as handle:
-        handle.writelines(f"{query}\t{passage}\t{grade}\n" for query, passage, grade in sorted(judgments))
+        handle.writelines(f"{query}\t{passage}\t{grade}\n" for query, passage, grade in qrels)
 
 
 def missing_file(qrel_path: str | Path) -> Path:
@@ -98,7 +108,7 @@ def read_qrels(path: str | Path, query_count: int, passage_count: int) -> Qrels:
     Raises `InputError` for a row outside the stores that is no missing passage's, or a judgment given twice.
     """
     missing = len(read_missing_ids(path))
-    rows = []
+    columns = array("q"), array("q"), array("q")
     for number, line in read_lines(path):
         try:
             query, passage, grade = map(int, split_fields(line, 3, path, number))
@@ -114,8 +124,9 @@ def read_qrels(path: str | Path, query_count: int, passage_count: int) -> Qrels:
             )
         if abs(grade) > LARGEST_GRADE:
             raise InputError(f"the relevance {grade} is out of range; tokenize again", path, number)
-        rows.append((query, passage, grade))
-    qrels = Qrels.of(rows)
+        for column, value in zip(columns, (query, passage, grade), strict=True):
+            column.append(value)
+    qrels = Qrels.by_row(*(np.frombuffer(column, dtype=np.int64) for column in columns))
     if ((np.diff(qrels.query_rows) == 0) & (np.diff(qrels.passage_rows) == 0)).any():
         raise InputError("judges a query and passage twice; tokenize again", path)
     return qrels

@@ -299,7 +299,7 @@ def own_vectors(checkpoint: Path, model_type: str, max_length: int, folder: Path
     folder.mkdir(exist_ok=True)
     source.write_text("of the texts")
     tokenizer = load_tokenizer(str(checkpoint))
-    write_token_store(folder / "store", texts, tokenizer, max_length, source, wanted=(), label="texts")
+    write_token_store(folder / "store", texts, tokenizer, max_length, source, label="texts")
     encoder, _ = load_encoder(model_type, str(checkpoint))
     packed = pack([(Sequences(TokenStore(folder / "store")), np.arange(len(TEXTS)))])
     return encoder.eval()(packed).detach().numpy()

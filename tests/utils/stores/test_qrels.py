@@ -24,7 +24,7 @@ judgment_lists = st.dictionaries(
 @given(judgment_lists)
 def test_judgments_come_back_sorted_whatever_the_order_they_were_written_in(tmp_path_factory, judgments):
     path = tmp_path_factory.mktemp("qrels") / "dev-qrel.tsv"
-    write_qrels(path, judgments)
+    write_qrels(path, Qrels.of(judgments))
     qrels = read_qrels(path, 10, 20)
     assert list(zip(qrels.query_rows, qrels.passage_rows, qrels.relevance, strict=True)) == sorted(judgments)
     assert {column.dtype for column in (qrels.query_rows, qrels.passage_rows, qrels.relevance)} == {np.dtype("int64")}
@@ -44,7 +44,7 @@ def test_positives_are_all_passages_of_a_grade_above_0(judgments):
 
 def test_a_file_is_written_in_ascending_order_and_one_in_any_other_is_read_sorted(tmp_path):
     path = tmp_path / "qrel.tsv"
-    write_qrels(path, iter([(10, 1, 1), (2, 10, 1), (2, 9, 0)]))
+    write_qrels(path, Qrels.of(iter([(10, 1, 1), (2, 10, 1), (2, 9, 0)])))
     assert path.read_text() == "2\t9\t0\n2\t10\t1\n10\t1\t1\n"
     path.write_text("2\t10\t1\n10\t1\t1\n2\t9\t0\n")
     qrels = read_qrels(path, 11, 11)
@@ -54,7 +54,7 @@ def test_a_file_is_written_in_ascending_order_and_one_in_any_other_is_read_sorte
 
 
 def test_several_positives_and_grades_other_than_1_are_kept(tmp_path):
-    write_qrels(tmp_path / "qrel.tsv", [(0, 5, 3), (0, 2, 1), (0, 9, 0), (2, 1, 2)])
+    write_qrels(tmp_path / "qrel.tsv", Qrels.of([(0, 5, 3), (0, 2, 1), (0, 9, 0), (2, 1, 2)]))
     positives = read_qrels(tmp_path / "qrel.tsv", 3, 10).positives
     assert {query: rows.tolist() for query, rows in positives.items()} == {0: [2, 5], 2: [1]}
 
@@ -97,11 +97,11 @@ def test_a_query_without_a_relevant_passage_is_named():
 def test_every_training_query_must_have_a_relevant_passage_and_a_dev_query_need_not(tmp_path):
     for name, rows in (("train-query", 2), ("dev-query", 3), ("passages", 4)):
         random_store(tmp_path / name, rows)
-    write_qrels(tmp_path / "train-qrel.tsv", [(0, 3, 1), (1, 0, 1)])
-    write_qrels(tmp_path / "dev-qrel.tsv", [(2, 1, 1)])
+    write_qrels(tmp_path / "train-qrel.tsv", Qrels.of([(0, 3, 1), (1, 0, 1)]))
+    write_qrels(tmp_path / "dev-qrel.tsv", Qrels.of([(2, 1, 1)]))
     train, dev = read_train_and_dev_qrels(tmp_path)
     assert (train.query_rows.tolist(), dev.query_rows.tolist()) == ([0, 1], [2])
-    write_qrels(tmp_path / "train-qrel.tsv", [(0, 3, 1)])
+    write_qrels(tmp_path / "train-qrel.tsv", Qrels.of([(0, 3, 1)]))
     with pytest.raises(InputError, match=r"train-qrel\.tsv: 1 of 2"):
         read_train_and_dev_qrels(tmp_path)
 

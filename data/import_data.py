@@ -1,0 +1,150 @@
+"""Brings training data, in whatever layout people have them, into one collection in BEIR's layout.
+
+    python data/import_data.py --data_dir pairs.jsonl --out_dir OUT/collection/imported
+    python data/import_data.py --data_dir wiki:mails.csv:beir/fiqa --out_dir OUT/collection/imported
+
+Reads MS MARCO's files, BEIR's, Tevatron's, FlagEmbedding's, pairs in named columns and data sets of the library
+`datasets` (docs/your_data.md shows each), one source or several with colons between, in one streamed pass. Writes
+OUT_DIR as data/collection_writer.py describes it, and last OUT_DIR/import.json: what it was made from and how. A
+collection that is there already, made from the same files in the same way, is left alone.
+
+Where a source has no dev queries of its own, a share of its training queries is held out. Of several sources, ids
+begin with the source's name and a slash.
+
+One folder in MS MARCO's layout with dev queries is left where it is: data/msmarco_data.py reads it. --settings_file
+tells the caller where the collection is then: DATA_DIR, and its LAYOUT, msmarco or beir.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.collection_writer import CollectionWriter
+from data.layouts.find import AUTO, find_layout
+from data.layouts.msmarco import MSMarco
+from data.layouts.records import DEV, TEST, Layout, Options
+from data.sources import SourceFiles, are_files
+from utils.runtime.arguments import option, parse, required
+from utils.runtime.errors import InputError, run
+from utils.runtime.logs import say
+from utils.stores.files import atomic_file, atomic_folder, read_json, write_json
+from utils.stores.lock import hold_lock
+
+FORMAT_VERSION = 1
+BETWEEN = ":"
+
+
+@dataclass
+class Arguments:
+    data_dir: str = required("the data: a file, a folder, or several with colons between")
+    out_dir: str = required("the folder of the collection that is written")
+    layout: str = option(AUTO, "auto: by what is there; or msmarco, beir, tevatron, flagembedding, pairs, datasets")
+    columns: str = option("", "columns of pairs, in the order QUERY,POSITIVE[,NEGATIVE…] (default: by their names)")
+    data_config: str = option("", "configuration of a data set on the hub (--layout datasets)")
+    data_split: str = option("", "its split that is trained on (default: train, with dev and test where they are)")
+    dev_share: float = option(0.1, "share of the training queries that are held out where there are no dev queries")
+    seed: int = option(42, "decides which ones are held out")
+    in_use: bool = option(False, "refuse, rather than replace a collection of other data or another share")
+    settings_file: str = option(
+        "", "file that gets DATA_DIR, LAYOUT and TEST (whether there is a test split, 0 or 1)"
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.dev_share < 1:
+            raise InputError(f"--dev_share is {self.dev_share:g}; a share between 0 and 1 is needed")
+
+
+def find_sources(args: Arguments) -> dict[str, Layout]:
+    """The sources by their names: what their folders or files are called."""
+    paths, layouts = args.data_dir.split(BETWEEN), args.layout.split(BETWEEN)
+    if len(layouts) not in (1, len(paths)):
+        raise InputError(f"--layout names {len(layouts)} layouts for {len(paths)} sources; name one, or one for each")
+    options = Options(tuple(filter(None, args.columns.split(","))), args.data_config, args.data_split)
+    sources: dict[str, Layout] = {}
+    for path, layout in zip(map(Path, paths), layouts * len(paths), strict=False):
+        name = path.resolve().name.split(".")[0] if path.is_file() else path.resolve().name
+        if name in sources:
+            raise InputError(f"two sources are named {name!r}; rename one of them", path)
+        sources[name] = find_layout(path, layout, options)
+    return sources
+
+
+def name_files(sources: dict[str, Layout], args: Arguments) -> dict[str, Path]:
+    """All files of the sources, by the names that they are noted under."""
+    files = {}
+    for path, (name, layout) in zip(map(Path, args.data_dir.split(BETWEEN)), sources.items(), strict=True):
+        for file in layout.files:
+            files[f"{name}/{file.relative_to(path).as_posix() if path.is_dir() else file.name}"] = file
+    return files
+
+
+def read_noted(path: Path) -> dict:
+    """What import.json holds."""
+    cure = f"remove {path.parent}, and run this again"
+    noted = read_json(path, cure)
+    if noted.get("format_version") != FORMAT_VERSION or not (
+        isinstance(noted.get("settings"), dict) and are_files(noted.get("files"))
+    ):
+        raise InputError(f"is not as it was written; {cure}", path)
+    return noted
+
+
+def import_sources(args: Arguments, sources: dict[str, Layout]) -> None:
+    """Writes the collection, unless it is there, made in this way from these files."""
+    out = Path(args.out_dir)
+    named = name_files(sources, args)
+    files = SourceFiles(named)
+    made_with = {name: getattr(args, name) for name in ("columns", "data_config", "data_split", "dev_share", "seed")}
+    made_with |= {"sources": list(sources), "layouts": [layout.name for layout in sources.values()]}
+    note = out / "import.json"
+    if note.exists():
+        noted = read_noted(note)
+        differences = [
+            f"{name} was {noted['settings'].get(name)!r} and is {value!r}"
+            for name, value in made_with.items()
+            if noted["settings"].get(name) != value
+        ]
+        differences += files.differences(noted["files"], named)
+        if not differences:
+            say(f"{out}: imported already, from the same files")
+            return
+        if args.in_use:
+            raise InputError(
+                f"the collection there is in use, and was made from other data or in another way: "
+                f"{'; '.join(differences)}. Go back to those, or begin anew in another --out_dir",
+                out,
+            )
+        say(f"{out}: made from other data or in another way, and made anew: {'; '.join(differences)}")
+    hold_lock(out.parent)
+    with atomic_folder(out) as partial:
+        one_id_space = any(layout.one_id_space for layout in sources.values())
+        writer = CollectionWriter(partial, one_id_space, args.dev_share, args.seed)
+        for name, layout in sources.items():
+            writer.add(name, layout, f"{name}/" if len(sources) > 1 else "")
+        counts = writer.finish()
+        entries = {name: files.entry(name) for name in named}
+        content = {"format_version": FORMAT_VERSION, "settings": made_with, "files": entries, "queries": counts}
+        write_json(partial / "import.json", content)
+    of_splits = ", ".join(f"{count:,} {split}" for split, count in counts.items())
+    say(f"the collection is in {out}; queries that have a relevant passage: {of_splits}")
+
+
+def main() -> None:
+    args = parse(Arguments, __doc__)
+    sources = find_sources(args)
+    (first, *others) = sources.values()
+    if not others and isinstance(first, MSMarco) and DEV in first.splits:
+        place, layout, has_test = args.data_dir, MSMarco.name, False
+    else:
+        import_sources(args, sources)
+        place, layout = args.out_dir, "beir"
+        has_test = any(TEST in source.splits for source in sources.values())
+    if args.settings_file:
+        with atomic_file(args.settings_file) as file:
+            file.write(f"DATA_DIR={place}\nLAYOUT={layout}\nTEST={int(has_test)}\n")
+
+
+if __name__ == "__main__":
+    run(main)

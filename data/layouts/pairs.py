@@ -1,0 +1,112 @@
+"""Pairs and triplets in named columns, as users of sentence-transformers have them.
+
+    {"query": "how do I sort a list", "positive": "Return a new sorted list.", "negative": "Reverse in place."}
+
+A row is (query, positive) or (query, positive, negative …). Files are JSON lines, CSV, TSV or parquet; a folder holds
+train.jsonl and, where there are, dev.jsonl and test.jsonl, or the like. Columns are known by their names, or given in
+their order. A cell may be a list of texts, and a negative's may be empty. Equal texts are one query or one passage.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from data.layouts.records import Example, Options, Passage, Place, Query, checked_text
+from data.layouts.rows import Row, count_rows, first_row, read_rows, split_files
+from utils.runtime.errors import InputError
+from utils.runtime.logs import say
+
+QUERY_COLUMNS = ("anchor", "query", "question")
+POSITIVE_COLUMNS = ("positive", "positives", "answer", "passage", "document")
+NEGATIVE_COLUMN = re.compile(r"(hard_)?negatives?([_ ]?\d+)?")
+LABEL_COLUMNS = ("label", "labels", "score", "scores", "similarity_score")
+
+
+class Columns:
+    """Which columns hold the query, the positive and the negatives.
+
+    `given` are their names in this order; without, they are known among `names`. `InputError` with `path` where that
+    cannot be told.
+    """
+
+    def __init__(self, names: Sequence[str], given: Sequence[str], path: Path | str) -> None:
+        if given:
+            absent = [name for name in given if name not in names]
+            if len(given) < 2 or absent:
+                found = f"has no column {absent[0]!r}" if absent else "--columns names the query alone"
+                raise InputError(f"{found}; --columns QUERY,POSITIVE[,NEGATIVE…] of: {', '.join(names)}", path)
+            self.query, self.positive, self.negatives = given[0], given[1], list(given[2:])
+            return
+        query, positive = (next(filter(names.__contains__, of), None) for of in (QUERY_COLUMNS, POSITIVE_COLUMNS))
+        if query is None or positive is None:
+            raise InputError(
+                f"has the columns {', '.join(map(repr, names)) or '(none)'}; expected are a query "
+                f"({', '.join(QUERY_COLUMNS)}), a positive ({', '.join(POSITIVE_COLUMNS)}) and perhaps negatives "
+                "(negative, negative_1, …). Rename them, or name them: --columns QUERY,POSITIVE[,NEGATIVE…]",
+                path,
+            )
+        if label := next(filter(names.__contains__, LABEL_COLUMNS), None):
+            raise InputError(
+                f"has a column {label!r}: where pairs carry a label or a score, not all are a query and its "
+                "answer. Keep the rows of those that are, without that column; or name the columns that count: "
+                f"--columns {query},{positive}",
+                path,
+            )
+        self.query, self.positive = query, positive
+        self.negatives = [name for name in names if NEGATIVE_COLUMN.fullmatch(name)]
+        others = [name for name in names if name not in (query, positive, *self.negatives)]
+        if others:
+            say(f"{path}: columns that are left out: {', '.join(others)}")
+
+    @staticmethod
+    def are_among(names: Sequence[str]) -> bool:
+        """Whether a query and a positive can be told among these columns."""
+        return any(name in names for name in QUERY_COLUMNS) and any(name in names for name in POSITIVE_COLUMNS)
+
+    def example(self, split: str, row: Row, place: Place) -> Example:
+        """The row as an example; `InputError` where a text is missing or none."""
+        query = Query(None, checked_text(row.get(self.query), self.query, place))
+        positives = [Passage(None, text) for text in _texts(row.get(self.positive), self.positive, place)]
+        negatives = [
+            Passage(None, text)
+            for name in self.negatives
+            if row.get(name) not in (None, "", [])
+            for text in _texts(row[name], name, place)
+        ]
+        return Example(split, query, positives, negatives)
+
+
+def _texts(cell: object, name: str, place: Place) -> list[str]:
+    """The texts of a cell, which holds one or a list of them; at least one."""
+    cells = cell if isinstance(cell, list) and cell else [cell]
+    return [checked_text(text, name, place) for text in cells]
+
+
+class Pairs:
+    """Files of pairs at a path."""
+
+    name = "pairs"
+    one_id_space = False
+
+    def __init__(self, splits: dict[str, list[Path]], columns: Sequence[str]) -> None:
+        self._splits, self._columns = splits, columns
+        self.splits = list(splits)
+        self.files = [path for paths in splits.values() for path in paths]
+        self.total = count_rows(self.files)
+
+    @classmethod
+    def find(cls, path: Path, options: Options, asked: bool) -> "Pairs | None":
+        splits = split_files(path)
+        if not splits or not (
+            asked or options.columns or Columns.are_among([*first_row(next(iter(splits.values()))[0])])
+        ):
+            return None
+        return cls(splits, options.columns)
+
+    def read(self) -> Iterator[tuple[Place, Example]]:
+        for split, paths in self._splits.items():
+            for path in paths:
+                columns = None
+                for place, row in read_rows(path):
+                    columns = columns or Columns([*row], self._columns, path)
+                    yield place, columns.example(split, row, place)
