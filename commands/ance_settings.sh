@@ -22,7 +22,12 @@ heading "Where"
 setting OUT_DIR text "" '$root/runs/demo$(is_async && echo -async || true)' \
     "everything that the run makes (demo: runs/demo)"
 setting DATA_DIR text "" '$OUT_DIR/collection/msmarco' \
-    "MS MARCO's files: collection.tsv, queries.*.tsv, qrels.*.tsv (commands/download_msmarco.sh); without it, the demo"
+    "the training data, a file or folder in any layout that LAYOUT names, or several with colons between (docs/your_data.md; MS MARCO: commands/download_msmarco.sh); without it, the demo"
+setting LAYOUT text auto "auto: by what is there; or msmarco, beir, tevatron, flagembedding, pairs, datasets (then DATA_DIR may be a name on the hub); of several sources, one each with colons between"
+setting COLUMNS text "" "the columns of pairs: QUERY,POSITIVE[,NEGATIVE…] (default: by their names)"
+setting DATA_CONFIG text "" "the configuration of a data set on the hub"
+setting DATA_SPLIT text "" "its split that is trained on (default: train)"
+setting DEV_SHARE number 0.1 "share of the training queries, 1000 at most, that is held out to measure with where the data have no dev queries"
 setting CHECKPOINT text "" "the model to begin with: a folder or a hub name (demo: all-MiniLM-L6-v2)"
 setting ZERO_SHOT_DIRS text "" '$OUT_DIR/collection/python-docs' \
     "folders in BEIR's layout to evaluate on, separated by colons (demo: its own)"
@@ -41,6 +46,7 @@ reading_settings
 heading "Mining"
 setting TOPK "auto|count" auto 100 "passages ranked per training query"
 setting NEGATIVES "auto|count" auto 5 "negatives drawn from them"
+setting GIVEN_NEGATIVES "0|1" 0 "1: the first episode trains on the negatives that the data bring along, where a query has some"
 setting CLUSTERS "auto|count" auto 16 "clusters of the training queries"
 setting QUERY_GROUPS text clusters \
     "what the objective weighs, and metrics are told of (flag: --groups too): clusters of the training queries by k-means; source: the groups by name in DATA_DIR/sources.tsv; or a TSV of query id and group name"

@@ -9,7 +9,7 @@ set -euo pipefail
 check_settings() {
     [[ -n "$OUT_DIR" ]] || fail "OUT_DIR is not set: the folder for what the run makes"
     [[ -n "$CHECKPOINT" ]] || ((demo)) || fail "CHECKPOINT is not set: the model to begin with"
-    ((demo)) || [[ -d "$DATA_DIR" ]] || fail "DATA_DIR is '$DATA_DIR', which is no folder"
+    ((demo)) || check_data
     [[ -z "$CHECKPOINT" ]] || check_checkpoint
     ! is_given NUM_TRAINING_STEPS || [[ "$STEPS" == auto ]] || ((STEPS <= NUM_TRAINING_STEPS || ASYNC)) ||
         fail "STEPS is $STEPS, and beyond NUM_TRAINING_STEPS, $NUM_TRAINING_STEPS, the learning rate is 0; raise that"
@@ -34,6 +34,16 @@ check_groups() { # refuses QUERY_GROUPS that are no file; sources.tsv may be mad
         fail "QUERY_GROUPS is '$QUERY_GROUPS', which is no file; it can be: clusters, source, or a TSV of query id and group name"
     [[ -z "$CLUSTERS" ]] || ! is_given CLUSTERS ||
         fail "CLUSTERS is set, and QUERY_GROUPS is '$QUERY_GROUPS': groups by name, as many as there are"
+}
+check_data() { # refuses places of data where there is nothing
+    local part parts
+    [[ "$LAYOUT" != *datasets* ]] || return 0 # names on the hub
+    IFS=: read -ra parts <<< "$DATA_DIR"
+    for part in "${parts[@]}"; do
+        [[ -e "$part" ]] || fail "DATA_DIR is '$DATA_DIR', and '$part' is no folder or file; --layout datasets is for names on the hub"
+    done
+    awk -v share="$DEV_SHARE" 'BEGIN { exit !(share > 0 && share < 1) }' ||
+        fail "DEV_SHARE is '$DEV_SHARE'; a share between 0 and 1 is needed"
 }
 check_gpus() { # NAME: refuses GPUs that are not there, or that CUDA_VISIBLE_DEVICES leaves to others
     local entry entries usable=" ${gpus[*]-} ${CUDA_VISIBLE_DEVICES-}" gpus=()
@@ -93,8 +103,8 @@ name_zero_shot_collections() {
 # With other settings, what is in the folder would be taken for done. A setting is held to once something is there that
 # follows from it (`mined`, `trained`: not empty where there is); until then a mistake can be mended.
 held_by_tokens=(DATA_TYPE CHECKPOINT_CONTENT MODEL_TYPE MAX_SEQ_LENGTH MAX_QUERY_LENGTH QUERY_PROMPT PASSAGE_PROMPT LOWERCASE)
-held_by_mining=(POOLING NORMALIZE TOPK NEGATIVES QUERY_GROUPS_CONTENT CLUSTERS MINING_SEED MIXED_PRECISION EMBEDDING_DTYPE
-    INDEX_FACTORY INDEX_PARAMETERS)
+held_by_mining=(POOLING NORMALIZE TOPK NEGATIVES GIVEN_NEGATIVES QUERY_GROUPS_CONTENT CLUSTERS MINING_SEED
+    MIXED_PRECISION EMBEDDING_DTYPE INDEX_FACTORY INDEX_PARAMETERS)
 held_by_training=(ASYNC SEED MODEL_SIZE STEPS BATCH_SIZE ACCUMULATION OPTIMIZER LEARNING_RATE WARMUP_STEPS OBJECTIVE
     SCALE ALPHA EMA RHO EPS IDRO_LAYERS IDRO_SKETCH_DIM)
 schedule=(NUM_TRAINING_STEPS TOTAL_TRAINING_STEPS)
@@ -158,7 +168,7 @@ is_without_reading() { # whether the run is of a version that knew the published
 
 # How the checkpoint is read is found once, and the settings hold what that is.
 find_reading() {
-    local name line
+    local name
     if [[ -n "$mined" ]] && is_without_reading; then
         for name in POOLING NORMALIZE SCALE QUERY_PROMPT PASSAGE_PROMPT LOWERCASE; do
             [[ "${!name}" == auto ]] ||
@@ -168,13 +178,12 @@ find_reading() {
     reading_flags
     run "$python" "$root/drivers/find_reading.py" --model_name_or_path "$CHECKPOINT" "${reading[@]}" \
         --settings_file "$OUT_DIR/.reading"
-    while IFS= read -r line; do printf -v "${line%%=*}" %s "${line#*=}"; done < "$OUT_DIR/.reading"
-    rm "$OUT_DIR/.reading"
+    take_found "$OUT_DIR/.reading"
     reading_flags
 }
 # What is left to be chosen is, by the number of training queries and by the encoder, once the token stores are there.
 choose_settings() {
-    local name line flags=() start=("$python")
+    local name flags=() start=("$python")
     ((demo == 0)) || return 0 # which has its own
     for name in "${chosen[@]}"; do [[ "${!name:-auto}" == auto ]] || flags+=("--${name,,}" "${!name}"); done
     [[ -z "$groups_file" ]] || flags+=(--clusters 1) # there are none to be chosen
@@ -183,13 +192,44 @@ choose_settings() {
     if [[ -n "$LAUNCHER" ]]; then start=("${launcher[@]}"); else flags+=(--processes "$(training_processes)"); fi
     run "${start[@]}" "$root/drivers/choose_settings.py" --model_name_or_path "$CHECKPOINT" --model_type "$MODEL_TYPE" \
         --data_dir "$preprocessed" --model_size "$MODEL_SIZE" "${flags[@]}" --settings_file "$OUT_DIR/.chosen"
-    while IFS= read -r line; do printf -v "${line%%=*}" %s "${line#*=}"; done < "$OUT_DIR/.chosen"
-    rm "$OUT_DIR/.chosen"
+    take_found "$OUT_DIR/.chosen"
+}
+
+# Data in whatever layout become one collection in the run's folder. Sets DATA_DIR to it, LAYOUT to its layout, and TEST
+# to 1 where it has test queries.
+import_data() {
+    local in_use=()
+    [[ -z "$mined" ]] || in_use=(--in_use)
+    DATA_FROM="$DATA_DIR"
+    run "$python" "$root/data/import_data.py" --data_dir "$DATA_DIR" --layout "$LAYOUT" \
+        --out_dir "$OUT_DIR/collection/imported" --columns "$COLUMNS" --data_config "$DATA_CONFIG" \
+        --data_split "$DATA_SPLIT" --dev_share "$DEV_SHARE" --settings_file "$OUT_DIR/.data" \
+        ${in_use[@]+"${in_use[@]}"}
+    take_found "$OUT_DIR/.data"
+}
+# What the training collection is called: after its folder or file; of several, after all of them.
+name_of_data() { # DATA
+    local part name parts
+    IFS=: read -ra parts <<< "$1"
+    for part in "${parts[@]}"; do
+        part="${part%/}" name+="+$(basename "$part")"
+    done
+    echo "${name#+}" | tr ',=' '--' # a row of the table holds both
+}
+needs_data_extra() { # whether the data are read by libraries that are no part of requirements.txt
+    local part parts
+    [[ "$LAYOUT" != *datasets* ]] || return 0
+    IFS=: read -ra parts <<< "$DATA_DIR"
+    for part in "${parts[@]}"; do
+        [[ "$part" != *.parquet ]] || return 0
+        [[ ! -d "$part" || -z "$(find -L "$part" -maxdepth 2 \( -name '*.parquet' -o -name '*.arrow' \) -print -quit)" ]] || return 0
+    done
+    return 1
 }
 # Where things lie may change at any time; search and report look there. Noted once the data there were accepted.
 note_places() {
     local name folder
-    hold "$OUT_DIR/settings.evaluate" "" PUBLIC_ANN_DATA_DIR DATA_DIR CHECKPOINT QUERY_GROUPS
+    hold "$OUT_DIR/settings.evaluate" "" PUBLIC_ANN_DATA_DIR DATA_DIR DATA_FROM CHECKPOINT QUERY_GROUPS
     for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
         folder="${zero_shot[$name]}"
         hold "$OUT_DIR/zero_shot/$name/settings" "" folder
@@ -261,7 +301,7 @@ content_of() { # FOLDER: a checksum of the files that a model is loaded from; it
 tokenize() { # SCRIPT RAW STORES ARGUMENT…
     local in_use=()
     [[ -z "$mined" ]] || in_use=(--in_use)
-    [[ "$1" != beir_data.py || -f "$3/test-qrel.tsv" ]] || in_use=() # a zero-shot collection may come later
+    [[ "$3" == "$preprocessed" || -f "$3/test-qrel.tsv" ]] || in_use=() # a zero-shot collection may come later
     run "$python" "$root/data/$1" "${reading[@]}" --model_name_or_path "$CHECKPOINT" \
         --data_dir "$2" --out_data_dir "$3" "${@:4}" ${in_use[@]+"${in_use[@]}"}
 }
@@ -294,7 +334,7 @@ is_passed() { # STEP: whether there is a later checkpoint
     return 1
 }
 sums_of() { cat "$models/checkpoint-$1/checksums.json" 2> /dev/null || true; } # STEP
-forget() { rm -rf "$results"/{dev,zero_shot/*}/"step-$1"; } # STEP: metrics of a checkpoint that is trained anew
+forget() { rm -rf "$results"/{dev,test,zero_shot/*}/"step-$1"; } # STEP: metrics of a checkpoint that is trained anew
 
 # --- Mining and training, side by side --------------------------------------------------------------------------------
 
@@ -326,9 +366,10 @@ become() { # GPUS SCRIPT ARGUMENT…: runs a script in place of this shell, in a
 
 # --- Evaluation and the table's rows ----------------------------------------------------------------------------------
 
-rows=() # LABEL=METRICS[,METRICS…], dev first
+rows=() # LABEL=METRICS[,METRICS…]: dev, the training collection's own test queries where it has them, zero shot
 add_row() { # LABEL NAME: from the metrics that lie under NAME
     local name row="$1=dev/$2/metrics.json"
+    ((TEST == 0)) || row+=",test/$2/metrics.json"
     for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
         row+=",zero_shot/$name/$2/metrics.json"
     done
@@ -337,9 +378,10 @@ add_row() { # LABEL NAME: from the metrics that lie under NAME
 reasons="" # why BM25 has no metrics somewhere (evaluate/bm25.py), a line each
 evaluate_bm25() {
     local name measured=("$results/dev")
-    bm25 dev "$DATA_DIR" "$results/dev/bm25"
+    bm25 dev dev "$DATA_DIR" "$results/dev/bm25"
+    ((TEST == 0)) || { bm25 "$test_name" test "$DATA_DIR" "$results/test/bm25" && measured+=("$results/test"); }
     for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
-        bm25 "$name" "${zero_shot[$name]}" "$results/zero_shot/$name/bm25"
+        bm25 "$name" test "${zero_shot[$name]}" "$results/zero_shot/$name/bm25"
         measured+=("$results/zero_shot/$name")
     done
     # Without one of the zero-shot collections there is no mean over them, without the dev queries no row.
@@ -350,9 +392,9 @@ evaluate_bm25() {
         rows+=("BM25=dev/bm25/metrics.json")
     fi
 }
-bm25() { # COLLECTION FOLDER OUT
-    [[ -f "$3/metrics.json" || -f "$3/left_out.txt" ]] ||
-        run "$python" "$root/evaluate/bm25.py" --collection "$1" --data_dir "$2" --out_dir "$3"
+bm25() { # COLLECTION SPLIT FOLDER OUT
+    [[ -f "$4/metrics.json" || -f "$4/left_out.txt" ]] ||
+        run "$python" "$root/evaluate/bm25.py" --collection "$1" --split "$2" --data_dir "$3" --out_dir "$4"
 }
 left_out() { # FOLDER…
     local folder
@@ -367,6 +409,7 @@ evaluate_episode() { # EPISODE: its last checkpoint; 0: the initial one
         { label="initial checkpoint" checkpoint="$CHECKPOINT" embeddings="${PUBLIC_ANN_DATA_DIR:-$embeddings}"; }
     stage "evaluate: $label"
     evaluate dev dev "$preprocessed" "$results/dev/step-$step" "$embeddings"
+    ((TEST == 0)) || evaluate "$test_name" test "$preprocessed" "$results/test/step-$step" "$embeddings"
     for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
         evaluate "$name" test "$OUT_DIR/zero_shot/$name" "$results/zero_shot/$name/step-$step" "$embeddings/$name"
     done

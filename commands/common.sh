@@ -133,6 +133,12 @@ reading_settings() { # [DEFAULT-OF-MODEL_TYPE HELP]
     setting PASSAGE_PROMPT any auto "what stands before a passage, likewise"
     setting LOWERCASE "auto|0|1" auto "1: texts are lowercased before they are tokenized"
 }
+# What a script has found, in NAME=VALUE lines: takes them as settings, and removes the file.
+take_found() { # FILE
+    local line
+    while IFS= read -r line; do printf -v "${line%%=*}" %s "${line#*=}"; done < "$1"
+    rm "$1"
+}
 reading_flags() { # fills the array `reading`
     reading=(--model_type "$MODEL_TYPE")
     [[ "$POOLING" == auto ]] || reading+=(--pooling "$POOLING")

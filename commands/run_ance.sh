@@ -36,6 +36,7 @@ make_folder "$OUT_DIR" && make_folder "${PUBLIC_ANN_DATA_DIR:-$OUT_DIR}"
 # 0. The environment: minutes the first time, then nothing.
 extras=()
 ((demo == 0)) || extras=(demo)
+((demo)) || ! needs_data_extra || extras=(data)
 run bash "$root/commands/install.sh" ${extras[@]+"${extras[@]}"}
 
 # What everything below is given.
@@ -57,16 +58,32 @@ if ((demo)); then
         run "$python" "$root/data/demo_data.py" --msmarco_dir "$DATA_DIR" --beir_dir "$OUT_DIR/collection/python-docs"
 fi
 ((demo == 0)) || name_zero_shot_collections
-DATA_DIR="$(absolute "$DATA_DIR")"
+[[ ! -d "$DATA_DIR" ]] || DATA_DIR="$(absolute "$DATA_DIR")"
 hold_to_settings
 lengths=(--max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH")
 precision=() group=1
 ((MIXED_PRECISION == 0)) || precision=(--fp16)
 [[ "$OBJECTIVE" != erm ]] || group=0
 
-# 2. Token stores of the training collection and of the zero-shot ones: seconds (demo), half an hour (MS MARCO).
+# 2. The training data, whatever their layout, as one collection: a minute for two million pairs. The demo's are one.
+DATA_FROM="$DATA_DIR" TEST=0
+if ((demo)); then
+    LAYOUT=msmarco
+else
+    stage "read $DATA_DIR"
+    import_data
+fi
+test_name="$(name_of_data "$DATA_FROM")"
+
+# 3. Token stores of the training collection and of the zero-shot ones: seconds (demo), half an hour (MS MARCO).
 stage "tokenize $DATA_DIR"
-tokenize msmarco_data.py "$DATA_DIR" "$preprocessed" "${lengths[@]}" --data_type "$DATA_TYPE"
+if [[ "$LAYOUT" == msmarco ]]; then
+    tokenize msmarco_data.py "$DATA_DIR" "$preprocessed" "${lengths[@]}" --data_type "$DATA_TYPE"
+else
+    splits=(train dev)
+    ((TEST == 0)) || splits+=(test)
+    tokenize beir_data.py "$DATA_DIR" "$preprocessed" "${lengths[@]}" --split "${splits[@]}"
+fi
 zero_shot_stores=() zero_shot_lengths=() # of published model types: those of the published evaluation
 [[ "$MODEL_TYPE" != auto ]] || zero_shot_lengths=("${lengths[@]}")
 for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
@@ -84,7 +101,7 @@ warn_of_steps
 grouping=(--cluster_query --cluster_centroids "$CLUSTERS") n_groups="$CLUSTERS"
 [[ -z "$groups_file" ]] || grouping=(--groups_file "$groups_file") n_groups=0 # as many as are there
 
-# 3. Encode everything with the newest checkpoint, measure it on the dev queries and the zero-shot collections, cluster
+# 4. Encode everything with the newest checkpoint, measure it on the dev queries and the zero-shot collections, cluster
 # the queries, mine negatives: a minute (demo). What that and training take on MS MARCO, evaluate/costs.py computes.
 mine=("$root/drivers/run_ann_data_gen.py" "${reading[@]}" "${lengths[@]}" ${precision[@]+"${precision[@]}"}
     --training_dir "$models" --init_model_dir "$CHECKPOINT" --data_dir "$preprocessed"
@@ -92,9 +109,10 @@ mine=("$root/drivers/run_ann_data_gen.py" "${reading[@]}" "${lengths[@]}" ${prec
     --embedding_dtype "$EMBEDDING_DTYPE" --index_factory "$INDEX_FACTORY" --index_parameters "$INDEX_PARAMETERS"
     --per_gpu_eval_batch_size "$EVAL_BATCH_SIZE" --topk_training "$TOPK" --negative_sample "$NEGATIVES"
     --ann_chunk_factor 5 --group "$group" "${grouping[@]}" --seed "$MINING_SEED")
+((GIVEN_NEGATIVES == 0)) || mine+=(--given_negatives)
 ((${#zero_shot_stores[@]} == 0)) || mine+=(--zero_shot_dirs "${zero_shot_stores[@]}")
 
-# 4. Train on them: minutes (demo).
+# 5. Train on them: minutes (demo).
 train=("$root/drivers/run_ann.py" "${reading[@]}" "${lengths[@]}" ${precision[@]+"${precision[@]}"}
     --model_size "$MODEL_SIZE" --training_dir "$models"
     --output_dir "$models" --init_model_dir "$CHECKPOINT" --data_dir "$preprocessed" --ann_dir "$ann_data"
@@ -118,7 +136,7 @@ else
     done
 fi
 
-# 5. Evaluate BM25 and every episode's last checkpoint on the dev queries and on the zero-shot collections, with run
+# 6. Evaluate BM25 and every episode's last checkpoint on the dev queries and on the zero-shot collections, with run
 # files: minutes (demo).
 if ((BM25)); then
     stage "evaluate BM25"
@@ -127,21 +145,21 @@ fi
 baselines=${#rows[@]}
 for ((episode = 0; episode <= EPISODES; episode += ASYNC ? EPISODES : 1)); do evaluate_episode "$episode"; done
 
-# 6. The tables, and whether the last checkpoint is better than the initial one by more than chance: seconds.
+# 7. The tables, and whether the last checkpoint is better than the initial one by more than chance: seconds.
 stage "results"
 run in_results "$root/evaluate/results_table.py" --out_dir . \
-    --clusters_dir "$ann_data/clusters_0" --dev_query_dir "$preprocessed/dev-query" --rows "${rows[@]}"
+    --clusters_dir "$ann_data/clusters_0" --dev_query_dir "$preprocessed/dev-query" --test "$TEST" --rows "${rows[@]}"
 echo
 [[ -z "$reasons" ]] || printf '%s\n\n' "$reasons"
 initial="${rows[baselines]}" # the first row, but for BM25's
-run in_results "$root/evaluate/compare_runs.py" --out_dir . --apart 1 --runs "$initial" "${rows[-1]}"
+run in_results "$root/evaluate/compare_runs.py" --out_dir . --apart $((1 + TEST)) --runs "$initial" "${rows[-1]}"
 
-# 7. The last checkpoint's README.md, as the hub shows it: a second.
+# 8. The last checkpoint's README.md, as the hub shows it: a second.
 stage "model card"
 last="$models/checkpoint-$((EPISODES * STEPS))"
 write_model_card "$last"
 
-# 8. The report, and its pictures: half a minute.
+# 9. The report, and its pictures: half a minute.
 stage "report"
 run "$python" "$root/evaluate/report.py" --run_dir "$OUT_DIR"
 cat << END

@@ -72,11 +72,12 @@ def find_sources(args: Arguments) -> dict[str, Layout]:
 
 
 def name_files(sources: dict[str, Layout], args: Arguments) -> dict[str, Path]:
-    """All files of the sources, by the names that they are noted under."""
+    """All files of the sources by what they are noted as; a single source may be moved and get another name."""
     files = {}
     for path, (name, layout) in zip(map(Path, args.data_dir.split(BETWEEN)), sources.items(), strict=True):
+        inside = f"{name}/" if len(sources) > 1 else ""
         for file in layout.files:
-            files[f"{name}/{file.relative_to(path).as_posix() if path.is_dir() else file.name}"] = file
+            files[f"{inside}{file.relative_to(path).as_posix() if path.is_dir() else file.name}"] = file
     return files
 
 
@@ -97,7 +98,9 @@ def import_sources(args: Arguments, sources: dict[str, Layout]) -> None:
     named = name_files(sources, args)
     files = SourceFiles(named)
     made_with = {name: getattr(args, name) for name in ("columns", "data_config", "data_split", "dev_share", "seed")}
-    made_with |= {"sources": list(sources), "layouts": [layout.name for layout in sources.values()]}
+    made_with |= {"layouts": [layout.name for layout in sources.values()]}
+    if len(sources) > 1 or not named:
+        made_with |= {"sources": list(sources)}
     note = out / "import.json"
     if note.exists():
         noted = read_noted(note)

@@ -20,6 +20,7 @@ not fill the disk, the embeddings of a checkpoint are then removed once a newer 
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -34,7 +35,8 @@ from utils.mining.clustering import Clusters, cluster_queries, evaluate_clusters
 from utils.mining.encoding import StoreEncoder
 from utils.mining.evaluation import DEPTH, check_names, evaluate_collections, gather_rankings, measure
 from utils.mining.named_groups import NamedGroups, read_named_groups
-from utils.mining.negatives import check_candidates, deal_passes, draw_negatives, relevant_pairs
+from utils.mining.negatives import check_candidates, deal_passes, draw_negatives, given_negatives, relevant_pairs
+from utils.mining.rankings import own_passages
 from utils.mining.search import score_pairs, search_rows
 from utils.runtime import distributed
 from utils.runtime.arguments import LengthArguments, ModelArguments, check_at_least_one, option, parse, required
@@ -63,6 +65,10 @@ class Arguments(ModelArguments, LengthArguments):
     embedding_dtype: str = option("float32", "float32 or float16: the type that embeddings are stored in")
     topk_training: int = option(200, "passages ranked a training query, from which negatives are drawn")
     negative_sample: int = option(30, "negatives drawn a query")
+    given_negatives: bool = option(
+        False,
+        "episode 0: draw from the passages that are judged not relevant (grade 0 or below), where a query has some",
+    )
     index_factory: str = option("Flat", "Flat: exact search; else an approximate index, by faiss's factory string")
     index_parameters: str = option("", "of an approximate index's search, like nprobe=64 or efSearch=128")
     ann_chunk_factor: int = option(5, "passes over the queries that the negatives are dealt into")
@@ -149,13 +155,18 @@ def search(
     hashes, drawing = passages.row_hashes(), {"seed": args.seed, "episode": number}
     matrices = embeddings["train-query"], embeddings["passages"], sequences
     scoring = device if args.index_factory == "Flat" else torch.device("cpu")  # where the rankings' scores are made
+    score = partial(score_pairs, *matrices, device=scoring)
+    query_ids = TokenStore(Path(args.data_dir, "train-query")).iter_ids()
+    own = own_passages(query_ids, passages.iter_ids(), passages.meta.source_file)
     parts = []
     for first, scores, rows in rankings("train-query", args.topk_training):
         queries = first + np.arange(len(rows))
-        ranking = queries, rows, scores
+        ranking = queries, np.where(rows == own[queries, None], -1, rows), scores
+        if args.given_negatives and number == 0:
+            ranking = queries, *given_negatives(*ranking, train_qrels, score)
         negatives = draw_negatives(*ranking, train_qrels, hashes, args.negative_sample, **drawing)
         positives = relevant_pairs(train_qrels, first, first + len(rows))
-        parts.append((*negatives, score_pairs(*matrices, *positives, scoring)))
+        parts.append((*negatives, score(*positives)))
     gathered = (distributed.gather_rows(np.concatenate(part)) for part in zip(*parts, strict=True))
     return dev, Drawn(*gathered)
 

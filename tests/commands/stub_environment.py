@@ -69,6 +69,14 @@ case "$script" in
         for name in "${!chosen[@]}"; do
             [[ "$name" != BY_SIZE && -v flag["${name,,}"] ]] || printf '%s=%s\n' "$name" "${chosen[$name]}"
         done > "${flag[settings_file]}" ;;
+    import_data) # one folder stays where it is; anything else becomes a collection, of "test" with test queries
+        if [[ -d "${flag[data_dir]}" ]]; then
+            printf 'DATA_DIR=%s\nLAYOUT=msmarco\nTEST=0\n' "${flag[data_dir]}" > "${flag[settings_file]}"
+        else
+            make "${flag[out_dir]}/import.json"
+            [[ "${flag[data_dir]}" != *test* ]] && has=0 || has=1
+            printf 'DATA_DIR=%s\nLAYOUT=beir\nTEST=%s\n' "${flag[out_dir]}" "$has" > "${flag[settings_file]}"
+        fi ;;
     msmarco_data) make "${flag[out_data_dir]}/dev-qrel.tsv" ;;
     fetch_beir)
         make "${flag[out_dir]}/${flag[name]}/corpus.jsonl"

@@ -19,7 +19,7 @@ from tests.tiny import tiny_bert_tokenizer
 from utils.runtime.errors import InputError
 from utils.stores.run_folder import RunFolder
 
-READING = ["find_reading"]  # each time: the checkpoint may be another
+READING = ["find_reading", "import_data"]  # each time: the checkpoint and the data may be others
 STORES = ["msmarco_data", "beir_data"]  # they see for themselves whether the files have changed
 CHOICE = ["choose_settings"]  # by what they made
 EPISODES = ["run_ann_data_gen", "run_ann"] * 2
@@ -92,9 +92,12 @@ def only(calls: list[Call], script: str) -> list[dict[str, str]]:
         (["--license", "apache"], "LICENSE is 'apache'; one of the hub's identifiers"),
         (["--model_type", "bert"], "MODEL_TYPE is 'bert'; it can be: auto rdot_nll rdot_nll_multi"),
         (["--accumulation", "half"], "ACCUMULATION is 'half'; a whole number"),
-        (["--data_dir", "nowhere"], "DATA_DIR is 'nowhere', which is no folder"),
         (["--groups", "nowhere"], "QUERY_GROUPS is 'nowhere', which is no file; it can be: clusters, source, or"),
         (["--groups", "source", "--clusters", "9"], "CLUSTERS is set, and QUERY_GROUPS is 'source': groups by name"),
+        (["--data_dir", "nowhere"], "DATA_DIR is 'nowhere', and 'nowhere' is no folder or file"),
+        (["--data_dir", "raw:nowhere"], "DATA_DIR is 'raw:nowhere', and 'nowhere' is no folder or file"),
+        (["--dev_share", "1"], "DEV_SHARE is '1'; a share between 0 and 1 is needed"),
+        (["--given_negatives", "2"], "GIVEN_NEGATIVES is '2'; it can be: 0 1"),
         (["--zero_shot_dirs", "raw:nowhere"], "names 'nowhere', which is no folder"),
         (["--zero_shot_dirs", "raw:beir/../raw"], "two folders 'raw'"),
     ],
@@ -734,7 +737,7 @@ def test_a_last_checkpoint_without_its_metrics_is_handed_to_training_which_tells
     (run.out / "results" / "dev" / "step-9" / "metrics.json").unlink()
     assert run(**flags).returncode == 0
     evaluated = ["evaluate_beir"] * (2 if damaged else 1)  # on the zero-shot collection too, with the new weights
-    assert names(run.calls())[: 5 + len(evaluated)] == [*READING, *STORES, *CHOICE, "run_ann", *evaluated]
+    assert names(run.calls())[: 6 + len(evaluated)] == [*READING, *STORES, *CHOICE, "run_ann", *evaluated]
 
 
 def test_a_settings_file_of_a_version_that_lacked_a_setting_is_gone_on_with(run):

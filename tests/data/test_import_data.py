@@ -288,7 +288,7 @@ def test_what_is_there_of_the_same_files_stays_and_others_make_it_anew_unless_it
     with pytest.raises(InputError, match=r"in use.*dev_share was 0\.1 and is 0\.5"):
         run_import(source, in_use=True, dev_share=0.5)
     many_pairs(source, 10)
-    with pytest.raises(InputError, match=r"in use.*pairs/pairs\.jsonl had \d+ bytes"):
+    with pytest.raises(InputError, match=r"in use.*pairs\.jsonl had \d+ bytes"):
         run_import(source, in_use=True)
     assert len(texts_of(out, "passages")) == 9
     run_import(source)

@@ -38,7 +38,7 @@ def test_each_row_is_shown_with_its_own_line_where_lines_were_left_out(tmp_path,
     path = tmp_path / "collection.tsv"
     path.write_bytes(gzip.compress("\n".join(lines).encode()) if zipped else "\n".join(lines).encode())
     texts, tokenizer = read_tsv(path, str), load_tokenizer(tiny_bert_tokenizer(tmp_path / "tokenizer"))
-    write_token_store(tmp_path / "passages", texts, tokenizer, 9, path, wanted=(), label="passages")
+    write_token_store(tmp_path / "passages", texts, tokenizer, 9, path, label="passages")
     shown = Texts(TokenStore(tmp_path / "passages"), tmp_path).read([2, 0, 1])
     assert shown == [("c", "", "the sky"), ("a", "", "the cat"), ("b", "", "the dog")]
 
@@ -57,7 +57,7 @@ def test_texts_of_a_store_that_holds_some_of_the_lines_are_found_by_their_ids(tm
     path.write_bytes(gzip.compress("\n".join(lines).encode()) if zipped else "\n".join(lines).encode())
     kept = [(0, "a", "one"), (0, "c", "three"), (0, "d", "four")]
     tokenizer = load_tokenizer(tiny_bert_tokenizer(tmp_path / "tokenizer"))
-    write_token_store(made, kept, tokenizer, 9, path, wanted=(), label="queries")
+    write_token_store(made, kept, tokenizer, 9, path, label="queries")
     (tmp_path / "unpacked").mkdir()
     texts = Texts(TokenStore(made), tmp_path, selected=True, unpack_in=tmp_path / "unpacked")
     assert texts.read([2, 0, 1]) == [("d", "", "four"), ("a", "", "one"), ("c", "", "three")]

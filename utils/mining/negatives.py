@@ -6,7 +6,7 @@ hash of those four numbers, and the candidates of the lowest keys are drawn, whi
 replacement (counter-based random numbers; Salmon et al. 2011, mixing function SplitMix64 of Steele et al. 2014).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -39,6 +39,39 @@ def check_candidates(negatives: np.ndarray, topk: int) -> None:
             "there is no negative to train on; rank more of them (--topk_training), or see whether train-qrel.tsv "
             "and the collection are the right ones"
         )
+
+
+def given_negatives(
+    query_rows: np.ndarray,
+    ranked_rows: np.ndarray,
+    ranked_scores: np.ndarray,
+    qrels: Qrels,
+    score: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
+    """What is judged not relevant to each query, and its scores, in place of its ranking: int64, float32 (Q, most).
+
+    Arguments and results are as those of `draw_negatives`, which takes the results as a ranking. A query without such
+    judgments keeps its ranking. `score` gives the scores, float32 (n,), of pairs of query and passage rows, int64 (n,).
+    `InputError` where no query has such judgments.
+    """
+    given = qrels.only(qrels.relevance <= 0)
+    if not len(given):
+        raise InputError(
+            "no passage is judged not relevant (grade 0) in train-qrel.tsv, so that no negatives are given; leave "
+            "out --given_negatives"
+        )
+    first = np.searchsorted(given.query_rows, query_rows)
+    counts = np.searchsorted(given.query_rows, query_rows, side="right") - first
+    ranked = ranked_rows.shape[1]
+    rows = np.full((len(query_rows), max(ranked, counts.max(initial=0))), -1, dtype=np.int64)
+    scores = np.full(rows.shape, -np.inf, dtype=np.float32)
+    rows[:, :ranked] = np.where(counts[:, None] > 0, -1, ranked_rows)
+    scores[:, :ranked] = np.where(counts[:, None] > 0, -np.inf, ranked_scores)
+    line = np.repeat(np.arange(len(query_rows)), counts)
+    place = np.arange(len(line)) - np.repeat(np.cumsum(counts) - counts, counts)
+    rows[line, place] = given.passage_rows[np.repeat(first, counts) + place]
+    scores[line, place] = score(query_rows[line], rows[line, place])
+    return rows, scores
 
 
 def draw_negatives(

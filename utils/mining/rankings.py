@@ -17,16 +17,21 @@ class Ranking(NamedTuple):
     scores: np.ndarray
 
 
-def own_passages(query_ids: Sequence[str], passage_ids: Iterable[str], collection_file: str) -> np.ndarray:
+def own_passages(query_ids: Iterable[str], passage_ids: Iterable[str], collection_file: str) -> np.ndarray:
     """The row of the passage that has a query's own id, int64 (queries,); -1 where there is none.
 
     In BEIR's layout (the passages are from a `collection_file` corpus.jsonl) such a passage may be the query itself:
     ArguAna's queries are passages of its collection. MS MARCO numbers queries and passages each by themselves: there
     it is none, whatever its number.
     """
-    wanted = set(query_ids) if collection_file.removesuffix(".gz") == "corpus.jsonl" else set()
-    rows = {passage_id: row for row, passage_id in enumerate(passage_ids) if passage_id in wanted} if wanted else {}
-    return np.array([rows.get(query_id, -1) for query_id in query_ids], dtype=np.int64)
+    if collection_file.removesuffix(".gz") != "corpus.jsonl":
+        return np.full(sum(1 for _ in query_ids), -1, dtype=np.int64)
+    queries = {query_id: row for row, query_id in enumerate(query_ids)}
+    own = np.full(len(queries), -1, dtype=np.int64)
+    for row, passage_id in enumerate(passage_ids):
+        if passage_id in queries:
+            own[queries[passage_id]] = row
+    return own
 
 
 def final_ranking(

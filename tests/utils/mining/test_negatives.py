@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.mining import negatives as negatives_module
-from utils.mining.negatives import SHUFFLE, check_candidates, deal_passes, draw_negatives, random_keys, relevant_pairs
+from utils.mining.negatives import (
+    SHUFFLE,
+    check_candidates,
+    deal_passes,
+    draw_negatives,
+    given_negatives,
+    random_keys,
+    relevant_pairs,
+)
 from utils.runtime.errors import InputError
 from utils.stores.qrels import Qrels
 
@@ -190,3 +198,29 @@ def test_no_negative_at_all_is_an_error_and_one_is_enough():
         check_candidates(none, 2)
     texts[1] = 1
     check_candidates(draw(np.arange(2), ranking, qrels, texts, 3, seed=0, episode=0), 2)
+
+
+def test_given_negatives_take_the_place_of_the_ranking_of_queries_that_have_some():
+    qrels = Qrels.of(
+        [(0, 3, 1), (0, 7, 0), (0, 5, -1), (2, 1, 0), (3, 4, 2), (5, 8, 0), (5, 9, 1), (5, 2, 0), (5, 6, 0)]
+    )
+    ranked, scores = np.arange(12).reshape(6, 2) + 100, np.float32(np.arange(12).reshape(6, 2)) / 8
+
+    def score(queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
+        return np.float32(queries * 10 + passages)
+
+    def given_of(first: int, last: int) -> list[dict[int, float]]:
+        """Each query's candidates with their scores."""
+        share = np.arange(first, last), ranked[first:last], scores[first:last]
+        rows, found = given_negatives(*share, qrels, score)
+        assert ((rows < 0) == np.isneginf(found)).all()
+        return [dict(zip(row[row >= 0].tolist(), of[row >= 0].tolist(), strict=True)) for row, of in zip(rows, found)]
+
+    expected = [
+        *({5: 5, 7: 7}, {102: 0.25, 103: 0.375}, {1: 21}, {106: 0.75, 107: 0.875}, {108: 1, 109: 1.125}),
+        {2: 52, 6: 56, 8: 58},
+    ]
+    assert given_of(0, 6) == expected
+    assert given_of(0, 2) + given_of(2, 5) + given_of(5, 6) == expected, "whatever queries a process has"
+    with pytest.raises(InputError, match="no passage is judged not relevant"):
+        given_negatives(np.arange(6), ranked, scores, Qrels.of([(0, 3, 1)]), score)
