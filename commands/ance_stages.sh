@@ -200,7 +200,6 @@ choose_settings() {
 import_data() {
     local in_use=()
     [[ -z "$mined" ]] || in_use=(--in_use)
-    DATA_FROM="$DATA_DIR"
     run "$python" "$root/data/import_data.py" --data_dir "$DATA_DIR" --layout "$LAYOUT" \
         --out_dir "$OUT_DIR/collection/imported" --columns "$COLUMNS" --data_config "$DATA_CONFIG" \
         --data_split "$DATA_SPLIT" --dev_share "$DEV_SHARE" --settings_file "$OUT_DIR/.data" \

@@ -66,7 +66,7 @@ precision=() group=1
 [[ "$OBJECTIVE" != erm ]] || group=0
 
 # 2. The training data, whatever their layout, as one collection: a minute for two million pairs. The demo's are one.
-DATA_FROM="$DATA_DIR" TEST=0
+DATA_FROM="$DATA_DIR" TEST=0 # shellcheck disable=SC2034 # noted with the places
 if ((demo)); then
     LAYOUT=msmarco
 else

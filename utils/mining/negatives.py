@@ -51,8 +51,8 @@ def given_negatives(
     """What is judged not relevant to each query, and its scores, in place of its ranking: int64, float32 (Q, most).
 
     Arguments and results are as those of `draw_negatives`, which takes the results as a ranking. A query without such
-    judgments keeps its ranking. `score` gives the scores, float32 (n,), of pairs of query and passage rows, int64 (n,).
-    `InputError` where no query has such judgments.
+    judgments keeps its ranking. `score` gives the scores, float32 (n,), of pairs of query and passage rows, int64
+    (n,). `InputError` where no query has such judgments.
     """
     given = qrels.only(qrels.relevance <= 0)
     if not len(given):

@@ -214,7 +214,10 @@ def test_given_negatives_take_the_place_of_the_ranking_of_queries_that_have_some
         share = np.arange(first, last), ranked[first:last], scores[first:last]
         rows, found = given_negatives(*share, qrels, score)
         assert ((rows < 0) == np.isneginf(found)).all()
-        return [dict(zip(row[row >= 0].tolist(), of[row >= 0].tolist(), strict=True)) for row, of in zip(rows, found)]
+        return [
+            dict(zip(row[row >= 0].tolist(), of[row >= 0].tolist(), strict=True))
+            for row, of in zip(rows, found, strict=True)
+        ]
 
     expected = [
         *({5: 5, 7: 7}, {102: 0.25, 103: 0.375}, {1: 21}, {106: 0.75, 107: 0.875}, {108: 1, 109: 1.125}),
