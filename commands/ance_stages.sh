@@ -113,13 +113,15 @@ chosen_for_training=(BATCH_SIZE ACCUMULATION STEPS WARMUP_STEPS "${schedule[@]}"
 chosen=("${chosen_for_mining[@]}" EPISODES "${chosen_for_training[@]}" SAVE_STEPS)
 BY_SIZE="" # 1: what is auto is chosen by size, 0: as published; empty: not known yet
 
-hold_to_settings() {
+hold_to_reading() { # before the data are looked at
     see_what_is_there
     hold_to_checkpoint
-    hold_to_groups
     find_reading
-    ((ASYNC)) || held_by_training+=("${schedule[@]}")
     hold "$OUT_DIR/settings.tokenize" "$mined" "${held_by_tokens[@]}"
+}
+hold_to_settings() {
+    hold_to_groups
+    ((ASYNC)) || held_by_training+=("${schedule[@]}")
     [[ -z "$mined" || ! -f "$OUT_DIR/settings.mine" ]] || hold "$OUT_DIR/settings.mine" "$mined" "${held_by_mining[@]}"
     [[ -z "$trained" || ! -f "$OUT_DIR/settings.train" ]] || hold "$OUT_DIR/settings.train" "$trained" "${held_by_training[@]}"
 }

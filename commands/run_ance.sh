@@ -59,21 +59,24 @@ if ((demo)); then
 fi
 ((demo == 0)) || name_zero_shot_collections
 [[ ! -d "$DATA_DIR" ]] || DATA_DIR="$(absolute "$DATA_DIR")"
-hold_to_settings
+hold_to_reading
 lengths=(--max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH")
 precision=() group=1
 ((MIXED_PRECISION == 0)) || precision=(--fp16)
 [[ "$OBJECTIVE" != erm ]] || group=0
 
 # 2. The training data, whatever their layout, as one collection: a minute for two million pairs. The demo's are one.
-DATA_FROM="$DATA_DIR" TEST=0 # shellcheck disable=SC2034 # noted with the places
+# shellcheck disable=SC2034 # DATA_FROM is noted with the places
+DATA_FROM="$DATA_DIR" TEST=0
 if ((demo)); then
     LAYOUT=msmarco
 else
     stage "read $DATA_DIR"
     import_data
 fi
-test_name="$(name_of_data "$DATA_FROM")"
+test_name="$(name_of_data "$DATA_FROM")" own_test=()
+((TEST == 0)) || own_test=(--test)
+hold_to_settings
 
 # 3. Token stores of the training collection and of the zero-shot ones: seconds (demo), half an hour (MS MARCO).
 stage "tokenize $DATA_DIR"
@@ -148,7 +151,7 @@ for ((episode = 0; episode <= EPISODES; episode += ASYNC ? EPISODES : 1)); do ev
 # 7. The tables, and whether the last checkpoint is better than the initial one by more than chance: seconds.
 stage "results"
 run in_results "$root/evaluate/results_table.py" --out_dir . \
-    --clusters_dir "$ann_data/clusters_0" --dev_query_dir "$preprocessed/dev-query" --test "$TEST" --rows "${rows[@]}"
+    --clusters_dir "$ann_data/clusters_0" --dev_query_dir "$preprocessed/dev-query" ${own_test[@]+"${own_test[@]}"} --rows "${rows[@]}"
 echo
 [[ -z "$reasons" ]] || printf '%s\n\n' "$reasons"
 initial="${rows[baselines]}" # the first row, but for BM25's

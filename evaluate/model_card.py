@@ -144,6 +144,7 @@ def read_metrics_of(checkpoint: Path, results: Path, initial: str) -> list[tuple
     try:
         for row in read_json(results)["rows"]:
             dev, zero_shot = RunMetrics(**row["dev"]), [RunMetrics(**metrics) for metrics in row["zero_shot"]]
+            zero_shot = [RunMetrics(**row["test"]), *zero_shot] if row.get("test") else zero_shot
             if dev.checkpoint not in (None, initial) and Path(dev.checkpoint).parts[-2:] == own:
                 found = [("dev", dev), *(("test", metrics) for metrics in zero_shot)]
         for _, metrics in found:

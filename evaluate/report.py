@@ -136,6 +136,7 @@ def render(run: RunFolder) -> tuple[str, list[Picture]]:
         say(f"warning: {run.initial_embeddings}: holds no embeddings of train-query: the map of clusters is left out")
     settings = {name: without_folders(value) for name, value in run.settings.items()}
     facts = settings | {"ZERO_SHOT": ", ".join(table.zero_shot)}
+    facts["DATA_DIR"] = settings.get("DATA_FROM") or settings["DATA_DIR"]  # what the user calls it
     facts["CLUSTERS" if clusters.sample.names else "QUERY_GROUPS"] = ""
     initial = next(cells for label, cells in table.rows if label != BASELINE)
     environment = Environment(

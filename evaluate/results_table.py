@@ -5,9 +5,10 @@
 
 A row is LABEL=DEV_METRICS[,ZERO_SHOT_METRICS…]: the label ends at the first "=" and may hold blanks; the first file
 is the dev metrics, and the zero-shot column is the mean over the collections of the others ("-" where there is none),
-as BEIR's averages are. The row of a checkpoint that has collapsed says so. Rows are printed in the order given, as
-aligned text; RESULTS gets the same as table.md, and as results.json with every measure of every file. Nothing is
-measured here: the table can be made again at any time.
+as BEIR's averages are. With --test, the second file is of the training collection's own test queries, which get a
+column of their own under its name. The row of a checkpoint that has collapsed says so. Rows are printed in the order
+given, as aligned text; RESULTS gets the same as table.md, and as results.json with every measure of every file.
+Nothing is measured here: the table can be made again at any time.
 
 With --clusters_dir, the clusters of a mined episode, there is a column for the worst cluster of dev queries: the
 lowest mean of those that hold at least 10 judged dev queries. All rows are measured on the same clusters, BM25's too;
@@ -32,6 +33,7 @@ from utils.stores.files import atomic_file, write_json
 DEV_MEASURES = {"dev MRR@10": "mrr@10", "dev nDCG@10": "ndcg@10", "dev recall@100": "recall@100"}
 CLUSTER_MEASURE = "mrr@10"
 SHOWN_GROUPS = 20  # lines of the printed table of groups by name; table.md has all
+TEST_MEASURE = "ndcg@10"
 ZERO_SHOT_MEASURES = {"zero-shot nDCG@10": "ndcg@10"}
 
 
@@ -40,6 +42,7 @@ class Arguments:
     rows: list[str] = field(metadata={"help": "the table's rows, each LABEL=DEV_METRICS[,ZERO_SHOT_METRICS…]"})
     out_dir: str = required("folder that gets table.md and results.json")
     clusters_dir: str = option("", "clusters_N of a mined episode: adds the worst cluster or group of dev queries")
+    test: bool = option(False, "the second file of a row is of the training collection's own test queries")
     dev_query_dir: str = option("", "token store of the dev queries, for their ids; wanted with clusters_dir")
 
     def __post_init__(self) -> None:
@@ -49,7 +52,7 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table; `cells` are the values of its columns, None where there is no zero-shot file.
+    """A row of the table; `cells` are the values of its columns, None where there is no file. `test` as in --test.
 
     `cluster_means` is the dev measure of each cluster, None where it has no judged query; empty without clusters.
     Of groups by name, `group_means` are the `DEV_MEASURES` of each, and `group_queries` its judged queries.
@@ -57,6 +60,7 @@ class Row:
 
     label: str
     dev: RunMetrics
+    test: RunMetrics | None
     zero_shot: list[RunMetrics]
     cells: list[float | None]
     cluster_means: list[float | None]
@@ -64,16 +68,20 @@ class Row:
     group_queries: dict[str, int] = field(default_factory=dict)
 
 
-def read_row(text: str, clusters: DevClusters | None = None) -> Row:
-    """Reads the files that LABEL=DEV_METRICS[,ZERO_SHOT_METRICS…] names."""
+def read_row(text: str, clusters: DevClusters | None = None, has_test: bool = False) -> Row:
+    """Reads the files that LABEL=DEV_METRICS[,ZERO_SHOT_METRICS…] names; `has_test` as --test says."""
     label, equals, files = text.partition("=")
     paths = files.split(",")
     if not (label.strip() and equals and all(paths)):
         raise InputError(f"the row {text!r} is not LABEL=DEV_METRICS or LABEL=DEV_METRICS,ZERO_SHOT_METRICS…")
-    dev, *zero_shot = map(read_metrics, paths)
+    dev, *others = map(read_metrics, paths)
+    test, zero_shot = (others[0], others[1:]) if has_test and others else (None, others)
     cells: list[float | None] = [measure(dev, name, paths[0]) for name in DEV_MEASURES.values()]
+    if has_test:
+        cells.append(measure(test, TEST_MEASURE, paths[1]) if test else None)
     for name in ZERO_SHOT_MEASURES.values():
-        values = [measure(metrics, name, path) for metrics, path in zip(zero_shot, paths[1:], strict=True)]
+        files_of = zip(zero_shot, paths[len(paths) - len(zero_shot) :], strict=True)
+        values = [measure(metrics, name, path) for metrics, path in files_of]
         cells.append(math.fsum(values) / len(values) if values else None)
     means: list[float | None] = []
     group_means: dict[str, dict[str, float | None]] = {}
@@ -88,15 +96,16 @@ def read_row(text: str, clusters: DevClusters | None = None) -> Row:
             for group, *found in zip(clusters.names, *of_measures, strict=True):
                 group_means[group] = dict(zip(DEV_MEASURES.values(), found, strict=True))
             group_queries = dict(zip(clusters.names, clusters.judged(values).tolist(), strict=True))
-    collapsed = f" {COLLAPSED}" if any(metrics.collapsed for metrics in (dev, *zero_shot)) else ""
-    return Row(f"{label.strip()}{collapsed}", dev, zero_shot, cells, means, group_means, group_queries)
+    collapsed = f" {COLLAPSED}" if any(metrics.collapsed for metrics in (dev, *others)) else ""
+    return Row(f"{label.strip()}{collapsed}", dev, test, zero_shot, cells, means, group_means, group_queries)
 
 
 def table_of(rows: list[Row]) -> list[list[str]]:
     """The table's cells as text, its heading first."""
     kind = "group" if any(row.group_means for row in rows) else "cluster"
     clusters = [f"worst {kind} {CLUSTER_MEASURE.upper()}"] if any(row.cluster_means for row in rows) else []
-    heading = ["", *DEV_MEASURES, *clusters, *ZERO_SHOT_MEASURES]
+    test = [f"{row.test.collection} test nDCG@10" for row in rows if row.test][:1]
+    heading = ["", *DEV_MEASURES, *clusters, *test, *ZERO_SHOT_MEASURES]
     return [heading] + [[row.label, *map(_cell, row.cells)] for row in rows]
 
 
@@ -119,7 +128,11 @@ def _cell(value: float | None) -> str:
 
 def differences(rows: list[Row]) -> list[str]:
     """A line for each group of columns whose rows were measured on different numbers of queries."""
-    measured_on = {"dev": [[row.dev] for row in rows], "zero-shot": [row.zero_shot for row in rows if row.zero_shot]}
+    measured_on = {
+        "dev": [[row.dev] for row in rows],
+        "test": [[row.test] for row in rows if row.test],
+        "zero-shot": [row.zero_shot for row in rows if row.zero_shot],
+    }
     notes = []
     for name, runs in measured_on.items():
         counts = {" + ".join(f"{metrics.queries:,}" for metrics in each) for each in runs}
@@ -134,7 +147,9 @@ def differences(rows: list[Row]) -> list[str]:
 def main() -> None:
     args = parse(Arguments, __doc__)
     clusters = DevClusters.read(args.clusters_dir, args.dev_query_dir) if args.clusters_dir else None
-    rows = [read_row(text, clusters) for text in args.rows]
+    rows = [read_row(text, clusters, args.test) for text in args.rows]
+    if args.test and not any(row.test for row in rows):
+        raise InputError("--test says that the second file of a row is of test queries, and no row has two")
     table, by_group = table_of(rows), []
     if clusters and clusters.names:
         by_group = table_of_groups(rows)
@@ -145,6 +160,7 @@ def main() -> None:
             "run": row.label,
             "cells": row.cells,
             "dev": asdict(row.dev),
+            "test": asdict(row.test) if row.test else None,
             "zero_shot": [asdict(metrics) for metrics in row.zero_shot],
             "cluster_means": row.cluster_means,
         }

@@ -9,6 +9,7 @@ import numpy as np
 from tensorboard.backend.event_processing.directory_watcher import DirectoryDeletedError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from data.beir_data import read_jsonl
 from data.msmarco_data import read_tsv
 from evaluate.dev_clusters import DevClusters
 from evaluate.metrics_file import read_metrics, read_per_query
@@ -202,7 +203,8 @@ def sample_queries(run: RunFolder, number: int, most: int, seed: int = 0) -> tup
     path = run.data_dir / store.meta.source_file
     if not path.is_file():
         raise InputError("no such file; the report shows queries from it", path)
-    for _, query_id, text in read_tsv(path):
+    read = read_jsonl if path.name.removesuffix(".gz").endswith(".jsonl") else read_tsv
+    for _, query_id, text in read(path):
         if query_id in wanted:
             texts[wanted.pop(query_id)] = text
     if wanted:

@@ -73,7 +73,7 @@ case "$script" in
         if [[ -d "${flag[data_dir]}" ]]; then
             printf 'DATA_DIR=%s\nLAYOUT=msmarco\nTEST=0\n' "${flag[data_dir]}" > "${flag[settings_file]}"
         else
-            make "${flag[out_dir]}/import.json"
+            make "${flag[out_dir]}/import.json" && make "${flag[out_dir]}/sources.tsv"
             [[ "${flag[data_dir]}" != *test* ]] && has=0 || has=1
             printf 'DATA_DIR=%s\nLAYOUT=beir\nTEST=%s\n' "${flag[out_dir]}" "$has" > "${flag[settings_file]}"
         fi ;;

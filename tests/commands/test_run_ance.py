@@ -169,7 +169,7 @@ def test_a_run_that_stopped_goes_on_where_it_stopped(run):
     assert names(run.calls()) == [*READING, *STORES, *CHOICE, "run_ann_data_gen", "run_ann"]
     run.checkout.let_fail("run_ann", False)
     assert run().returncode == 0
-    assert names(run.calls())[4:7] == ["run_ann", "run_ann_data_gen", "run_ann"]
+    assert names(run.calls())[5:8] == ["run_ann", "run_ann_data_gen", "run_ann"]
 
 
 @pytest.mark.parametrize(("size", "steps", "batch"), [("base", "45000", "64"), ("large", "30000", "32")])
@@ -277,7 +277,7 @@ def test_other_settings_in_the_same_folder_are_refused_and_named(run, setting, v
     assert refused.returncode == 2
     assert re.search(rf"{setting} was '.*{was}' and is '.*{value}'", refused.stderr)
     assert refused.stderr.count(" was ") == 1
-    assert names(run.calls()) == READING
+    assert names(run.calls())[-1] in READING
     assert run().returncode == 0, "the run's own settings are still those that it began with"
 
 
@@ -354,10 +354,10 @@ def test_sources_that_are_not_there_are_said_before_anything_is_tokenized(run):
     assert refused.returncode == 2
     assert "QUERY_GROUPS is 'source', and there is no" in refused.stderr
     assert "raw/sources.tsv: the data have one source, so one group only; give" in refused.stderr
-    assert run.calls() == []
-    write_groups(run, "raw/sources.tsv")
-    assert run("--groups=source").returncode == 0
-    assert only(run.calls(), "run_ann_data_gen")[0]["groups_file"] == f"{run.checkout.work}/raw/sources.tsv"
+    assert names(run.calls()) == READING
+    assert run("--groups=source", DATA_DIR="raw:other raw").returncode == 0
+    groups = f"{run.out}/collection/imported/sources.tsv"
+    assert only(run.calls(), "run_ann_data_gen")[0]["groups_file"] == groups
 
 
 @pytest.mark.parametrize(
@@ -508,7 +508,7 @@ def test_how_the_checkpoint_is_read_is_found_once_told_to_every_script_and_held_
     assert names(calls).count("find_reading") == 1
     assert set(readings(calls)) == {expected}
     assert {call.script for call in calls if "model_type" in call.flags} == {
-        *READING,
+        "find_reading",
         *STORES,
         *CHOICE,
         "run_ann_data_gen",
@@ -531,8 +531,51 @@ def test_a_checkpoint_that_cannot_be_read_is_told_before_anything_is_tokenized(r
     run.checkout.let_fail("find_reading")
     failed = run(DATA_DIR="" if demo else "raw")
     assert (failed.returncode, "told to fail" in failed.stderr) == (2, True)
-    assert names(run.calls()) == ["demo_data"] * demo + READING
+    assert names(run.calls()) == [*["demo_data"] * demo, "find_reading"]
     assert not list(run.out.glob("settings*"))
+
+
+@pytest.mark.parametrize("has_test", [False, True])
+def test_data_in_another_layout_become_a_collection_that_every_stage_reads(run, has_test):
+    name = "my test.jsonl" if has_test else "my pairs.jsonl"
+    (run.checkout.work / name).touch()
+    flags = [
+        "--data_dir",
+        name,
+        "--layout",
+        "pairs",
+        "--columns",
+        "a,b",
+        "--dev_share",
+        "0.2",
+        "--given_negatives",
+        "1",
+    ]
+    assert run(*flags, DATA_DIR="", BM25=1, EPISODES=1).returncode == 0
+    calls = run.calls()
+    (imported,) = only(calls, "import_data")
+    given = {"data_dir": name, "layout": "pairs", "columns": "a,b", "dev_share": "0.2"}
+    assert {flag: imported[flag] for flag in given} == given
+    collection = f"{run.out}/collection/imported"
+    tokenized = next(call for call in calls if call.script == "beir_data" and call.flags["data_dir"] == collection)
+    splits = tokenized.values[tokenized.values.index("--split") + 1 :]
+    assert splits[: 2 + has_test] == ["train", "dev", "test"][: 2 + has_test]
+    assert "given_negatives" in only(calls, "run_ann_data_gen")[0]
+    evaluated = [(flags["collection"], flags["split"]) for flags in only(calls, "evaluate_beir")]
+    own = [("dev", "dev"), *([(name, "test")] if has_test else []), ("sci fact", "test")]
+    assert evaluated == own * 2
+    baselines = [(flags["collection"], flags["split"], flags["data_dir"]) for flags in only(calls, "bm25")]
+    assert baselines[: 1 + has_test] == [(of, split, collection) for of, split in own[: 1 + has_test]]
+    (table,) = [call for call in calls if call.script == "results_table"]
+    assert ("test" in table.flags) == has_test
+    last = table.values[-1]
+    assert last == f"after episode 1=dev/step-45000/metrics.json,{'test/step-45000/metrics.json,' * has_test}" + (
+        "zero_shot/sci fact/step-45000/metrics.json"
+    )
+    assert only(calls, "compare_runs")[0]["apart"] == str(1 + has_test)
+    assert RunFolder(run.out).settings["DATA_FROM"] == name
+    assert run(*flags, DATA_DIR="", BM25=1, EPISODES=1).returncode == 0
+    assert "in_use" in only(run.calls(), "import_data")[0]
 
 
 # The settings of the reading, which the version before had not.
@@ -778,7 +821,7 @@ def test_the_demo_needs_no_settings_and_builds_its_collection_once(checkout):
     finished = checkout.run("run_ance.sh", OUT_DIR="a demo")
     assert finished.returncode == 0, finished.stderr
     calls = checkout.calls()
-    assert names(calls)[:3] == ["demo_data", *READING, "msmarco_data"]
+    assert names(calls)[:3] == ["demo_data", "find_reading", "msmarco_data"]
     trained = only(calls, "run_ann")
     assert [flags["max_steps"] for flags in trained] == ["40", "40"]
     for flags in trained:
@@ -790,7 +833,7 @@ def test_the_demo_needs_no_settings_and_builds_its_collection_once(checkout):
     assert card["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"
     assert card["checkpoint"].endswith("a demo/saved_models/checkpoint-80")
     assert checkout.run("run_ance.sh", OUT_DIR="a demo").returncode == 0
-    assert names(checkout.calls()) == [*READING, *STORES, *TABLES, *REPORT]
+    assert names(checkout.calls()) == ["find_reading", *STORES, *TABLES, *REPORT]
 
 
 @pytest.mark.parametrize("last", ["msmarco/qrels.dev.small.tsv", "python-docs/qrels/test.tsv"])
@@ -799,7 +842,7 @@ def test_a_demo_collection_that_was_cut_short_is_built_again(checkout, last):
     checkout.calls()
     (checkout.work / "a demo" / "collection" / last).unlink()
     assert checkout.run("run_ance.sh", OUT_DIR="a demo").returncode == 0
-    assert names(checkout.calls()) == ["demo_data", *READING, *STORES, *TABLES, *REPORT]
+    assert names(checkout.calls()) == ["demo_data", "find_reading", *STORES, *TABLES, *REPORT]
 
 
 def test_the_launcher_starts_every_script_that_runs_in_many_processes(run):
@@ -925,7 +968,7 @@ def test_side_by_side_the_miner_is_stopped_when_training_ends(side_by_side):
     finished = side_by_side(STEPS=9)
     assert finished.returncode == 0, finished.stderr
     calls = side_by_side.calls()
-    assert sorted(names(calls[4:6])) == ["run_ann", "run_ann_data_gen"]
+    assert sorted(names(calls[5:7])) == ["run_ann", "run_ann_data_gen"]
     (mined,), (trained,) = only(calls, "run_ann_data_gen"), only(calls, "run_ann")
     assert mined["end_output_num"] == trained["round"] == "-1"
     assert trained["total_training_steps"] == "18"
@@ -956,7 +999,7 @@ def test_side_by_side_one_that_fails_stops_the_other_and_the_same_command_goes_o
     side_by_side.calls()
     again = side_by_side()
     assert again.returncode == 0, again.stderr
-    assert sorted(names(side_by_side.calls())[4:6]) == ["run_ann", "run_ann_data_gen"]
+    assert sorted(names(side_by_side.calls())[5:7]) == ["run_ann", "run_ann_data_gen"]
 
 
 def test_side_by_side_what_the_miner_left_unfinished_goes_when_training_has_ended_and_not_before(side_by_side):

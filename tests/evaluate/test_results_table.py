@@ -43,6 +43,21 @@ def test_a_row_takes_dev_from_the_first_file_and_the_mean_of_the_others_for_zero
     assert read_row(f"Episode 1={dev}").label == "Episode 1"
 
 
+def test_own_test_queries_have_a_column_under_their_name_and_are_no_zero_shot(metrics_of, tmp_path, capsys):
+    dev, own, other = (
+        metrics_of(name, 0.1, ndcg, 0.3) for name, ndcg in (("dev", 0.2), ("mails", 0.5), ("cisi", 0.75))
+    )
+    call(results_table, "--test", "--out_dir", tmp_path, "--rows", f"BM25={dev}", f"Episode 1={dev},{own},{other}")
+    heading, bm25, episode = (line.split("  ") for line in capsys.readouterr().out.splitlines())
+    assert [cell.strip() for cell in heading if cell][-2:] == ["mails test nDCG@10", "zero-shot nDCG@10"]
+    assert [cell.strip() for cell in bm25 if cell.strip()][-2:] == ["-", "-"]
+    assert [cell.strip() for cell in episode if cell.strip()][-2:] == ["0.500", "0.750"]
+    row = json.loads((tmp_path / "results.json").read_text())["rows"][1]
+    assert (row["test"]["collection"], [of["collection"] for of in row["zero_shot"]]) == ("mails", ["cisi"])
+    with pytest.raises(InputError, match=r"--test says .* no row has two"):
+        call(results_table, "--test", "--out_dir", tmp_path, "--rows", f"BM25={dev}")
+
+
 @pytest.mark.parametrize("text", ["no file", "label=", "=file.json", "label=a.json,", "label=,b.json", " =a.json"])
 def test_a_row_that_is_none_is_named(text):
     with pytest.raises(InputError, match="is not LABEL=DEV_METRICS"):
