@@ -24,7 +24,7 @@ setting OUT_DIR text "" '$root/runs/demo$(is_async && echo -async || true)' \
 setting DATA_DIR text "" '$OUT_DIR/collection/msmarco' \
     "the training data, a file or folder in any layout that LAYOUT names, or several with colons between (docs/your_data.md; MS MARCO: commands/download_msmarco.sh); without it, the demo"
 setting LAYOUT text auto "auto: by what is there; or msmarco, beir, tevatron, flagembedding, pairs, datasets (then DATA_DIR may be a name on the hub); of several sources, one each with colons between"
-setting COLUMNS text "" "the columns of pairs: QUERY,POSITIVE[,NEGATIVE…] (default: by their names)"
+setting PAIR_COLUMNS text "" "the columns of pairs: QUERY,POSITIVE[,NEGATIVE…] (default: by their names)"
 setting DATA_CONFIG text "" "the configuration of a data set on the hub"
 setting DATA_SPLIT text "" "its split that is trained on (default: train)"
 setting DEV_SHARE number 0.1 "share of the training queries, 1000 at most, that is held out to measure with where the data have no dev queries"
@@ -104,7 +104,7 @@ export ANCE_FLAGS="out_data_dir=--out_dir training_dir=--out_dir output_dir=--ou
     embedding_dir=--public_ann_data_dir
     model_name_or_path=--checkpoint init_model_dir=--checkpoint
     topk_training=--topk negative_sample=--negatives cluster_centroids=--clusters n_groups=--clusters
-    groups_file=--query_groups
+    groups_file=--query_groups columns=--pair_columns
     max_steps=--steps per_gpu_train_batch_size=--batch_size
     gradient_accumulation_steps=--accumulation per_gpu_eval_batch_size=--eval_batch_size dro_type=--objective
     fp16=--mixed_precision no_cuda=CUDA_VISIBLE_DEVICES="

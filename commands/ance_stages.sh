@@ -203,7 +203,7 @@ import_data() {
     local in_use=()
     [[ -z "$mined" ]] || in_use=(--in_use)
     run "$python" "$root/data/import_data.py" --data_dir "$DATA_DIR" --layout "$LAYOUT" \
-        --out_dir "$OUT_DIR/collection/imported" --columns "$COLUMNS" --data_config "$DATA_CONFIG" \
+        --out_dir "$OUT_DIR/collection/imported" --columns "$PAIR_COLUMNS" --data_config "$DATA_CONFIG" \
         --data_split "$DATA_SPLIT" --dev_share "$DEV_SHARE" --settings_file "$OUT_DIR/.data" \
         ${in_use[@]+"${in_use[@]}"}
     take_found "$OUT_DIR/.data"
