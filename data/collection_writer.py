@@ -30,6 +30,7 @@ from utils.runtime.logs import progress, say
 
 BLOCK_RECORDS = 4_000
 MOST_DEV_QUERIES = 1_000
+APART = "passages/"  # before the ids of passages that may be those of queries, and of other texts
 HEADER = "query-id\tcorpus-id\tscore\n"
 
 
@@ -182,7 +183,7 @@ class CollectionWriter:
     """
 
     def __init__(self, folder: Path, one_id_space: bool, dev_share: float, seed: int) -> None:
-        self._folder, self._dev_share, self._seed = folder, dev_share, seed
+        self._folder, self._one_id_space, self._dev_share, self._seed = folder, one_id_space, dev_share, seed
         self._passages = TextFile(folder / ("corpus.jsonl" if one_id_space else "passages.jsonl"), "p")
         self._queries = TextFile(folder / "queries.jsonl", "q")
         self._source_of, self._text_keys = Numbers(np.int16), Numbers(np.int64)  # of each query
@@ -197,7 +198,8 @@ class CollectionWriter:
         """Reads a source to its end; `prefix` stands before its ids."""
         self._names.append(name)
         self._holds_out.append(DEV not in layout.splits)
-        self._passages.begin_source(prefix)
+        apart = self._one_id_space and not layout.one_id_space  # beside a source of BEIR's layout
+        self._passages.begin_source(prefix + APART * apart)
         self._queries.begin_source(prefix)
         passages, queries, missing = len(self._passages), len(self._queries), len(self._missing)
         strangers = 0
@@ -236,7 +238,8 @@ class CollectionWriter:
         return numbers
 
     def _text_key(self, text: str) -> int:
-        """A hash of a query's text that depends on the seed alone, int64."""
+        """A hash of a query's words that depends on the seed alone, int64; how they are spaced does not count."""
+        text = " ".join(text.split())
         return int.from_bytes(blake2b(f"{self._seed} {text}".encode(), digest_size=8).digest(), "big", signed=True)
 
     def _add_judgments(self, block: list[tuple[Place, Judgment]]) -> int:
@@ -304,9 +307,12 @@ class CollectionWriter:
         missing = list(self._missing)
         for place, name in enumerate(SPLITS):
             of_split = judged.only(split == place)
-            if not len(of_split.query) and name not in (TRAIN, DEV):
+            relevant = len(np.unique(of_split.query[of_split.grade > 0]))
+            if not relevant and name not in (TRAIN, DEV):
+                if len(of_split.query):
+                    say(f"the {name} queries are left out: none has a relevant passage")
                 continue
-            counts[name] = len(np.unique(of_split.query[of_split.grade > 0]))
+            counts[name] = relevant
             with (self._folder / "qrels" / f"{name}.tsv").open("w", encoding="utf-8", newline="\n") as file:
                 file.write(HEADER)
                 last, query_id = -1, ""
@@ -370,7 +376,9 @@ class CollectionWriter:
         train, *others = (self._text_keys.values[queries] for queries in by_split)
         if not len(train) or not len(others[0]):
             raise InputError(
-                "no query is left to train on or to measure with: none has a relevant passage", self._folder.name
+                f"no query is left to {'measure with' if len(train) else 'train on'}: none has a relevant passage in "
+                "the collection",
+                ", ".join(self._names),
             )
         for name, keys in zip(SPLITS[1:], others, strict=True):
             if seen := int(np.isin(keys, train).sum()):

@@ -22,13 +22,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.collection_writer import CollectionWriter
+from data.layouts.datasets import DataSets
 from data.layouts.find import AUTO, find_layout
 from data.layouts.msmarco import MSMarco
+from data.layouts.pairs import Pairs
 from data.layouts.records import DEV, TEST, Layout, Options
+from data.layouts.rows import kind_of
 from data.sources import SourceFiles, are_files
 from utils.runtime.arguments import option, parse, required
 from utils.runtime.errors import InputError, run
 from utils.runtime.logs import say
+from utils.runtime.plain_text import printable
 from utils.stores.files import atomic_file, atomic_folder, read_json, write_json
 from utils.stores.lock import hold_lock
 
@@ -59,25 +63,53 @@ class Arguments:
 def find_sources(args: Arguments) -> dict[str, Layout]:
     """The sources by their names: what their folders or files are called."""
     paths, layouts = args.data_dir.split(BETWEEN), args.layout.split(BETWEEN)
+    if not all(paths):
+        raise InputError(
+            f"--data_dir is {args.data_dir!r}: a colon stands between two sources, and one of them is empty"
+        )
     if len(layouts) not in (1, len(paths)):
         raise InputError(f"--layout names {len(layouts)} layouts for {len(paths)} sources; name one, or one for each")
     options = Options(tuple(filter(None, args.columns.split(","))), args.data_config, args.data_split)
     sources: dict[str, Layout] = {}
     for path, layout in zip(map(Path, paths), layouts * len(paths), strict=False):
-        name = path.resolve().name.split(".")[0] if path.is_file() else path.resolve().name
+        name = name_of(path)
         if name in sources:
             raise InputError(f"two sources are named {name!r}; rename one of them", path)
+        if len(paths) > 1 and printable(name) != name:
+            raise InputError(
+                f"the source's name would be {name!r}, and stands before its ids: rename it, without several blanks "
+                "in a row and hidden characters",
+                path,
+            )
         sources[name] = find_layout(path, layout, options)
+    known = {layout.name for layout in sources.values()}
+    for flag, value, of in (
+        ("columns", args.columns, {Pairs.name, DataSets.name}),
+        ("data_config", args.data_config, {DataSets.name}),
+        ("data_split", args.data_split, {DataSets.name}),
+    ):
+        if value and not known & of:
+            raise InputError(
+                f"--{flag} is of the layout {' or '.join(sorted(of, reverse=True))}, and the data are read as "
+                f"{', '.join(sorted(known))}; leave it out, or ask for that layout with --layout"
+            )
     return sources
+
+
+def name_of(path: Path) -> str:
+    """What a source is called: its folder's or file's name, or the last part of a name on the hub."""
+    name = path.resolve().name
+    if path.is_file() and (kind := kind_of(path)):
+        name = name.removesuffix(".gz")[: -len(kind)]
+    return name
 
 
 def name_files(sources: dict[str, Layout], args: Arguments) -> dict[str, Path]:
     """All files of the sources by what they are noted as; a single source may be moved and get another name."""
     files = {}
     for path, (name, layout) in zip(map(Path, args.data_dir.split(BETWEEN)), sources.items(), strict=True):
-        inside = f"{name}/" if len(sources) > 1 else ""
-        for file in layout.files:
-            files[f"{inside}{file.relative_to(path).as_posix() if path.is_dir() else file.name}"] = file
+        inside, folder = f"{name}/" if len(sources) > 1 else "", path if path.is_dir() else path.parent
+        files |= {f"{inside}{file.relative_to(folder).as_posix()}": file for file in layout.files}
     return files
 
 
@@ -143,7 +175,7 @@ def main() -> None:
     else:
         import_sources(args, sources)
         place, layout = args.out_dir, "beir"
-        has_test = any(TEST in source.splits for source in sources.values())
+        has_test = TEST in read_noted(Path(args.out_dir) / "import.json")["queries"]
     if args.settings_file:
         with atomic_file(args.settings_file) as file:
             file.write(f"DATA_DIR={place}\nLAYOUT={layout}\nTEST={int(has_test)}\n")

@@ -65,4 +65,6 @@ class Beir:
     def _judgments(split: str, path: Path) -> Iterator[tuple[Place, Judgment]]:
         for place, row in read_rows(path):
             query, passage = (checked_id(row.get(name), name, place) for name in ("query-id", "corpus-id"))
-            yield place, Judgment(split, query, passage, check_grade(str(row.get("score")), *place))
+            if type(row.get("score")) not in (int, float, str):
+                raise place.error(f"expected a number as score, found {row.get('score')!r:.80}")
+            yield place, Judgment(split, query, passage, check_grade(str(row["score"]), *place))

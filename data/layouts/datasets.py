@@ -14,8 +14,24 @@ from data.layouts.records import SPLITS, TRAIN, Example, Options, Place
 from data.layouts.rows import split_of
 from utils.runtime.errors import InputError, first_line
 
-MARKS = ("dataset_dict.json", "dataset_info.json", "state.json")
+SAVED = (("dataset_dict.json",), ("dataset_info.json", "state.json"))  # what a saved folder holds, of either form
 CURE = "data sets are read by the library datasets, which is not installed: bash commands/install.sh data"
+
+
+def choose_splits(found: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The splits of training, dev and test, by these names: whichever says so, one called just that before others.
+
+    `InputError` where several say the same.
+    """
+    splits = {}
+    for split in SPLITS:
+        names = [name for name in found if split_of(name) == split]
+        names = [name for name in names if name == split] or names
+        if len(names) > 1:
+            raise InputError(f"has several splits of {split}: {', '.join(names)}; name one with --data_split", path)
+        if names:
+            splits[split] = found[names[0]]
+    return splits
 
 
 class DataSets:
@@ -33,7 +49,7 @@ class DataSets:
 
     @classmethod
     def find(cls, path: Path, options: Options, asked: bool) -> "DataSets | None":
-        saved = any((path / mark).is_file() for mark in MARKS)
+        saved = any(all((path / name).is_file() for name in names) for names in SAVED)
         if not (saved or asked):
             return None
         try:
@@ -51,11 +67,10 @@ class DataSets:
             found = {options.split or TRAIN: found}
         if options.split and options.split not in found:
             raise InputError(f"has no split {options.split!r}; there are: {', '.join(found)}", path)
-        wanted = {TRAIN: options.split} if options.split else {split_of(name): name for name in reversed(found)}
-        splits = {split: found[wanted[split]] for split in SPLITS if split in wanted}
+        splits = {TRAIN: found[options.split]} if options.split else choose_splits(found, path)
         if TRAIN not in splits:
             raise InputError(f"has no split train; name one with --data_split: {', '.join(found)}", path)
-        files = sorted(file for file in path.rglob("*") if file.is_file()) if saved else []
+        files = sorted(file for file in path.rglob("*") if file.is_file())  # none of a data set on the hub
         return cls(str(path), splits, files, options.columns)
 
     def read(self) -> Iterator[tuple[Place, Example]]:

@@ -10,14 +10,16 @@ from data.layouts.beir import Beir
 from data.layouts.datasets import DataSets
 from data.layouts.flagembedding import FlagEmbedding
 from data.layouts.msmarco import MSMarco
-from data.layouts.pairs import Pairs
+from data.layouts.pairs import POSITIVE_COLUMNS, QUERY_COLUMNS, Pairs
 from data.layouts.records import TRAIN, Layout, Options
-from data.layouts.rows import KINDS
+from data.layouts.rows import KINDS, first_row, rows_in, split_files
 from data.layouts.tevatron import Tevatron
 from utils.runtime.errors import InputError
+from utils.runtime.logs import say
 
 AUTO = "auto"
 NOTHING_SAID = Options()
+MOST_NAMES = 5  # of files, told in a line
 LAYOUTS = {
     layout.name: layout for layout in (MSMarco, Beir, DataSets, Tevatron, FlagEmbedding, Pairs)
 }  # asked in turn
@@ -40,10 +42,20 @@ def find_layout(path: Path, layout: str = AUTO, options: Options = NOTHING_SAID)
         if found := reader.find(path, options, asked):
             if TRAIN not in found.splits:
                 raise InputError(f"holds nothing to train on, only {', '.join(found.splits)}", path)
+            if left := [file.name for file in rows_in(path) if file not in found.files]:
+                shown = ", ".join(left[:MOST_NAMES] + ["…"] * (len(left) > MOST_NAMES))
+                say(f"{path}: files that are left out: {shown}")
             return found
+    if asked:
+        raise InputError(f"holds no files of the layout {layout}; docs/your_data.md shows it", path)
+    columns = ""
+    for files in split_files(path).values():
+        columns = f" ({files[0].name} has the columns {', '.join(map(repr, first_row(files[0]))) or '(none)'})"
+        break
     raise InputError(
-        f"is of no known layout, or not of the one that was asked for ({layout}). Known are MS MARCO's and BEIR's "
-        f"folders, and files of rows ({', '.join(KINDS)}), or folders with train.jsonl or the like, in the layouts "
-        "tevatron, flagembedding and pairs; docs/your_data.md shows each",
+        f"is of no known layout{columns}. Known are MS MARCO's and BEIR's folders, and files of rows "
+        f"({', '.join(KINDS)}), or folders with train.jsonl or the like: Tevatron's, FlagEmbedding's, or pairs with "
+        f"columns for the query ({', '.join(QUERY_COLUMNS)}) and the positive ({', '.join(POSITIVE_COLUMNS)}), or "
+        "others that are named: --columns QUERY,POSITIVE[,NEGATIVE…]; docs/your_data.md shows each",
         path,
     )

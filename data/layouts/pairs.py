@@ -25,11 +25,12 @@ LABEL_COLUMNS = ("label", "labels", "score", "scores", "similarity_score")
 class Columns:
     """Which columns hold the query, the positive and the negatives.
 
-    `given` are their names in this order; without, they are known among `names`. `InputError` with `path` where that
-    cannot be told.
+    `given` are their names in this order; without, they are known among `names`, those of the first row. `InputError`
+    with `path` where that cannot be told. JSON lines may name negatives that the first row lacks.
     """
 
     def __init__(self, names: Sequence[str], given: Sequence[str], path: Path | str) -> None:
+        self._path, self._given = path, bool(given)
         if given:
             absent = [name for name in given if name not in names]
             if len(given) < 2 or absent:
@@ -45,18 +46,24 @@ class Columns:
                 "(negative, negative_1, …). Rename them, or name them: --columns QUERY,POSITIVE[,NEGATIVE…]",
                 path,
             )
-        if label := next(filter(names.__contains__, LABEL_COLUMNS), None):
+        self.query, self.positive, self.negatives = query, positive, []
+        self._known = {query, positive}
+        self._meet(names)
+
+    def _meet(self, names: Sequence[str]) -> None:
+        """Takes the columns of a row that are new; `InputError` for one that says which pairs are none."""
+        new = [name for name in names if name not in self._known]
+        if label := next(filter(new.__contains__, LABEL_COLUMNS), None):
             raise InputError(
                 f"has a column {label!r}: where pairs carry a label or a score, not all are a query and its "
                 "answer. Keep the rows of those that are, without that column; or name the columns that count: "
-                f"--columns {query},{positive}",
-                path,
+                f"--columns {self.query},{self.positive}",
+                self._path,
             )
-        self.query, self.positive = query, positive
-        self.negatives = [name for name in names if NEGATIVE_COLUMN.fullmatch(name)]
-        others = [name for name in names if name not in (query, positive, *self.negatives)]
-        if others:
-            say(f"{path}: columns that are left out: {', '.join(others)}")
+        self._known.update(new)
+        self.negatives += [name for name in new if NEGATIVE_COLUMN.fullmatch(name)]
+        if others := [name for name in new if name not in self.negatives]:
+            say(f"{self._path}: columns that are left out: {', '.join(others)}")
 
     @staticmethod
     def are_among(names: Sequence[str]) -> bool:
@@ -65,6 +72,8 @@ class Columns:
 
     def example(self, split: str, row: Row, place: Place) -> Example:
         """The row as an example; `InputError` where a text is missing or none."""
+        if not (self._given or row.keys() <= self._known):
+            self._meet([*row])
         query = Query(None, checked_text(row.get(self.query), self.query, place))
         positives = [Passage(None, text) for text in _texts(row.get(self.positive), self.positive, place)]
         negatives = [

@@ -50,22 +50,30 @@ def split_of(name: str) -> str:
 def split_files(path: Path, leave_out: str = "") -> dict[str, list[Path]]:
     """The files of rows at `path` by their split; a file, or a folder without a split's name in it, is all training.
 
-    A folder's own files count, or where it has none those in `data/`, as the hub's copies have them. Files whose
-    names begin with `leave_out` do not.
+    A folder's own files count, or else those in `data/`, as the hub's copies have them: the first that name a split.
+    Where none does, a .json file, which may be anybody's settings, only counts where there is nothing else. Files
+    whose names begin with `leave_out` do not.
     """
     if path.is_file():
         return {TRAIN: [path]} if kind_of(path) else {}
+    found = []
     for folder in (path, path / "data"):
-        files = sorted(file for file in folder.glob("*") if file.is_file() and kind_of(file))
-        files = [file for file in files if not (leave_out and file.name.startswith(leave_out))]
-        if not files:
-            continue
+        files = [file for file in rows_in(folder) if not (leave_out and file.name.startswith(leave_out))]
         splits: dict[str, list[Path]] = {}
         for file in files:
             if split := split_of(file.name):
                 splits.setdefault(split, []).append(file)
-        return {split: splits[split] for split in SPLITS if split in splits} or {TRAIN: files}
-    return {}
+        if splits:
+            return {split: splits[split] for split in SPLITS if split in splits}
+        found.append(files)
+    others = [[file for file in files if kind_of(file) != ".json"] for files in found]
+    unnamed = next(filter(None, others + found), None)
+    return {TRAIN: unnamed} if unnamed else {}
+
+
+def rows_in(folder: Path) -> list[Path]:
+    """The files of rows in a folder, sorted; none where there is no such folder."""
+    return sorted(file for file in folder.glob("*") if file.is_file() and kind_of(file))
 
 
 def count_rows(paths: list[Path]) -> int | None:

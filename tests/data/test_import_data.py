@@ -180,6 +180,33 @@ def test_a_held_out_text_trains_under_no_other_id(tmp_path, run_import):
     assert not train & dev
 
 
+def test_a_held_out_text_trains_in_no_other_spacing(tmp_path, run_import):
+    rows = [{"query": f"what{' ' * (1 + i // 20)}is {i % 20}", "positive": f"it is {i}"} for i in range(60)]
+    jsonl(tmp_path / "a.jsonl", rows)
+    out = run_import(tmp_path / "a.jsonl", dev_share=0.3)
+    train, dev = ({tuple(query.split()) for query, _ in judged(out, split)} for split in ("train", "dev"))
+    assert train
+    assert dev
+    assert not train & dev
+
+
+@pytest.mark.parametrize("positives", [[], [{"docid": "a", "text": "so"}]])
+def test_hidden_test_queries_are_not_measured(positives, tmp_path, run_import):
+    row = {"query_id": "1", "query": "why", "positive_passages": [{"docid": "a", "text": "so"}]}
+    jsonl(tmp_path / "x" / "train.jsonl", [row | {"query_id": f"{i}", "query": f"why {i}"} for i in range(4)])
+    jsonl(tmp_path / "x" / "test.jsonl", [row | {"query_id": "t", "query": "when", "positive_passages": positives}])
+    out = run_import(tmp_path / "x", settings_file=tmp_path / "settings")
+    assert (out / "qrels" / "test.tsv").exists() == bool(positives)
+    assert f"TEST={len(positives)}\n" in (tmp_path / "settings").read_text()
+
+
+def test_without_a_dev_query_that_has_an_answer_the_sources_are_named(tmp_path, run_import):
+    beir = write_beir(tmp_path / "mine")
+    (beir / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nq8\tp1\t0\n")
+    with pytest.raises(InputError, match=r"^mine: no query is left to measure with"):
+        run_import(beir)
+
+
 def test_dev_queries_that_also_train_are_said(tmp_path, run_import, capsys):
     folder = tmp_path / "source"
     jsonl(folder / "train.jsonl", [{"query": f"what is {i}", "positive": f"it is {i}"} for i in range(5)])
@@ -196,13 +223,37 @@ def test_sources_are_mixed_with_ids_kept_apart_and_queries_know_theirs(tmp_path,
     out = run_import(*sources)
     passages = texts_of(out, "passages")
     assert [*passages.values()] == PASSAGES * 3, "equal texts of two sources are two passages"
-    assert [*passages][:: len(PASSAGES)] == ["one/p0", "two/p1", "three/0"]
+    assert [*passages][:: len(PASSAGES)] == ["one/p0", "two/passages/p1", "three/passages/0"]
     of_query = dict(line.split("\t") for line in (out / "sources.tsv").read_text().splitlines())
     assert of_query == {query: query.split("/")[0] for query in texts_of(out, "queries")}
     for split in ("train", "dev"):
         lines = [line.split("\t") for line in (out / "qrels" / f"{split}.tsv").read_text().splitlines()[1:]]
         assert len(lines) == 3 * len(EXPECTED[split])
         assert all(query.split("/")[0] == passage.split("/")[0] for query, passage, _ in lines)
+
+
+def test_beside_beirs_layout_an_id_that_a_query_and_a_passage_share_is_still_two_texts(tmp_path, run_import):
+    """In BEIR's layout such a passage is the query itself, and is left out of its ranking."""
+    out = run_import(write_beir(tmp_path / "one"), write_msmarco(tmp_path / "two"))
+    assert (out / "corpus.jsonl").exists()
+    assert not texts_of(out, "queries").keys() & texts_of(out, "passages").keys()
+
+
+def test_sources_are_named_after_their_files_without_the_suffix_alone(tmp_path, run_import):
+    sources = [many_pairs(tmp_path / f"wiki.{language}.jsonl", 3) for language in ("de", "en")]
+    names = {line.split("\t")[1] for line in (run_import(*sources) / "sources.tsv").read_text().splitlines()}
+    assert names == {"wiki.de", "wiki.en"}
+
+
+@pytest.mark.parametrize(
+    ("second", "reason"),
+    [("", r"a colon stands between two sources, and one of them is empty"), ("a  b", r"would be 'a  b'.*rename it")],
+)
+def test_sources_without_a_name_that_can_be_shown_are_refused(second, reason, tmp_path, run_import, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    many_pairs(tmp_path / "a  b" / "train.jsonl", 3)
+    with pytest.raises(InputError, match=reason):
+        run_import(many_pairs(tmp_path / "x.jsonl", 3), out=tmp_path / "out", data_dir=f"x.jsonl:{second}")
 
 
 def test_sources_of_one_name_are_refused(tmp_path, run_import):
@@ -256,6 +307,16 @@ def test_a_negative_that_answers_the_query_elsewhere_is_no_negative(tmp_path, ru
     }
 
 
+def test_negatives_that_only_later_rows_have_are_read(tmp_path, run_import):
+    rows = [{"query": f"why {i}", "positive": f"so {i}"} for i in range(3)]
+    jsonl(tmp_path / "x.jsonl", [*rows, {"query": "how", "positive": "thus", "negative_2": "no"}])
+    out = run_import(tmp_path / "x.jsonl")
+    assert (judged(out, "train") | judged(out, "dev"))["how", "no"] == 0
+    jsonl(tmp_path / "x.jsonl", [*rows, {"query": "how", "positive": "thus", "label": 0}])
+    with pytest.raises(InputError, match=r"has a column 'label'"):
+        run_import(tmp_path / "x.jsonl")
+
+
 def test_columns_can_be_named(tmp_path, run_import):
     jsonl(
         tmp_path / "rows.jsonl",
@@ -271,6 +332,36 @@ def test_a_csv_field_may_hold_commas_quotes_and_line_breaks(tmp_path, run_import
     out = run_import(tmp_path / "rows.csv")
     assert set(texts_of(out, "queries").values()) == {'why, "so"', "how"}
     assert set(texts_of(out, "passages").values()) == {"so\nit is", "thus"}
+
+
+# --- Which files of a folder ---
+
+ROWS = [{"query": f"why {i}", "positive": f"so {i}"} for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("files", "read", "left_out"),
+    [
+        ({"dataset_infos.json": ["{"], "data/train-00000-of-00001.jsonl": ROWS}, 4, "dataset_infos.json"),
+        ({"config.json": ["{"], "pairs.jsonl": ROWS}, 4, "config.json"),
+        ({"train.jsonl": ROWS[:3], "more.jsonl": ROWS[3:]}, 3, "more.jsonl"),
+        ({"a.jsonl": ROWS[:3], "b.jsonl": ROWS[3:], "README.md": ["#"]}, 4, None),
+        ({"all.json": ROWS}, 4, None),
+        ({"data/all.jsonl": ROWS}, 4, None),
+        ({"train-0.jsonl": ROWS[:2], "train_sft.jsonl": ROWS[2:]}, 4, None),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, dict) else str(value),
+)
+def test_files_beside_the_data_are_no_data_and_what_is_left_out_is_said(
+    files, read, left_out, tmp_path, run_import, capsys
+):
+    for name, rows in files.items():
+        path = tmp_path / "source" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    assert len(texts_of(run_import(tmp_path / "source"), "queries")) == read
+    said = [line.split("left out: ")[1] for line in capsys.readouterr().out.splitlines() if "files that are" in line]
+    assert said == ([left_out] if left_out else [])
 
 
 # --- Made once ------------------------------------------------------------------------------------------------------
@@ -367,6 +458,51 @@ def test_places_that_are_none_are_told_with_the_cure(tmp_path, run_import):
     (beir / "qrels" / "train.tsv").rename(beir / "qrels" / "test.tsv")
     with pytest.raises(InputError, match=r"beir: holds no judgments to train on: qrels/train\.tsv"):
         run_import(beir)
+    (tmp_path / "x.csv").write_text("query;positive\nwhy;so\n")
+    with pytest.raises(
+        InputError, match=r"x\.csv: is of no known layout \(x\.csv has the columns 'query;positive'\)"
+    ):
+        run_import(tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize("flag", ["columns", "data_config", "data_split"])
+def test_what_no_source_takes_is_refused(flag, tmp_path, run_import):
+    jsonl(tmp_path / "x.jsonl", [{"query": f"why {i}", "pos": ["so"]} for i in range(3)])
+    with pytest.raises(InputError, match=rf"--{flag} is of the layout .*datasets, and the data are read as flagemb"):
+        run_import(tmp_path / "x.jsonl", **{flag: "query,pos"})
+
+
+def test_a_score_that_is_none_is_told_with_the_line(tmp_path, run_import):
+    beir = write_beir(tmp_path / "beir", as_json=True)
+    with (beir / "qrels" / "train.jsonl").open("a") as file:
+        file.write('{"query-id": "q0", "corpus-id": "p0"}\n')
+    with pytest.raises(InputError, match=r"train\.jsonl:\d+: expected a number as score, found None"):
+        run_import(beir)
+
+
+def test_the_split_that_trains_is_the_one_of_that_name_or_has_to_be_named(tmp_path, run_import):
+    datasets = pytest.importorskip("datasets")
+    made = {
+        name: datasets.Dataset.from_list(ROWS[:n]) for name, n in (("train_extra", 2), ("train", 4), ("other", 3))
+    }
+    datasets.DatasetDict(made).save_to_disk(tmp_path / "saved")
+    assert len(texts_of(run_import(tmp_path / "saved", out=tmp_path / "one"), "queries")) == 4
+    named = run_import(tmp_path / "saved", out=tmp_path / "two", data_split="other")
+    assert len(texts_of(named, "queries")) == 3
+    made["train_more"] = made.pop("train")
+    datasets.DatasetDict(made).save_to_disk(tmp_path / "two_of_them")
+    with pytest.raises(InputError, match=r"several splits of train: train_extra, train_more; .* --data_split"):
+        run_import(tmp_path / "two_of_them", out=tmp_path / "three")
+
+
+def test_a_folder_that_datasets_reads_is_known_again_by_its_files(tmp_path, run_import, capsys):
+    pytest.importorskip("datasets")
+    source = many_pairs(tmp_path / "source" / "train.jsonl", 5).parent
+    run_import(source, layout="datasets")
+    run_import(source, layout="datasets")
+    assert "imported already" in capsys.readouterr().out
+    many_pairs(source / "train.jsonl", 6)
+    assert len(texts_of(run_import(source, layout="datasets"), "queries")) == 6
 
 
 def test_judgments_that_contradict_each_other_are_told_with_the_line(tmp_path, run_import):
