@@ -203,7 +203,7 @@ class CollectionWriter:
         self._queries.begin_source(prefix)
         passages, queries, missing = len(self._passages), len(self._queries), len(self._missing)
         strangers = 0
-        with progress(total=layout.total, unit="rows", label=f"read {name}") as bar:
+        with progress(total=layout.count(), unit="rows", label=f"read {name}") as bar:
             for kind, records in groupby(layout.read(), lambda record: type(record[1])):
                 while block := list(islice(records, BLOCK_RECORDS)):
                     if kind is Passage:

@@ -12,15 +12,16 @@ Forms, with one example a row:
                 were mined for a query and positive, to be filtered by their scores
     tevatron    query_id, query, positive_passages, negative_passages, each of docid, title, text: all of a query
 
-Scores are the miner's own, float32: the positive's first, then those of the negatives, in their order. An episode of
-an older version has none, and examples then lack the column. Group is the number of the query's cluster, where there
-are clusters. Texts are those of the collection, without prompts and uncut; they are read by row, so that memory stays
-the same however large the collection is. A gzipped file is unpacked beside --out_file meanwhile.
+Scores are the miner's own, float32: the positive's first, then those of the negatives, in their order. An episode
+of an older version has none, and examples then lack the column. Group is the number of the query's cluster, where
+there are clusters, or its group's name. Texts are those of the collection, without prompts and uncut; they are read
+by row, so that memory stays the same however large the collection is. A gzipped file is unpacked beside --out_file
+meanwhile.
 """
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -82,7 +83,7 @@ class Example:
     negatives: list[int]
     positive_scores: list[float]
     negative_scores: list[float]
-    group: int | None
+    group: int | str | None
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,12 @@ FORMS = {
 
 
 def examples_of(
-    episode: Episode, scores: np.ndarray | None, together: tuple[str, ...], has_groups: bool
+    episode: Episode, scores: np.ndarray | None, together: tuple[str, ...], groups: Sequence[int | str]
 ) -> Iterator[Example]:
-    """The examples of a mined file: line by line, else by query (and positive). `scores` as `open_scores`."""
+    """The examples of a mined file: line by line, else by query (and positive). `scores` as `open_scores`.
+
+    `groups` are what clusters are called, by their numbers; empty where there are none.
+    """
     lines = np.arange(len(episode.query_rows))
     firsts = lines
     if together:
@@ -159,7 +163,7 @@ def examples_of(
                 negative_scores += of_negatives
                 positive_scores += [] if positive in positives else [of_positive]
             positives[positive] = True
-        group = int(episode.clusters[lines[first]]) if has_groups else None
+        group = groups[episode.clusters[lines[first]]] if groups else None
         yield Example(query, [*positives], negatives, positive_scores, negative_scores, group)
 
 
@@ -219,7 +223,7 @@ class Parquet:
             arrow = self._arrow
             texts = arrow.list_(arrow.string())
             types = {"negatives": texts, "negative_ids": texts, "scores": arrow.list_(arrow.float32())}
-            types |= {"group": arrow.int64()}
+            types |= {"group": arrow.int64()} if isinstance(records[0].get("group"), int) else {}
             schema = arrow.schema([(name, types.get(name, arrow.string())) for name in records[0]])
             self._writer = self._parquet.ParquetWriter(self._handle, schema)
         self._writer.write_table(self._arrow.Table.from_pylist(records, schema=self._writer.schema))
@@ -237,7 +241,9 @@ def main() -> None:
     if number < 0:
         raise InputError("no episode there is ready; mine one first (drivers/run_ann_data_gen.py)", args.result_dir)
     stores = [TokenStore(Path(args.token_dir, name)) for name in ("train-query", "passages")]
-    folders, n_groups = (args.ann_dir, args.result_dir), read_result(args.result_dir, number).get("clusters")
+    folders, result = (args.ann_dir, args.result_dir), read_result(args.result_dir, number)
+    n_groups = result.get("clusters")
+    groups = result.get("cluster_names") or range(n_groups or 0)
     episode = open_episode(*folders, number, len(stores[0]), len(stores[1]), n_groups)
     scores = open_scores(*folders, number, episode)
     if scores is None:
@@ -251,7 +257,7 @@ def main() -> None:
         writer = WRITERS[out_file.suffix](handle)
         queries = Texts(stores[0], Path(args.data_dir), selected=True, unpack_in=Path(unpacked))
         passages = Texts(stores[1], Path(args.data_dir), unpack_in=Path(unpacked))
-        for block in blocks_of(examples_of(episode, scores, form.together, n_groups is not None)):
+        for block in blocks_of(examples_of(episode, scores, form.together, groups)):
             of_queries = read_texts(queries, {example.query for example in block})
             rows = (row for example in block for row in (*example.positives, *example.negatives))
             of_passages = read_texts(passages, set(rows))

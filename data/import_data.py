@@ -22,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.collection_writer import CollectionWriter
+from data.layouts.beir import Beir
 from data.layouts.datasets import DataSets
 from data.layouts.find import AUTO, find_layout
 from data.layouts.msmarco import MSMarco
@@ -37,6 +38,7 @@ from utils.stores.files import atomic_file, atomic_folder, read_json, write_json
 from utils.stores.lock import hold_lock
 
 FORMAT_VERSION = 1
+SETTINGS = ("columns", "data_config", "data_split", "dev_share", "seed")  # that the collection follows from
 BETWEEN = ":"
 
 
@@ -113,6 +115,11 @@ def name_files(sources: dict[str, Layout], args: Arguments) -> dict[str, Path]:
     return files
 
 
+def stays_in_place(sources: dict[str, Layout]) -> bool:
+    """Whether data/msmarco_data.py reads them where they are."""
+    return len(sources) == 1 and all(isinstance(of, MSMarco) and DEV in of.splits for of in sources.values())
+
+
 def read_noted(path: Path) -> dict:
     """What import.json holds."""
     cure = f"remove {path.parent}, and run this again"
@@ -124,16 +131,32 @@ def read_noted(path: Path) -> dict:
     return noted
 
 
+def settings_of(args: Arguments, sources: dict[str, Layout]) -> dict:
+    """What the collection follows from beside the files' contents."""
+    made_with = {name: getattr(args, name) for name in SETTINGS} | {"layouts": [of.name for of in sources.values()]}
+    places = args.data_dir.split(BETWEEN)
+    if len(sources) == 1 and all(of.files for of in sources.values()):
+        return made_with  # known by the contents of its files, which may be moved
+    names = [name if of.files else place for place, (name, of) in zip(places, sources.items(), strict=True)]
+    return made_with | {"sources": names}  # of the hub by their whole names
+
+
+def is_there_from_hub(args: Arguments) -> bool:
+    """Whether the collection is there, made in this way of data sets on the hub alone: the hub is not asked again."""
+    places, note = args.data_dir.split(BETWEEN), Path(args.out_dir) / "import.json"
+    layouts = args.layout.split(BETWEEN)
+    if set(layouts) != {DataSets.name} or any(Path(place).exists() for place in places) or not note.exists():
+        return False
+    expected = {name: getattr(args, name) for name in SETTINGS} | {"sources": places}
+    return read_noted(note)["settings"] == expected | {"layouts": [DataSets.name] * len(places)}
+
+
 def import_sources(args: Arguments, sources: dict[str, Layout]) -> None:
     """Writes the collection, unless it is there, made in this way from these files."""
     out = Path(args.out_dir)
     named = name_files(sources, args)
     files = SourceFiles(named)
-    made_with = {name: getattr(args, name) for name in ("columns", "data_config", "data_split", "dev_share", "seed")}
-    made_with |= {"layouts": [layout.name for layout in sources.values()]}
-    if len(sources) > 1 or not named:
-        made_with |= {"sources": list(sources)}
-    note = out / "import.json"
+    made_with, note = settings_of(args, sources), out / "import.json"
     if note.exists():
         noted = read_noted(note)
         differences = [
@@ -168,13 +191,15 @@ def import_sources(args: Arguments, sources: dict[str, Layout]) -> None:
 
 def main() -> None:
     args = parse(Arguments, __doc__)
-    sources = find_sources(args)
-    (first, *others) = sources.values()
-    if not others and isinstance(first, MSMarco) and DEV in first.splits:
+    sources = {} if is_there_from_hub(args) else find_sources(args)
+    if stays_in_place(sources):
         place, layout, has_test = args.data_dir, MSMarco.name, False
     else:
-        import_sources(args, sources)
-        place, layout = args.out_dir, "beir"
+        if sources:
+            import_sources(args, sources)
+        else:
+            say(f"{args.out_dir}: imported already, from the hub")
+        place, layout = args.out_dir, Beir.name
         has_test = TEST in read_noted(Path(args.out_dir) / "import.json")["queries"]
     if args.settings_file:
         with atomic_file(args.settings_file) as file:

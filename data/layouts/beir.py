@@ -42,7 +42,9 @@ class Beir:
             raise InputError(f"holds no judgments to train on: qrels/train.tsv (there are: {found})", folder)
         self.splits = list(self._qrels)
         self.files = [self._corpus, self._queries, *self._qrels.values()]
-        self.total = count_rows(self.files)
+
+    def count(self) -> int | None:
+        return count_rows(self.files)
 
     @classmethod
     def find(cls, path: Path, options: Options, asked: bool) -> "Beir | None":

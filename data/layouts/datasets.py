@@ -44,8 +44,10 @@ class DataSets:
         self._source, self._splits, self._columns = source, splits, columns
         self.splits = list(splits)
         self.files = files
-        sizes = [getattr(rows, "num_rows", None) for rows in splits.values()]
-        self.total = None if None in sizes else sum(sizes)
+
+    def count(self) -> int | None:
+        sizes = [getattr(rows, "num_rows", None) for rows in self._splits.values()]
+        return None if None in sizes else sum(sizes)
 
     @classmethod
     def find(cls, path: Path, options: Options, asked: bool) -> "DataSets | None":

@@ -69,7 +69,9 @@ class FlagEmbedding:
         self._splits = splits
         self.splits = list(splits)
         self.files = [path for paths in splits.values() for path in paths]
-        self.total = count_rows(self.files)
+
+    def count(self) -> int | None:
+        return count_rows(self.files)
 
     @classmethod
     def find(cls, path: Path, options: Options, asked: bool) -> "FlagEmbedding | None":

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from data.judgments import iter_judgments
 from data.layouts.records import DEV, TRAIN, Judgment, Options, Passage, Place, Query
+from data.layouts.rows import count_rows
 from data.msmarco_data import DOCUMENTS, FILES, PASSAGES, read_documents, read_tsv
-from data.tokenizing import count_lines
 from utils.runtime.errors import InputError
 from utils.stores.files import find_file, has_file
 
@@ -31,8 +31,9 @@ class MSMarco:
             self._pairs[DEV] = [find_file(folder, *of) for of in names[DEV]]
         self.splits = list(self._pairs)
         self.files = [self._collection, *(path for paths in self._pairs.values() for path in paths)]
-        counts = [count_lines(path) for path in self.files]
-        self.total = None if None in counts else sum(counts)
+
+    def count(self) -> int | None:
+        return count_rows(self.files)
 
     @classmethod
     def find(cls, path: Path, options: Options, asked: bool) -> "MSMarco | None":

@@ -101,7 +101,9 @@ class Pairs:
         self._splits, self._columns = splits, columns
         self.splits = list(splits)
         self.files = [path for paths in splits.values() for path in paths]
-        self.total = count_rows(self.files)
+
+    def count(self) -> int | None:
+        return count_rows(self.files)
 
     @classmethod
     def find(cls, path: Path, options: Options, asked: bool) -> "Pairs | None":

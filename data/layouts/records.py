@@ -71,16 +71,18 @@ Record = Passage | Query | Judgment | Example
 class Layout(Protocol):
     """A source of training data, found and not read yet.
 
-    `files` are all that it reads, by split or "" where a file belongs to all of them; `splits` those that it has
-    judgments of. `one_id_space`: a passage with a query's id is that query (BEIR's rule). `total`: records that
-    `read` yields, None where that cannot be told beforehand.
+    `files` are all that it reads, none of a data set on the hub; `splits` those that it has judgments of.
+    `one_id_space`: a passage with a query's id is that query (BEIR's rule).
     """
 
     name: str
     files: list[Path]
     splits: list[str]
     one_id_space: bool
-    total: int | None
+
+    def count(self) -> int | None:
+        """About how many records `read` yields, for a progress bar; None where that cannot be told beforehand."""
+        ...
 
     def read(self) -> Iterator[tuple[Place, Record]]:
         """Everything that there is, streamed. Raises `InputError` with file and line for what cannot be read."""

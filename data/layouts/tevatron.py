@@ -75,7 +75,9 @@ class Tevatron:
         self._splits, self._collection = splits, collection
         self.splits = list(splits)
         self.files = [*collection, *(path for paths in splits.values() for path in paths)]
-        self.total = count_rows(self.files)
+
+    def count(self) -> int | None:
+        return count_rows(self.files)
 
     @classmethod
     def find(cls, path: Path, options: Options, asked: bool) -> "Tevatron | None":

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import load_dataset
+from pyarrow import parquet
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -180,6 +181,20 @@ def test_lists_have_all_negatives_of_a_query_and_positive(mined):
             "positive_id": mined.passage_id.format(positive),
             "negative_ids": [mined.passage_id.format(row) for row in negatives],
         }
+
+
+def test_groups_by_name_are_exported_by_their_names(plain, tmp_path):
+    run = shutil.copytree(plain.run, tmp_path / "run")
+    result = json.loads((run / "results/ann_ndcg_0").read_text())
+    (run / "results/ann_ndcg_0").write_text(json.dumps(result | {"cluster_names": ["mails", "wiki", "…"]}))
+    numbers = read(plain.export("numbers.jsonl", "--form", "lists"))
+    for suffix in ("jsonl", "parquet"):
+        path = tmp_path / f"names.{suffix}"
+        call(export_mined, "--run_dir", run, "--out_file", path, "--form", "lists")
+        names = read(path) if suffix == "jsonl" else parquet.read_table(path).to_pylist()
+        assert [record["group"] for record in names] == [
+            ("mails", "wiki", "…")[record["group"]] for record in numbers
+        ]
 
 
 def test_tevatrons_lines_have_all_of_a_query(mined):

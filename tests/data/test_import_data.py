@@ -495,6 +495,38 @@ def test_the_split_that_trains_is_the_one_of_that_name_or_has_to_be_named(tmp_pa
         run_import(tmp_path / "two_of_them", out=tmp_path / "three")
 
 
+def test_the_hub_is_asked_once_and_a_data_set_is_known_by_its_whole_name(tmp_path, run_import, monkeypatch, capsys):
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load(name: str, config: str | None, streaming: bool):
+        asked.append((name, config))
+        rows = [{"query": f"{name} {i}", "positive": f"so {i}"} for i in range(4)]
+        return datasets.IterableDatasetDict({"train": datasets.Dataset.from_list(rows).to_iterable_dataset()})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    first = {"layout": "datasets", "data_dir": "one/set", "settings_file": tmp_path / "settings"}
+    out = run_import(**first)
+    settings = (tmp_path / "settings").read_text()
+    run_import(**first, in_use=True)
+    assert asked == [("one/set", None)]
+    assert "imported already, from the hub" in capsys.readouterr().out
+    assert (tmp_path / "settings").read_text() == settings
+    with pytest.raises(InputError, match=r"in use.*sources was \['one/set'\] and is \['other/set'\]"):
+        run_import(**first | {"data_dir": "other/set"}, in_use=True)
+    run_import(**first | {"data_dir": "other/set"})
+    assert {text.split()[0] for text in texts_of(out, "queries").values()} == {"other/set"}
+    run_import(**first | {"data_dir": "other/set", "data_config": "big"})
+    assert asked[-1] == ("other/set", "big")
+
+
+def test_what_is_imported_already_is_not_read_again(tmp_path, run_import, monkeypatch):
+    sources = [WRITERS[form][1](tmp_path / form) for form in ("beir", "tevatron", "msmarco", "pairs as CSV")]
+    run_import(*sources)
+    monkeypatch.setattr("data.layouts.rows.count_lines", lambda path: pytest.fail(f"{path} is read to its end"))
+    run_import(*sources)
+
+
 def test_a_folder_that_datasets_reads_is_known_again_by_its_files(tmp_path, run_import, capsys):
     pytest.importorskip("datasets")
     source = many_pairs(tmp_path / "source" / "train.jsonl", 5).parent
