@@ -35,7 +35,14 @@ from utils.mining.clustering import Clusters, cluster_queries, evaluate_clusters
 from utils.mining.encoding import StoreEncoder
 from utils.mining.evaluation import DEPTH, check_names, evaluate_collections, gather_rankings, measure
 from utils.mining.named_groups import NamedGroups, read_named_groups
-from utils.mining.negatives import check_candidates, deal_passes, draw_negatives, given_negatives, relevant_pairs
+from utils.mining.negatives import (
+    check_candidates,
+    check_given,
+    deal_passes,
+    draw_negatives,
+    given_negatives,
+    relevant_pairs,
+)
 from utils.mining.rankings import own_passages
 from utils.mining.search import score_pairs, search_rows
 from utils.runtime import distributed
@@ -208,6 +215,8 @@ def mine(args: Arguments, number: int, checkpoint: str, step: int, device: torch
     """Mines episode `number` with the checkpoint of this step."""
     say(f"episode {number}: mining with {checkpoint}, {distributed.world_size()} processes on {device.type}")
     train_qrels, dev_qrels = read_train_and_dev_qrels(args.data_dir)
+    if args.given_negatives and number == 0:
+        check_given(train_qrels)  # before anything is encoded, which may take hours
     named: list[Grouped] = []  # on the main process
     if args.groups_file:
         distributed.on_main(lambda: named.append(read_groups(args)))

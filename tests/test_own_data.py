@@ -20,6 +20,7 @@ from model.reading import Reading
 from tests.data.layouts.examples import DEV, PASSAGES, WRITERS, write_beir, write_csv, write_msmarco
 from tests.tiny_run import call, save_random_checkpoint
 from tests.workplace import ROOT
+from utils.runtime.errors import InputError
 from utils.stores.episode import read_episode
 
 LENGTHS = ("--max_seq_length", 24, "--max_query_length", 12)
@@ -89,6 +90,16 @@ def test_given_negatives_are_what_the_first_episode_trains_on(tmp_path, checkpoi
     queries = episode.query_rows[episode.line_of(np.arange(episode.triplets))]
     found = {query: set(episode.negative_rows[queries == query].tolist()) for query in range(8)}
     assert found == {i: {3 * i + 1, 3 * i + 2} for i in range(8)} | {3: {11}}
+
+
+def test_that_no_negatives_are_given_is_told_before_anything_is_encoded(tmp_path, checkpoint):
+    source = write_beir(tmp_path / "source")
+    path = source / "qrels" / "train.tsv"
+    path.write_text("".join(line for line in path.open() if not line.endswith("\t0\n")))
+    stores = tokenize(tmp_path, source, checkpoint)
+    with pytest.raises(InputError, match=r"no passage of the collection is judged not relevant.*--given_negatives"):
+        mine(tmp_path, stores, checkpoint, "--given_negatives")
+    assert not [*(tmp_path / "ann_data").glob("embeddings-*")]
 
 
 def test_a_query_that_is_a_passage_itself_is_never_its_own_negative(tmp_path, checkpoint):

@@ -41,6 +41,15 @@ def check_candidates(negatives: np.ndarray, topk: int) -> None:
         )
 
 
+def check_given(qrels: Qrels) -> None:
+    """`InputError` where no passage is judged not relevant, so that there are no `given_negatives`."""
+    if not (qrels.relevance <= 0).any():
+        raise InputError(
+            "no passage of the collection is judged not relevant (grade 0) in train-qrel.tsv, so that no negatives "
+            "are given; leave out --given_negatives"
+        )
+
+
 def given_negatives(
     query_rows: np.ndarray,
     ranked_rows: np.ndarray,
@@ -52,14 +61,9 @@ def given_negatives(
 
     Arguments and results are as those of `draw_negatives`, which takes the results as a ranking. A query without such
     judgments keeps its ranking. `score` gives the scores, float32 (n,), of pairs of query and passage rows, int64
-    (n,). `InputError` where no query has such judgments.
+    (n,).
     """
     given = qrels.only(qrels.relevance <= 0)
-    if not len(given):
-        raise InputError(
-            "no passage is judged not relevant (grade 0) in train-qrel.tsv, so that no negatives are given; leave "
-            "out --given_negatives"
-        )
     first = np.searchsorted(given.query_rows, query_rows)
     counts = np.searchsorted(given.query_rows, query_rows, side="right") - first
     ranked = ranked_rows.shape[1]

@@ -9,6 +9,7 @@ from utils.mining import negatives as negatives_module
 from utils.mining.negatives import (
     SHUFFLE,
     check_candidates,
+    check_given,
     deal_passes,
     draw_negatives,
     given_negatives,
@@ -225,5 +226,6 @@ def test_given_negatives_take_the_place_of_the_ranking_of_queries_that_have_some
     ]
     assert given_of(0, 6) == expected
     assert given_of(0, 2) + given_of(2, 5) + given_of(5, 6) == expected, "whatever queries a process has"
-    with pytest.raises(InputError, match="no passage is judged not relevant"):
-        given_negatives(np.arange(6), ranked, scores, Qrels.of([(0, 3, 1)]), score)
+    check_given(qrels)
+    with pytest.raises(InputError, match="no passage of the collection is judged not relevant"):
+        check_given(Qrels.of([(0, 3, 1)]))
