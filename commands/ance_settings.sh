@@ -49,7 +49,7 @@ setting NEGATIVES "auto|count" auto 5 "negatives drawn from them"
 setting GIVEN_NEGATIVES "0|1" 0 "1: the first episode trains on the negatives that the data bring along, where a query has some"
 setting CLUSTERS "auto|count" auto 16 "clusters of the training queries"
 setting QUERY_GROUPS text clusters \
-    "what the objective weighs, and metrics are told of (flag: --groups too): clusters of the training queries by k-means; source: the groups by name in DATA_DIR/sources.tsv; or a TSV of query id and group name"
+    "what the objective weighs, and metrics are told of (flag: --groups too): clusters of the training queries by k-means; source: the sources of mixed data; or a TSV of query id and group name"
 also_called GROUPS # bash has a variable of that name
 setting EMBEDDING_DTYPE "float32|float16" float32 "the type of stored vectors; float16 takes half the disk, and rounds"
 setting INDEX_FACTORY text Flat "Flat: exact search; else an approximate index, by faiss's factory string"

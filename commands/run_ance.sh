@@ -3,6 +3,7 @@
 # training rather than before it: commands/run_ance_async.sh.)
 #
 #     bash commands/run_ance.sh                        the demo: Python documentation, minutes on 2 cores
+#     bash commands/run_ance.sh --data_dir my-pairs.jsonl --out_dir runs/mine --checkpoint sentence-transformers/all-MiniLM-L6-v2
 #     DATA_DIR=msmarco OUT_DIR=runs/base CHECKPOINT=google-bert/bert-base-uncased bash commands/run_ance.sh
 #     bash commands/run_ance.sh --data_dir msmarco --out_dir runs/base --checkpoint google-bert/bert-base-uncased
 #

@@ -29,7 +29,7 @@ from utils.stores.token_store import TokenStore
 @dataclass(kw_only=True)
 class Arguments:
     model_name_or_path: str = required("the checkpoint to begin with: a folder or a hub name")
-    data_dir: str = required("token stores, as data/msmarco_data.py writes them")
+    data_dir: str = required("token stores, as data/beir_data.py or data/msmarco_data.py writes them")
     model_type: str = option(AUTO, "auto: the checkpoint's own files say how it is read, if there are any")
     cache_dir: str = option("", "where models from the hub are kept")
     model_size: str = option("base", "base or large: the published values that differ")

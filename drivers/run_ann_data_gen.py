@@ -61,7 +61,7 @@ from utils.stores.token_store import TokenStore
 
 @dataclass
 class Arguments(ModelArguments, LengthArguments):
-    data_dir: str = required("token stores, as data/msmarco_data.py writes them")
+    data_dir: str = required("token stores, as data/beir_data.py or data/msmarco_data.py writes them")
     output_dir: str = required("where mined files, clusters and embeddings go")
     training_dir: str = required("checkpoints of the run; the newest valid one mines")
     result_dir: str = option("", "where ann_ndcg_N files go (default: output_dir)")

@@ -16,7 +16,7 @@ NUM_TRAINING_STEPS, TOTAL_TRAINING_STEPS = (
 
 @dataclass
 class Arguments(ModelArguments, LengthArguments):
-    data_dir: str = required("token stores, as data/msmarco_data.py writes them")
+    data_dir: str = required("token stores, as data/beir_data.py or data/msmarco_data.py writes them")
     ann_dir: str = required("mined files, as drivers/run_ann_data_gen.py writes them")
     training_dir: str = option("", "checkpoints; the newest valid one is gone on from (default: output_dir)")
     output_dir: str = option("", "where checkpoints are saved (default: training_dir)")
@@ -24,7 +24,7 @@ class Arguments(ModelArguments, LengthArguments):
     init_model_dir: str = option("", "checkpoint to begin with where training_dir holds none")
     model_name_or_path: str = option("", "the same, as a hub name or folder; used where init_model_dir is not given")
     model_size: str = option("base", "base or large: iDRO compares gradients over the last 3 or 2 layers")
-    task_name: str = option("MSMarco", "name of the run in its log")
+    task_name: str = option("training", "name of the run in its log")
     triplet: bool = option(True, "train on (query, positive, negative) triplets, the only form of mined files")
     round: int = option(0, "the episode, from 0; -1: the newest that is mined, while another process mines on")
     max_steps: int = option(0, "optimizer steps of one episode; 0: one pass over its mined file (not with round -1)")
