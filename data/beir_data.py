@@ -12,10 +12,8 @@ in data/beir_sets.py. Texts are cut to the lengths that the checkpoint's own fil
 (--model_type auto), else to those of the data set's published evaluation.
 """
 
-import json
-import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,23 +21,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.beir_sets import compare_with_published, find_set
 from data.judgments import read_split
+from data.layouts.beir import COLLECTION_FILES, read_jsonl
 from data.sources import Sources, settings
 from data.stores import write_stores
-from data.tokenizing import (
-    Text,
-    check_lengths,
-    load_tokenizer,
-    positions_of,
-)
+from data.tokenizing import check_lengths, load_tokenizer, positions_of
 from model.reading import AUTO, Reading, declared_lengths, find_reading
 from utils.runtime.arguments import ReadingArguments, option, parse, required
-from utils.runtime.errors import InputError, run
+from utils.runtime.errors import run
 from utils.runtime.logs import say
-from utils.stores.files import find_file, read_records
+from utils.stores.files import find_file
 from utils.stores.token_store import TokenStore
-
-COLLECTION_FILES = ("corpus.jsonl", "passages.jsonl")  # the latter from data/import_data.py: ids apart from queries'
-SURROGATE = re.compile("[\ud800-\udfff]")  # what Python's JSON makes of half of a pair
 
 
 @dataclass
@@ -57,39 +48,6 @@ class Arguments(ReadingArguments):
 
     def __post_init__(self) -> None:
         self.dataset = self.dataset or Path(self.data_dir).resolve().name
-
-
-def iter_jsonl(path: Path) -> Iterator[tuple[int, str, str, str]]:
-    """Yields (line, id, title, text) of passages or queries: JSON objects of _id, text and perhaps title."""
-    for line, content in read_records(path):
-        try:
-            record = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"is not valid JSON ({error}): {content[:80]!r}", path, line) from None
-        if not isinstance(record, dict):
-            raise InputError(f"expected a JSON object with _id and text, found {content[:80]!r}", path, line)
-        text_id, title, text = record.get("_id"), record.get("title") or "", record.get("text")
-        if isinstance(text_id, str) or type(text_id) is int:
-            text_id = str(text_id).strip()  # as in judgments
-        for key, value in (("_id", text_id), ("title", title), ("text", text)):
-            if not isinstance(value, str):
-                found = f"found {value!r:.80}" if key in record else "found none"
-                raise InputError(f"expected a string as {key}, {found}: {content[:80]!r}", path, line)
-        if "\\u" in content and SURROGATE.search(f"{text_id}{title}{text}"):
-            raise InputError(
-                f"holds half of a pair of surrogates, like \\ud800; it is no character, remove it: {content[:80]!r}",
-                path,
-                line,
-            )
-        if not text_id or "\n" in text_id or "\r" in text_id or "\t" in text_id:
-            raise InputError(f"the id {text_id!r} is empty or holds a tab or line break", path, line)
-        yield line, text_id, title, text
-
-
-def read_jsonl(path: Path, prepare: Callable[[str], str] = str) -> Iterator[Text]:
-    """Passages or queries, see `iter_jsonl`; of text, after the title, `prepare` makes what is tokenized."""
-    for line, text_id, title, text in iter_jsonl(path):
-        yield line, text_id, prepare(f"{title} {text}" if title else text)
 
 
 def choose_lengths(args: Arguments, reading: Reading, positions: int | None) -> tuple[int, int]:

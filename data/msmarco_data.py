@@ -12,7 +12,6 @@ passages go by in blocks, so memory does not grow with them.
 """
 
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,37 +19,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.judgments import read_split
+from data.layouts.msmarco import DOCUMENT_SEPARATOR, DOCUMENTS, FILES, PASSAGES, read_documents, read_tsv
 from data.sources import Sources, settings
 from data.stores import write_stores
-from data.tokenizing import (
-    Text,
-    check_lengths,
-    load_tokenizer,
-    positions_of,
-)
+from data.tokenizing import check_lengths, load_tokenizer, positions_of
 from model.reading import find_reading
 from utils.runtime.arguments import ReadingArguments, check_at_least_one, option, parse, required
 from utils.runtime.errors import InputError, run
 from utils.runtime.logs import say
-from utils.stores.files import find_file, read_records, split_fields
-
-DOCUMENTS, PASSAGES = 0, 1
-DOCUMENT_SEPARATOR = "<sep>"  # between url, title and body: five characters, a special token of no public checkpoint
-# The collection, then queries and judgments of each split; where two names are given, the first that exists is read.
-FILES = {
-    PASSAGES: {
-        "collection": ("collection.tsv",),
-        "train": (("queries.train.tsv",), ("qrels.train.tsv",)),
-        "dev": (("queries.dev.small.tsv", "queries.dev.tsv"), ("qrels.dev.small.tsv", "qrels.dev.tsv")),
-    },
-    DOCUMENTS: {
-        "collection": ("msmarco-docs.tsv",),
-        "train": (("msmarco-doctrain-queries.tsv",), ("msmarco-doctrain-qrels.tsv",)),
-        "dev": (("msmarco-docdev-queries.tsv",), ("msmarco-docdev-qrels.tsv",)),
-    },
-}
-# What the first column of a file with a header is called.
-COLUMN_NAMES = {"id", "_id", "pid", "qid", "docid", "doc_id", "passage_id", "query_id", "query-id", "corpus-id"}
+from utils.stores.files import find_file
 
 
 @dataclass
@@ -68,46 +45,6 @@ class Arguments(ReadingArguments):
         if self.data_type not in FILES:
             raise InputError(f"--data_type {self.data_type}: there are 0 (documents) and 1 (passages)")
         check_at_least_one(self, "max_doc_character")
-
-
-def read_tsv(path: Path, prepare: Callable[[str], str] = str) -> Iterator[Text]:
-    """Passages or queries: an id, a tab, the text, stripped on the right, of which `prepare` makes what is tokenized.
-
-    As in the published code, further columns are not read; that is said once.
-    """
-    said = False
-    for line, content in read_records(path):
-        text_id, rest = split_fields(content, 2, path, line)
-        text, tab, more = rest.partition("\t")
-        if tab and not said:
-            said = True
-            say(f"{path.name}: columns after the second are left out, in line {line} for one: {more[:40]!r}")
-        yield line, _checked_id(text_id, path, line), prepare(text.rstrip())
-
-
-def read_documents(
-    path: Path, separator: str, max_characters: int, prepare: Callable[[str], str] = str
-) -> Iterator[Text]:
-    """Documents: an id, url, title, body, with tabs between; the last three become one text, cut, then prepared.
-
-    With `separator` DOCUMENT_SEPARATOR that is the text that the public document checkpoints were trained on.
-    """
-    for line, content in read_records(path):
-        text_id, *parts = split_fields(content, 4, path, line)
-        text = separator.join(part.rstrip() for part in parts)
-        yield line, _checked_id(text_id, path, line), prepare(text[:max_characters])
-
-
-def _checked_id(text_id: str, path: Path, line: int) -> str:
-    """The id without blanks around it; `InputError` where nothing is left, or where the line is a header."""
-    text_id = text_id.strip()
-    if not text_id:
-        raise InputError("the first column, the id, is empty", path, line)
-    if line == 1 and text_id.lower() in COLUMN_NAMES:
-        raise InputError(
-            f"is a header ({text_id[:80]!r} is no id), and this layout has none; remove the line", path, 1
-        )
-    return text_id
 
 
 def main() -> None:

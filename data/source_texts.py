@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.msmarco_data import DOCUMENTS, FILES
+from data.layouts.msmarco import DOCUMENTS, FILES
 from utils.runtime.errors import InputError
 from utils.runtime.logs import say
 from utils.stores.files import open_binary, read_lines

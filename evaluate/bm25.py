@@ -28,10 +28,10 @@ import bm25s
 import numpy as np
 from bm25s.tokenization import Tokenizer
 
-from data.beir_data import COLLECTION_FILES, read_jsonl
 from data.hashed import WantedIds, hashes_of
 from data.judgments import Split, judgments_by_row, read_split
-from data.msmarco_data import DOCUMENTS, FILES, PASSAGES, read_documents, read_tsv
+from data.layouts.beir import COLLECTION_FILES, read_jsonl
+from data.layouts.msmarco import DOCUMENTS, FILES, PASSAGES, read_documents, read_tsv
 from data.tokenizing import Text, count_lines, each_once
 from evaluate.metrics_file import LEFT_OUT, RunMetrics, write_evaluation, write_left_out
 from utils.mining.metrics import evaluate_run

@@ -7,15 +7,53 @@
 dev and test are there or not. A passage with a query's own id is that query, and never its answer.
 """
 
-from collections.abc import Iterator
+import json
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from data.beir_data import iter_jsonl
 from data.judgments import check_grade, iter_judgments
 from data.layouts.records import TRAIN, Judgment, Options, Passage, Place, Query, checked_id
 from data.layouts.rows import JSON_LINES, count_rows, kind_of, read_rows, split_of
+from data.tokenizing import Text
 from utils.runtime.errors import InputError
-from utils.stores.files import find_file, has_file
+from utils.stores.files import find_file, has_file, read_records
+
+COLLECTION_FILES = ("corpus.jsonl", "passages.jsonl")  # the latter from data/import_data.py: ids apart from queries'
+SURROGATE = re.compile("[\ud800-\udfff]")  # what Python's JSON makes of half of a pair
+
+
+def iter_jsonl(path: Path) -> Iterator[tuple[int, str, str, str]]:
+    """Yields (line, id, title, text) of passages or queries: JSON objects of _id, text and perhaps title."""
+    for line, content in read_records(path):
+        try:
+            record = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"is not valid JSON ({error}): {content[:80]!r}", path, line) from None
+        if not isinstance(record, dict):
+            raise InputError(f"expected a JSON object with _id and text, found {content[:80]!r}", path, line)
+        text_id, title, text = record.get("_id"), record.get("title") or "", record.get("text")
+        if isinstance(text_id, str) or type(text_id) is int:
+            text_id = str(text_id).strip()  # as in judgments
+        for key, value in (("_id", text_id), ("title", title), ("text", text)):
+            if not isinstance(value, str):
+                found = f"found {value!r:.80}" if key in record else "found none"
+                raise InputError(f"expected a string as {key}, {found}: {content[:80]!r}", path, line)
+        if "\\u" in content and SURROGATE.search(f"{text_id}{title}{text}"):
+            raise InputError(
+                f"holds half of a pair of surrogates, like \\ud800; it is no character, remove it: {content[:80]!r}",
+                path,
+                line,
+            )
+        if not text_id or "\n" in text_id or "\r" in text_id or "\t" in text_id:
+            raise InputError(f"the id {text_id!r} is empty or holds a tab or line break", path, line)
+        yield line, text_id, title, text
+
+
+def read_jsonl(path: Path, prepare: Callable[[str], str] = str) -> Iterator[Text]:
+    """Passages or queries, see `iter_jsonl`; of text, after the title, `prepare` makes what is tokenized."""
+    for line, text_id, title, text in iter_jsonl(path):
+        yield line, text_id, prepare(f"{title} {text}" if title else text)
 
 
 class Beir:

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import torch
 
-from data.msmarco_data import read_tsv
+from data.layouts.msmarco import read_tsv
 from data.tokenizing import write_token_store
 from evaluate.benchmarks import contenders
 from evaluate.benchmarks.contenders import product_rate

@@ -22,7 +22,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from sentence_transformers.util import mine_hard_negatives
 
 from data.judgments import iter_judgments
-from data.msmarco_data import read_tsv
+from data.layouts.msmarco import read_tsv
 from model.families import find_family
 from model.reading import AUTO, Reading, find_reading
 from utils.runtime import distributed

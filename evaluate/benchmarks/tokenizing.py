@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from datasets import Dataset, disable_progress_bars
 
-from data.msmarco_data import read_tsv
+from data.layouts.msmarco import read_tsv
 from data.tokenizing import load_tokenizer, write_token_store
 from evaluate.benchmarks import contenders
 from evaluate.benchmarks.contenders import READING

@@ -39,7 +39,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from data.judgments import qrel_file
-from data.msmarco_data import read_tsv
+from data.layouts.msmarco import read_tsv
 from data.tokenizing import load_tokenizer
 from evaluate.benchmarks import contenders
 from evaluate.benchmarks.contenders import Processes, Taken, now, product_rate

@@ -9,8 +9,8 @@ import numpy as np
 from tensorboard.backend.event_processing.directory_watcher import DirectoryDeletedError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from data.beir_data import read_jsonl
-from data.msmarco_data import read_tsv
+from data.layouts.beir import read_jsonl
+from data.layouts.msmarco import read_tsv
 from evaluate.dev_clusters import DevClusters
 from evaluate.metrics_file import read_metrics, read_per_query
 from utils.mining.clustering import read_assignment

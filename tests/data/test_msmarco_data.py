@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from data import msmarco_data
-from data.msmarco_data import read_documents
+from data.layouts.msmarco import read_documents
 from tests.data.conftest import DOCUMENT_FILES, PASSAGE_FILES, nothing_looks_complete, write_files
 from utils.runtime.errors import InputError
 from utils.stores.qrels import read_missing_ids

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data import source_texts
-from data.msmarco_data import read_tsv
+from data.layouts.msmarco import read_tsv
 from data.source_texts import SourceLines, Texts, line_starts, split_line
 from data.tokenizing import load_tokenizer, write_token_store
 from tests.tiny import tiny_bert_tokenizer

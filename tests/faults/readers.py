@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from data.beir_data import read_jsonl
 from data.judgments import read_split
-from data.msmarco_data import read_documents, read_tsv
+from data.layouts.beir import read_jsonl
+from data.layouts.msmarco import read_documents, read_tsv
 from data.tokenizing import write_token_store
 from evaluate.compare_runs import read_comparison
 from evaluate.dev_clusters import DevClusters
