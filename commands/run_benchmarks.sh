@@ -14,9 +14,10 @@ setting OUT_DIR text '$root/runs/benchmarks' "results, collection and token stor
 setting SHAPE "minilm|mid|base|tiny" minilm "the encoder's layers and width"
 setting TRIPLETS count 64 "triplets per step and process"
 setting ROUNDS count 7 "turns of each contender that count"
-setting MINING_ROUNDS count 3 "the same of mining, its growth and search, which take longer"
+setting MINING_ROUNDS count 3 "the same of mining, its growth, search and reading, which take longer"
 setting GROWTH_PASSAGES text "10000 100000" "passages of the collections that show how mining grows"
 setting SEARCH_PASSAGES count 1000000 "passages of the search benchmark"
+setting READING_PAIRS count 200000 "pairs of the benchmark of reading training data"
 setting MAX_SEQ_LENGTH count 128 "tokens per passage"
 setting MAX_QUERY_LENGTH count 64 "tokens per query"
 setting CONTENDERS text "sentence-transformers erm dro-greedy idro published" "contenders of the training benchmark"
@@ -110,11 +111,17 @@ ANCE_FLAGS="rounds=--mining_rounds passages=--growth_passages" \
     run "$python" "$root/evaluate/benchmarks/growth.py" --out_dir "$OUT_DIR" --checkpoint "$checkpoint" \
     --rounds "$MINING_ROUNDS" --passages "${growth_passages[@]}"
 
-# 9. How far sketched gradients are from exact ones: a minute.
+# 9. Training data to a collection, ours and plain Python's: a minute; ten million pairs ten, and 15 GB of TMPDIR.
+stage "reading training data"
+ANCE_FLAGS="rounds=--mining_rounds pairs=--reading_pairs" \
+    run "$python" "$root/evaluate/benchmarks/reading.py" --out_dir "$OUT_DIR" --pairs "$READING_PAIRS" \
+    --rounds "$MINING_ROUNDS"
+
+# 10. How far sketched gradients are from exact ones: a minute.
 stage "sketch errors"
 run "$python" "$root/evaluate/benchmarks/sketch_error.py" --out_dir "$OUT_DIR" --shape "$SHAPE"
 
-# 10. The tables: a second.
+# 11. The tables: a second.
 stage "results"
 run "$python" "$root/evaluate/benchmarks/table.py" --out_dir "$OUT_DIR"
 printf '\n%s\n' "$OUT_DIR/benchmarks.md"

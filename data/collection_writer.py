@@ -43,7 +43,9 @@ class Numbers:
     def append(self, values: np.ndarray) -> None:
         end = self._count + len(values)
         if end > len(self._held):
-            self._held = np.concatenate([self.values, np.empty(end // 2 + len(values), dtype=self._held.dtype)])
+            held = np.empty(end + end // 2, dtype=self._held.dtype)  # what is not written to takes no memory
+            held[: self._count] = self.values
+            self._held = held
         self._held[self._count : end] = values
         self._count = end
 
@@ -72,9 +74,11 @@ class IdFile:
                 self._bytes = mmap(handle.fileno(), 0, access=ACCESS_READ)
         self._path.unlink()
 
-    def __getitem__(self, number: int) -> str:
-        start, stop = self._ends.values[number - 1] if number else 0, self._ends.values[number]
-        return self._bytes[start:stop].decode()
+    def read(self, numbers: np.ndarray) -> list[str]:
+        """The ids of these numbers, int64 (n,)."""
+        ends = self._ends.values
+        starts, stops = np.where(numbers > 0, ends[numbers - 1], 0).tolist(), ends[numbers].tolist()
+        return [self._bytes[start:stop].decode() for start, stop in zip(starts, stops, strict=True)]
 
 
 class Entry(NamedTuple):
@@ -140,12 +144,13 @@ class TextFile:
         return self._prefix + (f"{self._letter}{number - self._first + 1}" if entry.id is None else entry.id)
 
     def _write(self, entries: list[Entry]) -> None:
-        encode, lines, ids = json.JSONEncoder(ensure_ascii=False).encode, [], []
+        quoted, lines, ids = json.JSONEncoder(ensure_ascii=False).encode, [], []
         for number, entry in enumerate(entries, start=len(self)):
             ids.append(self.id_of(entry, number))
-            record = {"_id": ids[-1]} | ({"title": entry.title} if entry.title else {}) | {"text": entry.text}
+            title = f'"title": {quoted(entry.title)}, ' if entry.title else ""
+            line = f'{{"_id": {quoted(ids[-1])}, {title}"text": {quoted(entry.text)}}}\n'
             try:
-                lines.append(encode(record).encode() + b"\n")
+                lines.append(line.encode())
             except UnicodeEncodeError:
                 raise entry.place.error(
                     "holds half of a pair of surrogates, like \\ud800; it is no character, remove it"
@@ -154,8 +159,10 @@ class TextFile:
         self.ids.append(ids)
 
     def close(self) -> None:
+        """Ends the file; texts are not known again any more, which frees most of the memory."""
         self._lines.close()
         self.ids.close()
+        self._numbers, self._contents = HashedValues(), Numbers(np.int64)
 
 
 class Judged(NamedTuple):
@@ -171,7 +178,7 @@ class Judged(NamedTuple):
     grade: np.ndarray
     line: np.ndarray
 
-    def only(self, kept: np.ndarray) -> "Judged":
+    def only(self, kept: np.ndarray | slice) -> "Judged":
         return Judged(*(column[kept] for column in self))
 
 
@@ -315,31 +322,49 @@ class CollectionWriter:
             counts[name] = relevant
             with (self._folder / "qrels" / f"{name}.tsv").open("w", encoding="utf-8", newline="\n") as file:
                 file.write(HEADER)
-                last, query_id = -1, ""
-                for query, passage, grade in zip(*(of_split[i].tolist() for i in (1, 2, 3)), strict=True):
-                    if query != last:
-                        last, query_id = query, self._queries.ids[query]
-                    passage_id = self._passages.ids[passage] if passage >= 0 else missing[-2 - passage]
-                    file.write(f"{query_id}\t{passage_id}\t{grade}\n")
+                for start in range(0, len(of_split.query), BLOCK_RECORDS):
+                    block = of_split.only(slice(start, start + BLOCK_RECORDS))
+                    rows = zip(
+                        self._queries.ids.read(block.query),
+                        self._passage_ids(block.passage, missing),
+                        block.grade.tolist(),
+                        strict=True,
+                    )
+                    file.writelines(f"{query}\t{passage}\t{grade}\n" for query, passage, grade in rows)
         with (self._folder / "sources.tsv").open("w", encoding="utf-8", newline="\n") as file:
-            for query, source in enumerate(self._source_of.values.tolist()):
-                file.write(f"{self._queries.ids[query]}\t{self._names[source]}\n")
+            sources = self._source_of.values
+            for start in range(0, len(sources), BLOCK_RECORDS):
+                numbers = np.arange(start, min(start + BLOCK_RECORDS, len(sources)))
+                rows = zip(self._queries.ids.read(numbers), sources[numbers].tolist(), strict=True)
+                file.writelines(f"{query}\t{self._names[source]}\n" for query, source in rows)
         self._check_leaks(judged)
         return counts
 
+    def _passage_ids(self, numbers: np.ndarray, missing: list[str]) -> list[str]:
+        """The ids of passages, int (n,), some of which may be `missing`."""
+        if not missing:
+            return self._passages.ids.read(numbers)
+        there = iter(self._passages.ids.read(numbers[numbers >= 0]))
+        return [next(there) if number >= 0 else missing[-2 - number] for number in numbers.tolist()]
+
     def _each_once(self) -> Judged:
-        """The judgments by split, query and passage, each once; of an example's, the higher grade counts."""
+        """The judgments by split, query and passage, each once; of an example's, the higher grade counts.
+
+        They are no longer kept here.
+        """
         judged = Judged(*(column.values for column in self._judged))
+        self._judged = Judged(*(Numbers(np.int32) for _ in Judged._fields))
         judged = judged.only(np.lexsort((judged.line, judged.passage, judged.query, judged.split)))
         keys = judged.split, judged.query, judged.passage
         same = np.logical_and.reduce([key[1:] == key[:-1] for key in keys])
         differs = same & (judged.grade[1:] != judged.grade[:-1]) & (judged.line[1:] > 0) & (judged.line[:-1] > 0)
         for i in np.flatnonzero(differs)[:1].tolist():
             split, query, passage = (int(key[i]) for key in keys)
-            passage_id = self._passages.ids[passage] if passage >= 0 else list(self._missing)[-2 - passage]
+            (query_id,) = self._queries.ids.read(np.array([query]))
+            (passage_id,) = self._passage_ids(np.array([passage]), list(self._missing))
             path = self._qrels[int(self._source_of.values[query]), split]
             grades = judged.grade[i : i + 2].tolist()
-            raise judged_twice(self._queries.ids[query], passage_id, *grades, path, int(judged.line[i + 1]))
+            raise judged_twice(query_id, passage_id, *grades, path, int(judged.line[i + 1]))
         starts = np.flatnonzero(np.concatenate([[True], ~same])[: len(judged.split)])
         highest = np.maximum.reduceat(judged.grade, starts) if len(starts) else judged.grade
         return judged.only(starts)._replace(grade=highest)

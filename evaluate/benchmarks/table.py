@@ -188,6 +188,29 @@ def growth_section(result: dict) -> str:
     )
 
 
+def reading_section(result: dict) -> str:
+    """A table of evaluate/benchmarks/reading.py: a contender a line."""
+    settings = result["settings"]
+    heading = ["", "seconds", "texts a second", "times as fast", "GiB of its own", "GiB resident"]
+    lines = [
+        [
+            name,
+            f"{one['median_seconds']:.1f}",
+            f"{one['texts_per_second']:,.0f}",
+            f"{one['times_as_fast']:.2f}",
+            f"{one['own_gib']:.2f}",
+            f"{one['resident_gib']:.2f}",
+        ]
+        for name, one in result["contenders"].items()
+    ]
+    return (
+        f"## Reading training data: {settings['pairs']:,} pairs\n\n"
+        f"{_machine(result)}, {settings['rounds']} rounds. A file of {result['read_gib']:.2f} GiB, of which ours makes "
+        f"{result['written_gib']:.2f} GiB; {settings['repeated']:.0%} of the queries and of the passages are "
+        f"repeated.\n\n{markdown([heading, *lines])}"
+    )
+
+
 SECTIONS: dict[str, Callable[[dict], str]] = {
     "tokenizing": tokenizing_section,
     "encoding": encoding_section,
@@ -197,6 +220,7 @@ SECTIONS: dict[str, Callable[[dict], str]] = {
     "search": search_section,
     "mining": mining_section,
     "growth": growth_section,
+    "reading": reading_section,
 }
 
 

@@ -33,11 +33,12 @@ def test_all_benchmarks_run_with_the_settings_and_the_table_comes_last(checkout)
         CONTENDERS="erm idro",
         GROWTH_PASSAGES="20 30",
         SEARCH_PASSAGES="500",
+        READING_PAIRS="70",
     )
     assert finished.returncode == 0, finished.stderr
     calls = checkout.calls()
     once = ["encoding", "training", "training", "group_gradients", "group_gradients", "mining"]
-    last = ["search", "growth", "sketch_error", "table"]
+    last = ["search", "growth", "reading", "sketch_error", "table"]
     scripts = [call.script for call in calls]
     # With mixed precision too, where this machine's processor has it.
     assert scripts[:9] == ["demo_data", "msmarco_data", "tokenizing", *once]
@@ -45,11 +46,11 @@ def test_all_benchmarks_run_with_the_settings_and_the_table_comes_last(checkout)
     assert [call.processes for call in calls if call.script == "group_gradients"][:2] == [0, 2]
     assert {call.flags["out_dir"] for call in calls[2:]} == {"the results"}
     for call in calls[2:-2]:
-        rounds = "2" if call.script in ("mining", "search", "growth") else "3"
+        rounds = "2" if call.script in ("mining", "search", "growth", "reading") else "3"
         assert call.flags["steps" if call.script == "group_gradients" else "rounds"] == rounds
         if call.script in ("training", "group_gradients"):
             assert call.flags | {"shape": "tiny", "triplets": "64"} == call.flags
-    for call in calls[3:-4]:
+    for call in calls[3:-5]:
         assert call.flags["fp16"] == ("false" if call in calls[3:9] else "true")
     for call in calls[2:4]:
         assert call.flags["collection_dir"] == calls[0].flags["msmarco_dir"]
@@ -57,8 +58,9 @@ def test_all_benchmarks_run_with_the_settings_and_the_table_comes_last(checkout)
     for call in (*calls[4:6], calls[8]):
         assert call.flags["data_dir"] == calls[1].flags["out_data_dir"]
         assert call.flags["collection_dir"] == calls[0].flags["msmarco_dir"] == calls[1].flags["data_dir"]
-    assert calls[-3].values[-2:] == ["20", "30"]
-    assert calls[-4].flags["passages"] == "500"
+    assert calls[-4].values[-2:] == ["20", "30"]
+    assert calls[-5].flags["passages"] == "500"
+    assert calls[-3].flags["pairs"] == "70"
     assert [call.flags["reading"] for call in calls[4:6]] == ["cls", "mean"]
     for call in calls[4:6]:
         assert call.values[call.values.index("--contenders") + 1 :] == ["erm", "idro"]
