@@ -205,8 +205,8 @@ def reading_section(result: dict) -> str:
     ]
     return (
         f"## Reading training data: {settings['pairs']:,} pairs\n\n"
-        f"{_machine(result)}, {settings['rounds']} rounds. A file of {result['read_gib']:.2f} GiB, of which ours makes "
-        f"{result['written_gib']:.2f} GiB; {settings['repeated']:.0%} of the queries and of the passages are "
+        f"{_machine(result)}, {settings['rounds']} rounds. A file of {result['read_gib']:.2f} GiB, of which ours "
+        f"makes {result['written_gib']:.2f} GiB; {settings['repeated']:.0%} of the queries and of the passages are "
         f"repeated.\n\n{markdown([heading, *lines])}"
     )
 

@@ -1,4 +1,4 @@
-"""The benchmark of reading training data: its pairs, that contenders write the same, and what is written and shown."""
+"""The benchmark of reading training data: its pairs, that contenders write the same, what is written and shown."""
 
 import json
 from collections import Counter
