@@ -163,12 +163,13 @@ def search(
     matrices = embeddings["train-query"], embeddings["passages"], sequences
     scoring = device if args.index_factory == "Flat" else torch.device("cpu")  # where the rankings' scores are made
     score = partial(score_pairs, *matrices, device=scoring)
-    query_ids = TokenStore(Path(args.data_dir, "train-query")).iter_ids()
-    own = own_passages(query_ids, passages.iter_ids(), passages.meta.source_file)
+    train = TokenStore(Path(args.data_dir, "train-query"))
+    own, texts = own_passages(train.iter_ids(), passages.iter_ids(), passages.meta.source_file), train.row_hashes()
     parts = []
     for first, scores, rows in rankings("train-query", args.topk_training):
         queries = first + np.arange(len(rows))
-        ranking = queries, np.where(rows == own[queries, None], -1, rows), scores
+        itself = (rows == own[queries, None]) | (hashes[rows] == texts[queries, None])  # the query as a passage
+        ranking = queries, np.where(itself, -1, rows), scores
         if args.given_negatives and number == 0:
             ranking = queries, *given_negatives(*ranking, train_qrels, score)
         negatives = draw_negatives(*ranking, train_qrels, hashes, args.negative_sample, **drawing)

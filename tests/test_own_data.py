@@ -17,11 +17,12 @@ from data import beir_data, import_data, msmarco_data
 from drivers import run_ann, run_ann_data_gen
 from evaluate import evaluate_beir
 from model.reading import Reading
-from tests.data.layouts.examples import DEV, PASSAGES, WRITERS, write_beir, write_csv, write_msmarco
+from tests.data.layouts.examples import DEV, PASSAGES, WRITERS, jsonl, write_beir, write_csv, write_msmarco
 from tests.tiny_run import call, save_random_checkpoint
 from tests.workplace import ROOT
 from utils.runtime.errors import InputError
 from utils.stores.episode import read_episode
+from utils.stores.token_store import TokenStore
 
 LENGTHS = ("--max_seq_length", 24, "--max_query_length", 12)
 READ = ("--model_type", "auto")
@@ -118,6 +119,21 @@ def test_a_query_that_is_a_passage_itself_is_never_its_own_negative(tmp_path, ch
         negatives = set(episode.negative_rows[queries == query].tolist())
         assert query + 9 not in negatives
         assert len(negatives) >= 24 - 3
+
+
+def test_a_passage_of_the_querys_own_text_is_never_its_negative(tmp_path, checkpoint):
+    """Pairs without a direction: every text is a query and a passage."""
+    pairs = [(PASSAGES[i], PASSAGES[i + 1]) for i in range(0, 24, 2)]
+    jsonl(tmp_path / "pairs.jsonl", [{"query": a, "positive": b} for pair in pairs for a, b in (pair, pair[::-1])])
+    stores = tokenize(tmp_path, tmp_path / "pairs.jsonl", checkpoint)
+    lines = (
+        mine(tmp_path, stores, checkpoint, "--topk_training", 24, "--negative_sample", 24).read_text().splitlines()
+    )
+    queries, passages = (TokenStore(stores / name) for name in ("train-query", "passages"))
+    for line in lines:
+        query, _, negatives, *_ = line.split("\t")
+        for negative in map(int, negatives.split(",")):
+            assert not np.array_equal(passages[negative], queries[int(query)])
 
 
 # --- By the real scripts ---
