@@ -107,6 +107,7 @@ held_by_mining=(POOLING NORMALIZE TOPK NEGATIVES GIVEN_NEGATIVES QUERY_GROUPS_CO
     MIXED_PRECISION EMBEDDING_DTYPE INDEX_FACTORY INDEX_PARAMETERS)
 held_by_training=(ASYNC SEED MODEL_SIZE STEPS BATCH_SIZE ACCUMULATION OPTIMIZER LEARNING_RATE WARMUP_STEPS OBJECTIVE
     SCALE ALPHA EMA RHO EPS IDRO_LAYERS IDRO_SKETCH_DIM)
+declare -A before=([QUERY_GROUPS_CONTENT]=clusters [GIVEN_NEGATIVES]=0) # what a version without a setting did
 schedule=(NUM_TRAINING_STEPS TOTAL_TRAINING_STEPS)
 chosen_for_mining=(TOPK NEGATIVES CLUSTERS) # where they are auto
 chosen_for_training=(BATCH_SIZE ACCUMULATION STEPS WARMUP_STEPS "${schedule[@]}" OPTIMIZER LEARNING_RATE)
@@ -240,8 +241,13 @@ hold() { # FILE PRODUCT NAME…: notes these settings in FILE; where PRODUCT is 
     local name was is differences=""
     if [[ -f "$1" && -n "$2" ]]; then
         for name in "${@:3}"; do
-            grep -q "^$name=" "$1" || continue # the file is of a version without this setting
-            was="$(noted "$1" "$name")" is="${!name#"$OUT_DIR/"}"
+            was="${before[$name]-}"
+            if grep -q "^$name=" "$1"; then
+                was="$(noted "$1" "$name")"
+            elif [[ -z "$was" ]]; then
+                continue # the file is of a version without this setting
+            fi
+            is="${!name#"$OUT_DIR/"}"
             [[ "$is" != "$was" ]] || continue
             [[ "$name" != QUERY_GROUPS_CONTENT ]] || name=QUERY_GROUPS was="$groups_were" is="$QUERY_GROUPS"
             [[ "$name" != CHECKPOINT_CONTENT ]] || name=CHECKPOINT was="$checkpoint_was" is="$CHECKPOINT"
@@ -276,9 +282,6 @@ hold_to_groups() {
     groups_file="" QUERY_GROUPS_CONTENT=clusters
     groups_were="$(noted "$OUT_DIR/settings.evaluate" QUERY_GROUPS)"
     : "${groups_were:=clusters}" # of a version without groups by name
-    if [[ -n "$mined" && -f "$OUT_DIR/settings.mine" ]] && ! grep -q "^QUERY_GROUPS_CONTENT=" "$OUT_DIR/settings.mine"; then
-        printf 'QUERY_GROUPS_CONTENT=%s\n' "$QUERY_GROUPS_CONTENT" >> "$OUT_DIR/settings.mine"
-    fi
     [[ "$QUERY_GROUPS" != clusters ]] || return 0
     groups_file="$QUERY_GROUPS" CLUSTERS=""
     if [[ "$QUERY_GROUPS" == source ]]; then

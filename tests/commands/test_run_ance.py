@@ -349,6 +349,15 @@ def test_a_run_of_a_version_without_groups_by_name_goes_on_with_its_clusters(run
     assert names(run.calls()) == [*READING, *STORES, *CHOICE, *TABLES, *REPORT]
 
 
+def test_a_run_of_a_version_without_given_negatives_goes_on_without_them(run):
+    assert run().returncode == 0
+    settings = run.out / "settings.mine"
+    settings.write_text(re.sub(r"^GIVEN_NEGATIVES.*\n", "", settings.read_text(), flags=re.MULTILINE))
+    refused = run("--given_negatives=1")
+    assert (refused.returncode, "GIVEN_NEGATIVES was '0' and is '1'" in refused.stderr) == (2, True)
+    assert run().returncode == 0
+
+
 def test_sources_that_are_not_there_are_said_before_anything_is_tokenized(run):
     refused = run("--groups=source")
     assert refused.returncode == 2
