@@ -40,7 +40,7 @@ check_data() { # refuses places of data where there is nothing
     [[ "$LAYOUT" != *datasets* ]] || return 0 # names on the hub
     IFS=: read -ra parts <<< "$DATA_DIR"
     for part in "${parts[@]}"; do
-        [[ -e "$part" ]] || fail "DATA_DIR is '$DATA_DIR', and '$part' is no folder or file; --layout datasets is for names on the hub"
+        [[ -e "$part" ]] || fail "DATA_DIR is '$DATA_DIR', and '$part' is no folder or file (a colon stands between two); --layout datasets is for names on the hub"
     done
     awk -v share="$DEV_SHARE" 'BEGIN { exit !(share > 0 && share < 1) }' ||
         fail "DEV_SHARE is '$DEV_SHARE'; a share between 0 and 1 is needed"

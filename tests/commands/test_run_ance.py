@@ -95,7 +95,7 @@ def only(calls: list[Call], script: str) -> list[dict[str, str]]:
         (["--groups", "nowhere"], "QUERY_GROUPS is 'nowhere', which is no file; it can be: clusters, source, or"),
         (["--groups", "source", "--clusters", "9"], "CLUSTERS is set, and QUERY_GROUPS is 'source': groups by name"),
         (["--data_dir", "nowhere"], "DATA_DIR is 'nowhere', and 'nowhere' is no folder or file"),
-        (["--data_dir", "raw:nowhere"], "DATA_DIR is 'raw:nowhere', and 'nowhere' is no folder or file"),
+        (["--data_dir", "raw:nowhere"], "'nowhere' is no folder or file (a colon stands between two)"),
         (["--dev_share", "1"], "DEV_SHARE is '1'; a share between 0 and 1 is needed"),
         (["--given_negatives", "2"], "GIVEN_NEGATIVES is '2'; it can be: 0 1"),
         (["--zero_shot_dirs", "raw:nowhere"], "names 'nowhere', which is no folder"),
