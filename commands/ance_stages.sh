@@ -291,6 +291,7 @@ hold_to_groups() {
     fi
     groups_file="$(absolute "$(dirname "$groups_file")")/$(basename "$groups_file")"
     [[ "$QUERY_GROUPS" == source ]] || QUERY_GROUPS="$groups_file"
+    # shellcheck disable=SC2034 # held to by its name, see held_by_mining
     QUERY_GROUPS_CONTENT="$(sha256sum < "$groups_file" | cut -d ' ' -f 1)"
 }
 content_of() { # FOLDER: a checksum of the files that a model is loaded from; its card may change
