@@ -16,6 +16,7 @@ tells the caller where the collection is then: DATA_DIR, and its LAYOUT, msmarco
 """
 
 import gc
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ def find_sources(args: Arguments) -> dict[str, Layout]:
                 "in a row and hidden characters",
                 path,
             )
-        sources[name] = find_layout(path, layout, options)
+        sources[printable(name)] = find_layout(path, layout, options)
     known = {layout.name for layout in sources.values()}
     for flag, value, of in (
         ("columns", args.columns, {Pairs.name, DataSets.name}),
@@ -101,7 +102,7 @@ def find_sources(args: Arguments) -> dict[str, Layout]:
 
 def name_of(path: Path) -> str:
     """What a source is called: its folder's or file's name, or the last part of a name on the hub."""
-    name = path.resolve().name
+    name = Path(os.path.realpath(path)).name  # unlike Path.resolve, it bears links that go in a circle
     if path.is_file() and (kind := kind_of(path)):
         name = name.removesuffix(".gz")[: -len(kind)]
     return name
@@ -112,7 +113,9 @@ def name_files(sources: dict[str, Layout], args: Arguments) -> dict[str, Path]:
     files = {}
     for path, (name, layout) in zip(map(Path, args.data_dir.split(BETWEEN)), sources.items(), strict=True):
         inside, folder = f"{name}/" if len(sources) > 1 else "", path if path.is_dir() else path.parent
-        files |= {f"{inside}{file.relative_to(folder).as_posix()}": file for file in layout.files}
+        for file in layout.files:
+            noted = file.relative_to(folder).as_posix().encode(errors="backslashreplace").decode()
+            files[f"{inside}{noted}"] = file
     return files
 
 

@@ -4,14 +4,14 @@ Rows are those of the other layouts: Tevatron's older form, FlagEmbedding's, or 
 on the hub all splits that say they are of training, dev or test are read, or the one that is asked for, as training.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from data.layouts import flagembedding, tevatron
 from data.layouts.pairs import Columns
 from data.layouts.records import SPLITS, TRAIN, Example, Options, Place
-from data.layouts.rows import split_of
+from data.layouts.rows import Row, split_of
 from utils.runtime.errors import InputError, first_line
 
 SAVED = (("dataset_dict.json",), ("dataset_info.json", "state.json"))  # what a saved folder holds, of either form
@@ -79,7 +79,7 @@ class DataSets:
         for split, rows in self._splits.items():
             columns = None
             place = Place(f"{self._source}, split {split}", 0)
-            for number, row in enumerate(rows, start=1):
+            for number, row in enumerate(_read_on(rows, place), start=1):
                 place = Place(place.path, number)
                 if tevatron.is_example(row):
                     yield place, tevatron.example_of(split, row, place)
@@ -88,3 +88,19 @@ class DataSets:
                 else:
                     columns = columns or Columns([*row], self._columns, self._source)
                     yield place, columns.example(split, row, place)
+
+
+def _read_on(rows: Iterable[Row], place: Place) -> Iterator[Row]:
+    """The rows, one after another; `InputError` where the next one cannot be had."""
+    number, rows = 0, iter(rows)
+    while True:
+        number += 1
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:  # of the network, of the hub, of the files: the library has many kinds
+            raise Place(place.path, number).error(
+                f"cannot be read on ({first_line(error)}); run this again"
+            ) from None
+        yield row

@@ -6,6 +6,7 @@
 query or one passage.
 """
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def _scores(row: Row, name: str, count: int, place: Place) -> list[float] | None
     if not (
         isinstance(scores, list)
         and len(scores) == count
-        and all(type(score) in (int, float) and abs(score) < float("inf") for score in scores)
+        and all(type(score) in (int, float) and abs(score) <= sys.float_info.max for score in scores)
     ):
         raise place.error(f"expected {count} numbers as {name}, one a text, found {scores!r:.80}")
     return [float(score) for score in scores]

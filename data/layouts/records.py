@@ -113,10 +113,15 @@ def checked_text(value: object, name: str, place: Place) -> str:
 
 
 def checked_id(value: object, name: str, place: Place) -> str:
-    """The id as text, without blanks around it; `InputError` where it is none, or holds tabs or line breaks."""
+    """The id as text, without blanks around it; `InputError` where it is none, or holds tabs or line breaks.
+
+    And where it holds half of a pair of surrogates, which no file can hold.
+    """
     if isinstance(value, str) or type(value) is int:
         text = str(value).strip()
-        if text and not set(text) & set("\t\r\n"):
+        if text and not set(text) & set("\t\r\n") and text == text.encode(errors="replace").decode():
             return text
     found = "nothing" if value is None else f"{value!r:.80}"
-    raise place.error(f"expected an id as {name}, without tabs and line breaks, found {found}")
+    raise place.error(
+        f"expected an id as {name}, without tabs, line breaks and halves of surrogate pairs, found {found}"
+    )

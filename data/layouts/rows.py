@@ -196,5 +196,10 @@ def _read_parquet(path: Path) -> Iterator[tuple[Place, Row]]:
             for row in batch.to_pylist():
                 number += 1
                 yield Place(path, number), row
-    except (ArrowException, OSError) as error:
+    except (
+        ArrowException,
+        OSError,
+        ValueError,
+        OverflowError,
+    ) as error:  # texts that are no UTF-8, dates that are none
         raise InputError(f"cannot be read on ({error}); fetch or write it again", path, number + 1) from None

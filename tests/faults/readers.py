@@ -8,16 +8,24 @@ alters a file may alter its sum as well, and what lies behind that check has to 
 import gzip
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import torch
+from datasets import Dataset
+from pyarrow import Table
+from pyarrow.parquet import write_table
 from transformers import AutoTokenizer
 
+from data import import_data
+from data.collection_writer import CollectionWriter
 from data.judgments import read_split
 from data.layouts.beir import read_jsonl
+from data.layouts.find import find_layout
 from data.layouts.msmarco import read_documents, read_tsv
 from data.tokenizing import write_token_store
 from evaluate.compare_runs import read_comparison
@@ -31,9 +39,10 @@ from model.reading import AUTO, HeadLayer, Reading, declared_reading
 from model.training_state import resume, save
 from model.training_step import TrainingStep
 from model.triplets import TripletModel
+from tests.data.layouts.examples import jsonl
 from tests.tiny import tiny_bert_tokenizer
 from tests.tiny_models import load_encoder, random_store, tiny_bert, write_embeddings
-from tests.tiny_run import save_tiny_checkpoint
+from tests.tiny_run import call, save_tiny_checkpoint
 from utils.mining.clustering import Clusters
 from utils.mining.metrics import MEASURES
 from utils.mining.named_groups import NamedGroups, read_named_groups
@@ -126,6 +135,68 @@ def _raw(folder: Path) -> dict[str, Reader]:
             lambda: read_split("test", lambda: queries, paths["queries.tsv"], paths["qrels.beir.tsv"]),
         ),
     }
+
+
+def _layouts(folder: Path) -> dict[str, Reader]:
+    """Training data in every layout, read up to the collection that they become; and what is noted of that one."""
+
+    def imported(source: Path, layout: str) -> None:
+        with suppress(InputError):
+            find_layout(source)
+        found, out = find_layout(source, layout), folder / "collection"
+        found.count()
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        writer = CollectionWriter(out, found.one_id_space, 0.5, 42)
+        writer.add("source", found, "")
+        writer.finish()
+
+    texts = [(f"what is blue {i}", f"sky {i}", f"dog {i}") for i in range(4)]
+    numbered = [(i, *of_row) for i, of_row in enumerate(texts)]
+    rows: dict[str, list[dict]] = {
+        "pairs.jsonl": [{"query": q, "positive": [p, "cat"], "negative_1": n} for q, p, n in texts],
+        "flagembedding.jsonl": [
+            {"query": q, "pos": [p], "neg": [n], "pos_scores": [0.9], "neg_scores": [i], "prompt": "how: "}
+            for i, q, p, n in numbered
+        ],
+        "tevatron.jsonl": [
+            {
+                "query_id": str(i),
+                "query": q,
+                "positive_passages": [{"docid": f"d{i}", "title": "The Cat", "text": p}],
+                "negative_passages": [{"docid": i, "text": n}],
+            }
+            for i, q, p, n in numbered
+        ],
+        "tevatron/train.jsonl": [
+            {"query_id": i, "query_text": q, "positive_document_ids": [f"d{i}"], "negative_document_ids": ["d0"]}
+            for i, q, _, _ in numbered
+        ],
+        "tevatron/corpus.jsonl": [{"docid": f"d{i}", "document_text": p} for i, _, p, _ in numbered],
+        "beir/corpus.jsonl": [{"_id": f"d{i}", "title": "", "text": p} for i, _, p, _ in numbered],
+        "beir/queries.jsonl": [{"_id": f"q{i}", "text": q} for i, q, _, _ in numbered],
+        "beir/qrels/train.jsonl": [{"query-id": f"q{i}", "corpus-id": f"d{i}", "score": 1 + i} for i, *_ in numbered],
+    }
+    for name, records in rows.items():
+        jsonl(folder / name, records)
+    columns = ("query", "positive", "negative")
+    quoted = [[f'"{cell}\nof"' for cell in of_row] for of_row in texts]
+    for name, separator, lines in (("pairs.csv", ",", quoted), ("pairs.tsv", "\t", texts)):
+        (folder / name).write_text("".join(separator.join(line) + "\n" for line in [columns, *lines]))
+    (folder / "pairs.csv.gz").write_bytes(gzip.compress((folder / "pairs.csv").read_bytes(), mtime=0))
+    table = Table.from_pylist([dict(zip(columns, of_row, strict=True)) for of_row in texts])
+    write_table(table, folder / "pairs.parquet")
+    Dataset(table).save_to_disk(folder / "datasets")
+    noted = folder / "imported" / "import.json"
+    call(import_data, "--data_dir", folder / "pairs.csv", "--out_dir", noted.parent, "--dev_share", 0.5)
+    names = [*rows, "pairs.csv", "pairs.tsv", "pairs.csv.gz", "pairs.parquet"]
+    names += ["datasets/dataset_info.json", "datasets/state.json"]
+    sources = {name: folder / name.partition("/")[0] for name in names}
+    readers = {
+        name: Reader(folder / name, partial(imported, source, source.name.partition(".")[0]))
+        for name, source in sources.items()
+    }
+    return readers | {"imported/import.json": Reader(noted, partial(import_data.read_noted, noted))}
 
 
 def _stores(folder: Path) -> dict[str, Reader]:
@@ -258,7 +329,7 @@ HEAD = tuple(f"{layer}/{name}" for layer in ("2_Dense", "3_LayerNorm") for name 
 def make_readers(folder: Path) -> dict[str, Reader]:
     """Every reader by the name of its file, with the files in `folder`."""
     readers: dict[str, Reader] = {}
-    for make in (_raw, _stores, _results, _checkpoint):
+    for make in (_raw, _layouts, _stores, _results, _checkpoint):
         part = folder / make.__name__.strip("_")
         part.mkdir(parents=True)
         readers |= make(part)
@@ -267,6 +338,9 @@ def make_readers(folder: Path) -> dict[str, Reader]:
 
 NAMES = (
     *("collection.tsv", "documents.tsv", "corpus.jsonl", "queries.tsv.gz", "qrels.tsv", "qrels.beir.tsv"),
+    *("pairs.jsonl", "flagembedding.jsonl", "tevatron.jsonl", "tevatron/train.jsonl", "tevatron/corpus.jsonl"),
+    *("beir/corpus.jsonl", "beir/queries.jsonl", "beir/qrels/train.jsonl", "pairs.csv", "pairs.tsv", "pairs.csv.gz"),
+    *("pairs.parquet", "datasets/dataset_info.json", "datasets/state.json", "imported/import.json"),
     *("store/tokens.npy", "store/offsets.npy", "store/ids.txt", "store/meta.json"),
     *("embeddings/passages.0-of-1.npy", "embeddings/manifest.json", "clusters/dev_assignment.npy"),
     *("clusters/sizes.npy", "groups/dev_assignment.npy", "groups/names.json", "groups.tsv", "train-qrel.tsv"),

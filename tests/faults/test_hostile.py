@@ -2,15 +2,19 @@
 
 import io
 import json
+import os
 import pickle
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
+from datasets import Dataset
+from pyarrow.parquet import write_table
 
-from data import beir_data
+from data import beir_data, import_data
 from data.tokenizing import load_tokenizer
 from tests.faults.readers import NAMES, make_readers
 from tests.tiny import tiny_bert_tokenizer
@@ -132,3 +136,86 @@ def test_hostile_ids_and_texts_are_just_text(tmp_path):
     assert made == {"out"}
     assert TokenStore(tmp_path / "out" / "passages").ids == [record["_id"] for record in corpus]
     assert TokenStore(tmp_path / "out" / "test-query").ids == IDS
+
+
+def rows(path: Path, *lines: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def beir_with_half_a_character(folder: Path) -> Path:
+    rows(folder / "corpus.jsonl", '{"_id": "p", "text": "cat"}')
+    rows(folder / "queries.jsonl", '{"_id": "q", "text": "dog"}')
+    rows(folder / "qrels" / "train.jsonl", r'{"query-id": "q", "corpus-id": "\ud800", "score": 1}')
+    return folder
+
+
+def tevatron_with_half_a_character(folder: Path) -> Path:
+    rows(folder / "corpus.jsonl", '{"docid": "p", "document_text": "cat"}')
+    rows(folder / "train.jsonl", r'{"query_id": 1, "query_text": "dog", "positive_document_ids": ["p", "\ud800"]}')
+    return folder
+
+
+def score_beyond_all_numbers(folder: Path) -> Path:
+    return rows(folder / "a.jsonl", f'{{"query": "a", "pos": ["b"], "pos_scores": [1{"0" * 400}]}}')
+
+
+def table_of(positives: pyarrow.Array) -> pyarrow.Table:
+    return pyarrow.table({"query": ["a", "b"], "positive": positives})
+
+
+def not_utf8() -> pyarrow.Array:
+    ends, texts = np.array([0, 1, 2], np.int32), b"\xff\xfe"
+    return pyarrow.Array.from_buffers(pyarrow.string(), 2, [None, pyarrow.py_buffer(ends), pyarrow.py_buffer(texts)])
+
+
+def parquet_without_characters(folder: Path) -> Path:
+    folder.mkdir()
+    write_table(table_of(not_utf8()), folder / "a.parquet")
+    return folder / "a.parquet"
+
+
+def parquet_of_a_year_that_is_none(folder: Path) -> Path:
+    folder.mkdir()
+    write_table(table_of(pyarrow.array([2**49, 2], pyarrow.timestamp("s"))), folder / "a.parquet")
+    return folder / "a.parquet"
+
+
+def data_set_without_characters(folder: Path) -> Path:
+    Dataset(table_of(not_utf8())).save_to_disk(folder)
+    return folder
+
+
+def link_to_itself(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "a.jsonl").symlink_to(folder / "a.jsonl")
+    return folder / "a.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (beir_with_half_a_character, r"train\.jsonl:1: .*halves of surrogate pairs, found '\\ud800'"),
+        (tevatron_with_half_a_character, r"train\.jsonl:1: .*halves of surrogate pairs, found '\\ud800'"),
+        (score_beyond_all_numbers, r"a\.jsonl:1: expected 1 numbers as pos_scores"),
+        (parquet_without_characters, r"a\.parquet:1: cannot be read on \('utf-8' codec"),
+        (parquet_of_a_year_that_is_none, r"a\.parquet:1: cannot be read on"),
+        (data_set_without_characters, r"split train:1: cannot be read on \('utf-8' codec"),
+        (link_to_itself, r"a\.jsonl: no such file"),
+    ],
+)
+def test_training_data_that_no_library_reads_are_told_with_their_place(make, told, tmp_path):
+    source = make(tmp_path / "source")
+    with pytest.raises(InputError, match=told):
+        call(import_data, "--data_dir", source, "--out_dir", tmp_path / "imported")
+
+
+@pytest.mark.parametrize("name", [b"a\tb\nc.jsonl", b"\xff.jsonl"])
+def test_a_file_of_any_name_is_read(name, tmp_path):
+    path = tmp_path / os.fsdecode(name)
+    rows(path, *(f'{{"query": "q {i}", "positive": "p {i}"}}' for i in range(3)))
+    for _ in range(2):
+        call(import_data, "--data_dir", path, "--out_dir", tmp_path / "imported")
+    lines = (tmp_path / "imported" / "sources.tsv").read_text().splitlines()
+    assert [len(line.split("\t")) for line in lines] == [2, 2, 2]

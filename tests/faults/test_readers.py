@@ -16,6 +16,7 @@ PIECES = (
     *(b"\t", b"\n", b"\r", b"\0", b" ", b",", b"-1", b"0", b"99999999999999999999999", b"1e999", b"nan", b"null"),
     *(b"{", b"}", b"[", b'"', b"\\ud800", b"[[[[[[[[[[", b"\xff\xfe", b"\xed\xa0\x80", "\u202e".encode(), b"../../x"),
 )
+JSON_LINES = [name for name in NAMES if name.endswith(".jsonl")]
 JSON_NAMES = [name for name in NAMES if name.endswith((".json", "ann_ndcg_0"))]
 VALUES = (
     *(None, True, 0, -1, 2**70, 0.5, 1e300, float("nan"), float("inf")),
@@ -86,5 +87,14 @@ def variants(value: object) -> Iterator[object]:
 def test_a_json_value_of_another_kind_is_read_or_refused_by_our_own_error(readers, name):
     reader = readers[name]
     survived = [reader.survives(json.dumps(v).encode()) for v in variants(json.loads(reader.path.read_bytes()))]
+    assert len(survived) > len(VALUES)
+    assert not all(survived), "no value was noticed"
+
+
+@pytest.mark.parametrize("name", JSON_LINES)
+def test_a_value_of_another_kind_in_a_line_is_read_or_refused_by_our_own_error(readers, name):
+    reader = readers[name]
+    first, *others = reader.path.read_text().splitlines(keepends=True)
+    survived = [reader.survives(f"{json.dumps(v)}\n{''.join(others)}".encode()) for v in variants(json.loads(first))]
     assert len(survived) > len(VALUES)
     assert not all(survived), "no value was noticed"
