@@ -14,7 +14,8 @@ here (`choose`), by these rules:
     STEPS          half a pass over the queries from the former, the whole mined file (5 passes) for any other; at
                    least 60, unless that is more than the whole file
     LEARNING_RATE  AdamW 1e-4 up to a width of 384, beyond it falling with the square of the width (2.5e-5 at 768,
-                   1.4e-5 at 1024); LAMB 25 times that
+                   1.4e-5 at 1024). With fewer than 1,000 queries, of an encoder that is made for vectors already,
+                   times √(queries / 1,000), at least 0.2: there is more to lose than to learn. LAMB 25 times that
     schedule       warm-up over a tenth of the steps, then down to 0 at the episode's last; peaks fall over the run
     SAVE_STEPS     half an episode, from 20 to 5,000
 
@@ -28,6 +29,7 @@ from math import ceil, sqrt
 from typing import NamedTuple
 
 PUBLISHED_QUERIES = 400_000
+FEW_QUERIES = 1_000
 MINED_PASSES = 5  # over the training queries, that the negatives of a mined file are dealt into
 
 COMMON = {
@@ -129,7 +131,9 @@ def choose(size: Size, given: Mapping[str, Value]) -> dict[str, Choice]:
     settle("SAVE_STEPS", min(max(ceil(steps / 2), 20), 5_000), "half an episode")
 
     optimizer = settle("OPTIMIZER", "adamW", "needs fewer steps than LAMB")
-    settle("LEARNING_RATE", _learning_rate(size.width, optimizer), f"of an encoder {size.width:,} wide")
+    few = size.declared and size.queries < FEW_QUERIES
+    why = f"of an encoder {size.width:,} wide" + ", less for few queries" * few
+    settle("LEARNING_RATE", _learning_rate(size, optimizer), why)
     return choices
 
 
@@ -154,10 +158,13 @@ def _steps(size: Size, negatives: int, step: int) -> tuple[int, str]:
     return steps, f"{part}: {wanted:,} triplets, {step:,} a step"
 
 
-def _learning_rate(width: int, optimizer: str) -> float:
+def _learning_rate(size: Size, optimizer: str) -> float:
     """The peak, to two digits.
 
     LAMB's is relative to the size of the weights, whose standard deviation is about 1 / 25 in these encoders.
     """
-    rate = 1e-4 * min(1.0, (384 / width) ** 2) * (25 if optimizer == "lamb" else 1)
+    rate = 1e-4 * min(1.0, (384 / size.width) ** 2)
+    if size.declared:
+        rate *= min(1.0, max(0.2, sqrt(size.queries / FEW_QUERIES)))
+    rate *= 25 if optimizer == "lamb" else 1
     return float(f"{rate:.1e}")

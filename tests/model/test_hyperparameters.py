@@ -50,7 +50,8 @@ def test_what_is_chosen_at_sizes_that_people_have(queries, passages, expected):
         chosen = values(size)
         assert (chosen["STEPS"], step_of(chosen, size)) == (length, step)
         assert (chosen["CLUSTERS"], chosen["TOPK"], chosen["NEGATIVES"]) == (clusters, topk, 5)
-        assert (chosen["OPTIMIZER"], chosen["LEARNING_RATE"]) == ("adamW", 1e-4)
+        rate = {30: 2e-5, 300: 5.5e-5}.get(queries, 1e-4) if declared else 1e-4
+        assert (chosen["OPTIMIZER"], chosen["LEARNING_RATE"]) == ("adamW", rate)
         assert chosen["EPISODES"] == (2 if declared else 3)
 
 
