@@ -104,7 +104,7 @@ export ANCE_FLAGS="out_data_dir=--out_dir training_dir=--out_dir output_dir=--ou
     embedding_dir=--public_ann_data_dir
     model_name_or_path=--checkpoint init_model_dir=--checkpoint
     topk_training=--topk negative_sample=--negatives cluster_centroids=--clusters n_groups=--clusters
-    groups_file=--query_groups columns=--pair_columns
+    groups_file=--query_groups
     max_steps=--steps per_gpu_train_batch_size=--batch_size
     gradient_accumulation_steps=--accumulation per_gpu_eval_batch_size=--eval_batch_size dro_type=--objective
     fp16=--mixed_precision no_cuda=CUDA_VISIBLE_DEVICES="

@@ -198,25 +198,16 @@ choose_settings() {
     take_found "$OUT_DIR/.chosen"
 }
 
-# Data in whatever layout become one collection in the run's folder. Sets DATA_DIR to it, LAYOUT to its layout, and TEST
-# to 1 where it has test queries.
+# Data in whatever layout become one collection in the run's folder. Sets DATA_DIR to it, LAYOUT to its layout, TEST to
+# 1 where it has test queries, and TEST_NAME to what these are called.
 import_data() {
     local in_use=()
     [[ -z "$mined" ]] || in_use=(--in_use)
     run "$python" "$root/data/import_data.py" --data_dir "$DATA_DIR" --layout "$LAYOUT" \
-        --out_dir "$OUT_DIR/collection/imported" --columns "$PAIR_COLUMNS" --data_config "$DATA_CONFIG" \
+        --out_dir "$OUT_DIR/collection/imported" --pair_columns "$PAIR_COLUMNS" --data_config "$DATA_CONFIG" \
         --data_split "$DATA_SPLIT" --dev_share "$DEV_SHARE" --settings_file "$OUT_DIR/.data" \
         ${in_use[@]+"${in_use[@]}"}
     take_found "$OUT_DIR/.data"
-}
-# What the training collection is called: after its folder or file; of several, after all of them.
-name_of_data() { # DATA
-    local part name parts
-    IFS=: read -ra parts <<< "$1"
-    for part in "${parts[@]}"; do
-        part="${part%/}" name+="+$(basename "$part")"
-    done
-    echo "${name#+}" | tr ',=' '--' # a row of the table holds both
 }
 needs_data_extra() { # whether the data are read by libraries that are no part of requirements.txt
     local part parts
@@ -384,7 +375,7 @@ reasons="" # why BM25 has no metrics somewhere (evaluate/bm25.py), a line each
 evaluate_bm25() {
     local name measured=("$results/dev")
     bm25 dev dev "$DATA_DIR" "$results/dev/bm25"
-    ((TEST == 0)) || { bm25 "$test_name" test "$DATA_DIR" "$results/test/bm25" && measured+=("$results/test"); }
+    ((TEST == 0)) || { bm25 "$TEST_NAME" test "$DATA_DIR" "$results/test/bm25" && measured+=("$results/test"); }
     for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
         bm25 "$name" test "${zero_shot[$name]}" "$results/zero_shot/$name/bm25"
         measured+=("$results/zero_shot/$name")
@@ -414,7 +405,7 @@ evaluate_episode() { # EPISODE: its last checkpoint; 0: the initial one
         { label="initial checkpoint" checkpoint="$CHECKPOINT" embeddings="${PUBLIC_ANN_DATA_DIR:-$embeddings}"; }
     stage "evaluate: $label"
     evaluate dev dev "$preprocessed" "$results/dev/step-$step" "$embeddings"
-    ((TEST == 0)) || evaluate "$test_name" test "$preprocessed" "$results/test/step-$step" "$embeddings"
+    ((TEST == 0)) || evaluate "$TEST_NAME" test "$preprocessed" "$results/test/step-$step" "$embeddings"
     for name in ${zero_shot_names[@]+"${zero_shot_names[@]}"}; do
         evaluate "$name" test "$OUT_DIR/zero_shot/$name" "$results/zero_shot/$name/step-$step" "$embeddings/$name"
     done

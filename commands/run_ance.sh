@@ -75,7 +75,7 @@ else
     stage "read $DATA_DIR"
     import_data
 fi
-test_name="$(name_of_data "$DATA_FROM")" own_test=()
+own_test=()
 ((TEST == 0)) || own_test=(--test)
 hold_to_settings
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from data.hashed import HashedValues, hashes_of
 from data.judgments import judged_twice
-from data.layouts.records import DEV, SPLITS, TRAIN, Example, Judgment, Layout, Passage, Place, Query
+from data.layouts.records import DEV, SPLITS, TEST, TRAIN, Example, Judgment, Layout, Passage, Place, Query
 from utils.runtime.errors import InputError
 from utils.runtime.logs import progress, say
 
@@ -197,6 +197,7 @@ class CollectionWriter:
         self._judged = Judged(*(Numbers(np.int32) for _ in Judged._fields))
         self._missing: dict[str, int] = {}  # ids of judged passages that are not there
         self._names: list[str] = []
+        self.tested: list[str] = []  # the sources that have test queries, once all is written
         self._holds_out: list[bool] = []  # whether a source's dev queries are to be held out
         self._qrels: dict[tuple[int, int], Path | str] = {}  # source and split → the file of its judgments
         self._scores: IO[str] | None = None
@@ -226,8 +227,8 @@ class CollectionWriter:
         say(f"{name}: {passages:,} passages and {queries:,} queries, read as {layout.name}")
         if strangers:
             say(f"{name}: {strangers:,} judgments left out, their queries are unknown")
-        if missing := len(self._missing) - missing:
-            say(f"{name}: {missing:,} judged passages are not in the collection; they count as never found")
+        if lost := list(islice(self._missing, missing, None)):
+            say(f"{name}: {len(lost):,} judged passages, like {lost[0]}, are not in the collection: never found")
 
     def _add_passages(self, entries: list[Entry]) -> np.ndarray:
         """The number of each, int64 (n,); from -2 down those that are named and missing."""
@@ -320,6 +321,9 @@ class CollectionWriter:
                     say(f"the {name} queries are left out: none has a relevant passage")
                 continue
             counts[name] = relevant
+            if name == TEST:
+                sources = np.unique(self._source_of.values[of_split.query[of_split.grade > 0]])
+                self.tested = [self._names[source] for source in sources.tolist()]
             with (self._folder / "qrels" / f"{name}.tsv").open("w", encoding="utf-8", newline="\n") as file:
                 file.write(HEADER)
                 for start in range(0, len(of_split.query), BLOCK_RECORDS):

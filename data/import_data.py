@@ -17,6 +17,7 @@ tells the caller where the collection is then: DATA_DIR, and its LAYOUT, msmarco
 
 import gc
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from data.layouts.datasets import DataSets
 from data.layouts.find import AUTO, find_layout
 from data.layouts.msmarco import MSMarco
 from data.layouts.pairs import Pairs
-from data.layouts.records import DEV, TEST, Layout, Options
+from data.layouts.records import DEV, Layout, Options
 from data.layouts.rows import kind_of
 from data.sources import SourceFiles, are_files
 from utils.runtime.arguments import option, parse, required
@@ -40,7 +41,7 @@ from utils.stores.files import atomic_file, atomic_folder, read_json, write_json
 from utils.stores.lock import hold_lock
 
 FORMAT_VERSION = 1
-SETTINGS = ("columns", "data_config", "data_split", "dev_share", "seed")  # that the collection follows from
+SETTINGS = ("pair_columns", "data_config", "data_split", "dev_share", "seed")  # that the collection follows from
 BETWEEN = ":"
 
 
@@ -49,14 +50,17 @@ class Arguments:
     data_dir: str = required("the data: a file, a folder, or several with colons between")
     out_dir: str = required("the folder of the collection that is written")
     layout: str = option(AUTO, "auto: by what is there; or msmarco, beir, tevatron, flagembedding, pairs, datasets")
-    columns: str = option("", "columns of pairs, in the order QUERY,POSITIVE[,NEGATIVE…] (default: by their names)")
+    pair_columns: str = option(
+        "", "columns of pairs, in the order QUERY,POSITIVE[,NEGATIVE…] (default: by their names)"
+    )
     data_config: str = option("", "configuration of a data set on the hub (--layout datasets)")
     data_split: str = option("", "its split that is trained on (default: train, with dev and test where they are)")
     dev_share: float = option(0.1, "share of the training queries that are held out where there are no dev queries")
     seed: int = option(42, "decides which ones are held out")
     in_use: bool = option(False, "refuse, rather than replace a collection of other data or another share")
     settings_file: str = option(
-        "", "file that gets DATA_DIR, LAYOUT and TEST (whether there is a test split, 0 or 1)"
+        "",
+        "file that gets DATA_DIR, LAYOUT, TEST (1: has test queries) and TEST_NAME (their sources)",
     )
 
     def __post_init__(self) -> None:
@@ -73,7 +77,7 @@ def find_sources(args: Arguments) -> dict[str, Layout]:
         )
     if len(layouts) not in (1, len(paths)):
         raise InputError(f"--layout names {len(layouts)} layouts for {len(paths)} sources; name one, or one for each")
-    options = Options(tuple(filter(None, args.columns.split(","))), args.data_config, args.data_split)
+    options = Options(tuple(filter(None, args.pair_columns.split(","))), args.data_config, args.data_split)
     sources: dict[str, Layout] = {}
     for path, layout in zip(map(Path, paths), layouts * len(paths), strict=False):
         name = name_of(path)
@@ -88,7 +92,7 @@ def find_sources(args: Arguments) -> dict[str, Layout]:
         sources[printable(name)] = find_layout(path, layout, options)
     known = {layout.name for layout in sources.values()}
     for flag, value, of in (
-        ("columns", args.columns, {Pairs.name, DataSets.name}),
+        ("pair_columns", args.pair_columns, {Pairs.name, DataSets.name}),
         ("data_config", args.data_config, {DataSets.name}),
         ("data_split", args.data_split, {DataSets.name}),
     ):
@@ -188,6 +192,7 @@ def import_sources(args: Arguments, sources: dict[str, Layout]) -> None:
         counts = writer.finish()
         entries = {name: files.entry(name) for name in named}
         content = {"format_version": FORMAT_VERSION, "settings": made_with, "files": entries, "queries": counts}
+        content |= {"tested": writer.tested}
         write_json(partial / "import.json", content)
     of_splits = ", ".join(f"{count:,} {split}" for split, count in counts.items())
     say(f"the collection is in {out}; queries that have a relevant passage: {of_splits}")
@@ -197,17 +202,18 @@ def main() -> None:
     args = parse(Arguments, __doc__)
     sources = {} if is_there_from_hub(args) else find_sources(args)
     if stays_in_place(sources):
-        place, layout, has_test = args.data_dir, MSMarco.name, False
+        place, layout, tested = args.data_dir, MSMarco.name, []
     else:
         if sources:
             import_sources(args, sources)
         else:
             say(f"{args.out_dir}: imported already, from the hub")
         place, layout = args.out_dir, Beir.name
-        has_test = TEST in read_noted(Path(args.out_dir) / "import.json")["queries"]
+        tested = read_noted(Path(args.out_dir) / "import.json")["tested"]
     if args.settings_file:
         with atomic_file(args.settings_file) as file:
-            file.write(f"DATA_DIR={place}\nLAYOUT={layout}\nTEST={int(has_test)}\n")
+            name = re.sub("[,=]", "-", "+".join(tested))  # a row of the table of results holds both
+            file.write(f"DATA_DIR={place}\nLAYOUT={layout}\nTEST={int(bool(tested))}\nTEST_NAME={name}\n")
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ def choose(size: Size, given: Mapping[str, Value]) -> dict[str, Choice]:
     settle("WARMUP_STEPS", min(ceil(steps / 10), steps - 1), "a tenth of the steps")
     settle("NUM_TRAINING_STEPS", steps, "an episode's learning rate ends at 0")
     settle("TOTAL_TRAINING_STEPS", episodes * steps, "the peaks of the episodes fall over the run")
-    settle("SAVE_STEPS", min(max(ceil(steps / 2), 20), 5_000), "half an episode")
+    settle("SAVE_STEPS", min(max(ceil(steps / 2), 20), 5_000), "half an episode, from 20 to 5,000")
 
     optimizer = settle("OPTIMIZER", "adamW", "needs fewer steps than LAMB")
     few = size.declared and size.queries < FEW_QUERIES

@@ -50,12 +50,13 @@ def find_layout(path: Path, layout: str = AUTO, options: Options = NOTHING_SAID)
         raise InputError(f"holds no files of the layout {layout}; docs/your_data.md shows it", path)
     columns = ""
     for files in split_files(path).values():
-        columns = f" ({files[0].name} has the columns {', '.join(map(repr, first_row(files[0]))) or '(none)'})"
+        found = ", ".join(map(repr, first_row(files[0]))) or "(none)"
+        columns = f" ({files[0].name} has the columns {found}; the first line of CSV and TSV names them)"
         break
     raise InputError(
         f"is of no known layout{columns}. Known are MS MARCO's and BEIR's folders, and files of rows "
         f"({', '.join(KINDS)}), or folders with train.jsonl or the like: Tevatron's, FlagEmbedding's, or pairs with "
         f"columns for the query ({', '.join(QUERY_COLUMNS)}) and the positive ({', '.join(POSITIVE_COLUMNS)}), or "
-        "others that are named: --columns QUERY,POSITIVE[,NEGATIVE…]; docs/your_data.md shows each",
+        "others that are named: --pair_columns QUERY,POSITIVE[,NEGATIVE…]; docs/your_data.md shows each",
         path,
     )

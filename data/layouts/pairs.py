@@ -17,13 +17,24 @@ from utils.runtime.errors import InputError
 from utils.runtime.logs import say
 
 QUERY_COLUMNS = ("anchor", "query", "question")
-POSITIVE_COLUMNS = ("positive", "positives", "answer", "passage", "document")
+POSITIVE_COLUMNS = ("positive", "positives", "answer", "answers", "passage", "document")
 NEGATIVE_COLUMN = re.compile(r"(hard_)?negatives?([_ ]?\d+)?")
 LABEL_COLUMNS = ("label", "labels", "score", "scores", "similarity_score")
 
 
+def plain(name: str) -> str:
+    """A column's name as it is compared: without blanks around it, in lower case."""
+    return name.strip().lower()
+
+
+def find_column(names: Sequence[str], wanted: Sequence[str]) -> str | None:
+    """The first of the `wanted` names that is among `names`, as it stands there."""
+    by_name = {plain(name): name for name in names}
+    return next((by_name[name] for name in wanted if name in by_name), None)
+
+
 class Columns:
-    """Which columns hold the query, the positive and the negatives.
+    """Which columns hold the query, the positive and the negatives. Neither case nor blanks around names count.
 
     `given` are their names in this order; without, they are known among `names`, those of the first row. `InputError`
     with `path` where that cannot be told. JSON lines may name negatives that the first row lacks.
@@ -32,18 +43,19 @@ class Columns:
     def __init__(self, names: Sequence[str], given: Sequence[str], path: Path | str) -> None:
         self._path, self._given = path, bool(given)
         if given:
-            absent = [name for name in given if name not in names]
-            if len(given) < 2 or absent:
-                found = f"has no column {absent[0]!r}" if absent else "--columns names the query alone"
-                raise InputError(f"{found}; --columns QUERY,POSITIVE[,NEGATIVE…] of: {', '.join(names)}", path)
-            self.query, self.positive, self.negatives = given[0], given[1], list(given[2:])
+            columns = [name if name in names else find_column(names, [plain(name)]) for name in given]
+            if len(given) < 2 or None in columns:
+                absent = f"has no column {given[columns.index(None)]!r}" if None in columns else ""
+                found = absent or "--pair_columns names the query alone"
+                raise InputError(f"{found}; --pair_columns QUERY,POSITIVE[,NEGATIVE…] of: {', '.join(names)}", path)
+            self.query, self.positive, *self.negatives = columns
             return
-        query, positive = (next(filter(names.__contains__, of), None) for of in (QUERY_COLUMNS, POSITIVE_COLUMNS))
+        query, positive = (find_column(names, of) for of in (QUERY_COLUMNS, POSITIVE_COLUMNS))
         if query is None or positive is None:
             raise InputError(
                 f"has the columns {', '.join(map(repr, names)) or '(none)'}; expected are a query "
                 f"({', '.join(QUERY_COLUMNS)}), a positive ({', '.join(POSITIVE_COLUMNS)}) and perhaps negatives "
-                "(negative, negative_1, …). Rename them, or name them: --columns QUERY,POSITIVE[,NEGATIVE…]",
+                "(negative, negative_1, …). Rename them, or name them: --pair_columns QUERY,POSITIVE[,NEGATIVE…]",
                 path,
             )
         self.query, self.positive, self.negatives = query, positive, []
@@ -53,22 +65,22 @@ class Columns:
     def _meet(self, names: Sequence[str]) -> None:
         """Takes the columns of a row that are new; `InputError` for one that says which pairs are none."""
         new = [name for name in names if name not in self._known]
-        if label := next(filter(new.__contains__, LABEL_COLUMNS), None):
+        if label := find_column(new, LABEL_COLUMNS):
             raise InputError(
                 f"has a column {label!r}: where pairs carry a label or a score, not all are a query and its "
                 "answer. Keep the rows of those that are, without that column; or name the columns that count: "
-                f"--columns {self.query},{self.positive}",
+                f"--pair_columns {self.query},{self.positive}",
                 self._path,
             )
         self._known.update(new)
-        self.negatives += [name for name in new if NEGATIVE_COLUMN.fullmatch(name)]
+        self.negatives += [name for name in new if NEGATIVE_COLUMN.fullmatch(plain(name))]
         if others := [name for name in new if name not in self.negatives]:
             say(f"{self._path}: columns that are left out: {', '.join(others)}")
 
     @staticmethod
     def are_among(names: Sequence[str]) -> bool:
         """Whether a query and a positive can be told among these columns."""
-        return any(name in names for name in QUERY_COLUMNS) and any(name in names for name in POSITIVE_COLUMNS)
+        return None not in (find_column(names, QUERY_COLUMNS), find_column(names, POSITIVE_COLUMNS))
 
     def example(self, split: str, row: Row, place: Place) -> Example:
         """The row as an example; `InputError` where a text is missing or none."""

@@ -5,11 +5,10 @@ Rows are streamed. A file's first columns tell which layout it is of (`first_row
 """
 
 import csv
-import io
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from gzip import BadGzipFile
 from pathlib import Path
 from typing import Any
@@ -118,7 +117,8 @@ def _read_json_lines(path: Path) -> Iterator[tuple[Place, Row]]:
                 cure = "; a list of objects becomes one a line by: jq -c '.[]' FILE"
             raise InputError(f"is not valid JSON ({error}): {content[:80]!r}{cure}", path, line) from None
         if not isinstance(row, dict):
-            raise InputError(f"expected a JSON object a line, found {content[:80]!r}", path, line)
+            cure = "; a list of objects becomes one a line by: jq -c '.[]' FILE" if isinstance(row, list) else ""
+            raise InputError(f"expected a JSON object a line, found {content[:80]!r}{cure}", path, line)
         yield Place(path, line), row
 
 
@@ -126,8 +126,7 @@ def _read_csv(path: Path) -> Iterator[tuple[Place, Row]]:
     """Fields may be quoted, and then hold commas and line breaks; the place is a row's last line."""
     csv.field_size_limit(2**31 - 1)
     with open_binary(path) as handle:
-        lines = io.TextIOWrapper(handle, encoding="utf-8-sig", newline="")
-        reader = csv.reader(lines, strict=True)
+        reader = csv.reader(_decoded(handle, path), strict=True, skipinitialspace=True)
         try:
             names = next(reader, [])
             _check_names(names, path)
@@ -138,11 +137,23 @@ def _read_csv(path: Path) -> Iterator[tuple[Place, Row]]:
             raise InputError(
                 f"is not valid CSV ({error}); quote fields that hold quotes, and double these", path, reader.line_num
             ) from None
-        except UnicodeDecodeError:
-            raise InputError("is not valid UTF-8; convert the file (iconv)", path, reader.line_num + 1) from None
         except (BadGzipFile, EOFError, zlib.error) as error:
             raise InputError(
                 f"the gzip stream is broken ({error}); fetch the file again", path, reader.line_num
+            ) from None
+
+
+def _decoded(lines: Iterable[bytes], path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file with their ends; `InputError` with the line for one that is no UTF-8."""
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"is not valid UTF-8 at byte {error.start} of the line; convert the file, like iconv -f cp1252 -t "
+                "utf-8",
+                path,
+                number,
             ) from None
 
 
@@ -161,6 +172,13 @@ def _read_tsv(path: Path) -> Iterator[tuple[Place, Row]]:
 def _check_names(names: list[str], path: Path) -> None:
     if not names or len(set(names)) < len(names) or not all(name.strip() for name in names):
         raise InputError(f"the first line names the columns, each once; found {names!r:.80}", path, 1)
+    if len(names) == 1 and (between := next(filter(names[0].__contains__, ";\t|"), None)):
+        raise InputError(
+            f"the first line is one column, {names[0]!r:.80}, and seems to be separated by {between!r}; "
+            "separate columns by commas in .csv, and by tabs in .tsv",
+            path,
+            1,
+        )
 
 
 def _row_of(names: list[str], values: list[str], path: Path, line: int) -> Row:

@@ -71,11 +71,12 @@ case "$script" in
         done > "${flag[settings_file]}" ;;
     import_data) # one folder stays where it is; anything else becomes a collection, of "test" with test queries
         if [[ -d "${flag[data_dir]}" ]]; then
-            printf 'DATA_DIR=%s\nLAYOUT=msmarco\nTEST=0\n' "${flag[data_dir]}" > "${flag[settings_file]}"
+            printf 'DATA_DIR=%s\nLAYOUT=msmarco\nTEST=0\nTEST_NAME=\n' "${flag[data_dir]}" > "${flag[settings_file]}"
         else
             make "${flag[out_dir]}/import.json" && make "${flag[out_dir]}/sources.tsv"
             [[ "${flag[data_dir]}" != *test* ]] && has=0 || has=1
-            printf 'DATA_DIR=%s\nLAYOUT=beir\nTEST=%s\n' "${flag[out_dir]}" "$has" > "${flag[settings_file]}"
+            printf '%s\n' "DATA_DIR=${flag[out_dir]}" LAYOUT=beir "TEST=$has" "TEST_NAME=its own" \
+                > "${flag[settings_file]}"
         fi ;;
     msmarco_data) make "${flag[out_data_dir]}/dev-qrel.tsv" ;;
     fetch_beir)

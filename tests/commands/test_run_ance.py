@@ -563,7 +563,7 @@ def test_data_in_another_layout_become_a_collection_that_every_stage_reads(run, 
     assert run(*flags, DATA_DIR="", BM25=1, EPISODES=1).returncode == 0
     calls = run.calls()
     (imported,) = only(calls, "import_data")
-    given = {"data_dir": name, "layout": "pairs", "columns": "a,b", "dev_share": "0.2"}
+    given = {"data_dir": name, "layout": "pairs", "pair_columns": "a,b", "dev_share": "0.2"}
     assert {flag: imported[flag] for flag in given} == given
     collection = f"{run.out}/collection/imported"
     tokenized = next(call for call in calls if call.script == "beir_data" and call.flags["data_dir"] == collection)
@@ -571,7 +571,7 @@ def test_data_in_another_layout_become_a_collection_that_every_stage_reads(run, 
     assert splits[: 2 + has_test] == ["train", "dev", "test"][: 2 + has_test]
     assert "given_negatives" in only(calls, "run_ann_data_gen")[0]
     evaluated = [(flags["collection"], flags["split"]) for flags in only(calls, "evaluate_beir")]
-    own = [("dev", "dev"), *([(name, "test")] if has_test else []), ("sci fact", "test")]
+    own = [("dev", "dev"), *([("its own", "test")] if has_test else []), ("sci fact", "test")]
     assert evaluated == own * 2
     baselines = [(flags["collection"], flags["split"], flags["data_dir"]) for flags in only(calls, "bm25")]
     assert baselines[: 1 + has_test] == [(of, split, collection) for of, split in own[: 1 + has_test]]

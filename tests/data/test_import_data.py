@@ -119,7 +119,7 @@ def test_the_size_of_blocks_changes_nothing(size, tmp_path, run_import, monkeypa
 def test_msmarco_with_dev_queries_is_left_where_it_is(tmp_path, run_import):
     source = write_msmarco(tmp_path / "source")
     out = run_import(source, settings_file=tmp_path / "settings")
-    assert (tmp_path / "settings").read_text() == f"DATA_DIR={source}\nLAYOUT=msmarco\nTEST=0\n"
+    assert (tmp_path / "settings").read_text() == f"DATA_DIR={source}\nLAYOUT=msmarco\nTEST=0\nTEST_NAME=\n"
     assert not out.exists()
 
 
@@ -127,7 +127,7 @@ def test_a_test_split_is_told(tmp_path, run_import):
     source = write_beir(tmp_path / "source")
     (source / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq9\tp1\t1\n")
     out = run_import(source, settings_file=tmp_path / "settings")
-    assert (tmp_path / "settings").read_text() == f"DATA_DIR={out}\nLAYOUT=beir\nTEST=1\n"
+    assert (tmp_path / "settings").read_text() == f"DATA_DIR={out}\nLAYOUT=beir\nTEST=1\nTEST_NAME=source\n"
     assert judged(out, "test") == {("how is the dog", PASSAGES[1]): 1}
 
 
@@ -322,9 +322,34 @@ def test_columns_can_be_named(tmp_path, run_import):
         tmp_path / "rows.jsonl",
         [{"title": f"why {i}", "body": f"so {i}", "label": 1, "other": "no"} for i in range(4)],
     )
-    out = run_import(tmp_path / "rows.jsonl", columns="title,body,other")
+    out = run_import(tmp_path / "rows.jsonl", pair_columns="title,body,other")
     assert (judged(out, "train") | judged(out, "dev"))["why 2", "so 2"] == 1
     assert (judged(out, "train") | judged(out, "dev"))["why 2", "no"] == 0
+
+
+@pytest.mark.parametrize("heading", ["Question,Answer", "question, answer", " QUERY ,Positive"])
+def test_neither_case_nor_blanks_of_column_names_count(heading, tmp_path, run_import):
+    (tmp_path / "rows.csv").write_text(f'{heading}\nwhy, "so, it is"\nhow,thus\n')
+    out = run_import(tmp_path / "rows.csv")
+    assert (judged(out, "train") | judged(out, "dev")) == {("why", "so, it is"): 1, ("how", "thus"): 1}
+    named = run_import(tmp_path / "rows.csv", out=tmp_path / "named", pair_columns=heading)
+    assert texts_of(named, "passages") == texts_of(out, "passages")
+
+
+def test_a_csv_line_that_is_no_utf8_and_other_separators_are_named(tmp_path, run_import):
+    rows = [f"q {i},a {i}" for i in range(50)]
+    (tmp_path / "x.csv").write_bytes(
+        "\n".join(["query,positive", *rows[:40], "caf\u00e9,so", *rows[40:]]).encode("cp1252")
+    )
+    with pytest.raises(
+        InputError, match=r"x\.csv:42: is not valid UTF-8 at byte 3 of the line; convert .* iconv -f cp1252"
+    ):
+        run_import(tmp_path / "x.csv")
+    (tmp_path / "y.csv").write_text("query;positive\nwhy;so, it is\n")
+    with pytest.raises(
+        InputError, match=r"y\.csv:1: the first line is one column, .* separated by ';'; separate columns by"
+    ):
+        run_import(tmp_path / "y.csv")
 
 
 def test_a_csv_field_may_hold_commas_quotes_and_line_breaks(tmp_path, run_import):
@@ -402,8 +427,8 @@ MISTAKES = {
     "no JSON": (["{", GOOD], r"x\.jsonl:1: is not valid JSON"),
     "a list": (['[{"query": 1}]', GOOD], r"x\.jsonl:1: expected a JSON object a line"),
     "a list over lines": (["[", GOOD], r"x\.jsonl:1: is not valid JSON .* jq -c"),
-    "columns": ([{"title": "a", "body": "b"}], r"has the columns 'title', 'body'; expected are .* --columns"),
-    "a label": ([GOOD | {"label": 0}], r"has a column 'label'.*--columns query,positive"),
+    "columns": ([{"title": "a", "body": "b"}], r"has the columns 'title', 'body'; expected are .* --pair_columns"),
+    "a label": ([GOOD | {"label": 0}], r"has a column 'label'.*--pair_columns query,positive"),
     "an empty query": ([GOOD, GOOD | {"query": "  "}], r"x\.jsonl:2: query is empty"),
     "a number": ([GOOD, GOOD | {"positive": 3}], r"x\.jsonl:2: expected a text as positive, found 3"),
     "a surrogate": (['{"query": "why", "positive": "\\ud800"}'], r"x\.jsonl:1: holds half of a pair of surrogates"),
@@ -458,14 +483,13 @@ def test_places_that_are_none_are_told_with_the_cure(tmp_path, run_import):
     (beir / "qrels" / "train.tsv").rename(beir / "qrels" / "test.tsv")
     with pytest.raises(InputError, match=r"beir: holds no judgments to train on: qrels/train\.tsv"):
         run_import(beir)
-    (tmp_path / "x.csv").write_text("query;positive\nwhy;so\n")
-    with pytest.raises(
-        InputError, match=r"x\.csv: is of no known layout \(x\.csv has the columns 'query;positive'\)"
-    ):
+    (tmp_path / "x.csv").write_text("1,why\n2,how\n")
+    reason = r"x\.csv: is of no known layout \(x\.csv has the columns '1', 'why'; the first line of CSV and TSV names"
+    with pytest.raises(InputError, match=reason):
         run_import(tmp_path / "x.csv")
 
 
-@pytest.mark.parametrize("flag", ["columns", "data_config", "data_split"])
+@pytest.mark.parametrize("flag", ["pair_columns", "data_config", "data_split"])
 def test_what_no_source_takes_is_refused(flag, tmp_path, run_import):
     jsonl(tmp_path / "x.jsonl", [{"query": f"why {i}", "pos": ["so"]} for i in range(3)])
     with pytest.raises(InputError, match=rf"--{flag} is of the layout .*datasets, and the data are read as flagemb"):
@@ -552,7 +576,7 @@ def test_judged_passages_that_are_missing_stay_judged_and_are_said(tmp_path, run
         file.write("q0\tlost\t1\nstranger\tp0\t1\n")
     out = run_import(beir)
     said = capsys.readouterr().out
-    assert "1 judged passages are not in the collection" in said
+    assert "beir: 1 judged passages, like lost, are not in the collection" in said
     assert "1 judgments left out, their queries are unknown" in said
     assert "q0\tlost\t1\n" in (out / "qrels" / "train.tsv").read_text()
     assert "stranger" not in (out / "qrels" / "train.tsv").read_text()
