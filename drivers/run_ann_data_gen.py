@@ -19,7 +19,6 @@ not fill the disk, the embeddings of a checkpoint are then removed once a newer 
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -28,83 +27,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
+from drivers.mining_arguments import Arguments
 from model.encoders import load_store_encoder
 from model.reading import find_reading
 from utils.batching import Sequences
 from utils.mining.clustering import Clusters, cluster_queries, evaluate_clusters, nearest_centroid
+from utils.mining.drawing import Drawn, draw_for_all
 from utils.mining.encoding import StoreEncoder
-from utils.mining.evaluation import DEPTH, check_names, evaluate_collections, gather_rankings, measure
+from utils.mining.evaluation import DEPTH, evaluate_collections, gather_rankings, measure
 from utils.mining.named_groups import NamedGroups, read_named_groups
-from utils.mining.negatives import (
-    check_candidates,
-    check_given,
-    deal_passes,
-    draw_negatives,
-    given_negatives,
-    relevant_pairs,
-)
-from utils.mining.rankings import own_passages
+from utils.mining.negatives import check_candidates, check_given, deal_passes
 from utils.mining.search import score_pairs, search_rows
 from utils.runtime import distributed
-from utils.runtime.arguments import LengthArguments, ModelArguments, check_at_least_one, option, parse, required
-from utils.runtime.errors import InputError, run
+from utils.runtime.arguments import parse
+from utils.runtime.errors import run
 from utils.runtime.logs import say
 from utils.runtime.precision import choose_precision
 from utils.stores.checkpoint import checkpoint_step, checkpoint_to_mine, newest_or_initial
-from utils.stores.embedding_store import EmbeddingMatrix, check_dtype, remove_earlier_embeddings
+from utils.stores.embedding_store import EmbeddingMatrix, remove_earlier_embeddings
 from utils.stores.episode import mined_file, newest_episode, scores_file, write_mined_file, write_result
 from utils.stores.files import sha256_of_file
 from utils.stores.lock import hold_lock
 from utils.stores.qrels import Qrels, read_train_and_dev_qrels
 from utils.stores.token_store import TokenStore
-
-
-@dataclass
-class Arguments(ModelArguments, LengthArguments):
-    data_dir: str = required("token stores, as data/beir_data.py or data/msmarco_data.py writes them")
-    output_dir: str = required("where mined files, clusters and embeddings go")
-    training_dir: str = required("checkpoints of the run; the newest valid one mines")
-    result_dir: str = option("", "where ann_ndcg_N files go (default: output_dir)")
-    init_model_dir: str = option("", "checkpoint to begin with where training_dir holds none: a folder or a hub name")
-    zero_shot_dirs: list[str] = field(default_factory=list, metadata={"help": "tokenized collections to evaluate on"})
-    public_ann_data_dir: str = option("", "embeddings of the initial checkpoint, shared between experiments")
-    per_gpu_eval_batch_size: int = option(128, "texts a process encodes at once, at most")
-    embedding_dtype: str = option("float32", "float32 or float16: the type that embeddings are stored in")
-    topk_training: int = option(200, "passages ranked a training query, from which negatives are drawn")
-    negative_sample: int = option(30, "negatives drawn a query")
-    given_negatives: bool = option(
-        False,
-        "episode 0: draw from the passages that are judged not relevant (grade 0 or below), where a query has some",
-    )
-    index_factory: str = option("Flat", "Flat: exact search; else an approximate index, by faiss's factory string")
-    index_parameters: str = option("", "of an approximate index's search, like nprobe=64 or efSearch=128")
-    ann_chunk_factor: int = option(5, "passes over the queries that the negatives are dealt into")
-    end_output_num: int = option(
-        0, "from 0: mine one episode, the next, whatever the number; -1: whenever a newer checkpoint appears"
-    )
-    group: int = option(0, "1: training will use clusters, so --cluster_query must be set")
-    cluster_query: bool = option(False, "cluster the training queries, and write each line's cluster")
-    cluster_centroids: int = option(50, "clusters of the training queries; not used with groups_file")
-    groups_file: str = option(
-        "",
-        "groups by name in the place of clusters: a TSV of query id and group name (.gz too); implies cluster_query",
-    )
-    inference: bool = option(False, "encode only, with the newest checkpoint, and mine nothing")
-    seed: int = option(42, "seed of the clusters and of the negatives")
-
-    def __post_init__(self) -> None:
-        self.result_dir = self.result_dir or self.output_dir
-        self.cluster_query = self.cluster_query or bool(self.groups_file)
-        self.endless = self.end_output_num == -1
-        if self.end_output_num < -1:
-            raise InputError(f"--end_output_num is {self.end_output_num}; from 0: one episode, and -1 never ends")
-        if self.group and not self.cluster_query:
-            raise InputError("--group 1 trains on clusters, and --cluster_query is not set, nor --groups_file")
-        if self.index_factory == "Flat" and self.index_parameters:
-            raise InputError("--index_parameters are of an approximate index; --index_factory Flat searches exactly")
-        check_names(self.zero_shot_dirs)
-        check_at_least_one(self, "per_gpu_eval_batch_size", "topk_training", "negative_sample", "ann_chunk_factor")
-        check_dtype(self.embedding_dtype)
 
 
 def load(args: Arguments, checkpoint: str, device: torch.device) -> StoreEncoder:
@@ -130,18 +75,6 @@ def encode_all(args: Arguments, encoder: StoreEncoder, folder: Path) -> dict[str
     return {sequences.store.folder.name: encoder.encode(sequences, folder) for sequences in stores}
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """Negatives of the training queries, padded with -1 and -inf: `rows` int64, `scores` float32, (queries, count).
-
-    `positive_scores` float32 (judgments,) are those of the relevant judgments, in their order.
-    """
-
-    rows: np.ndarray
-    scores: np.ndarray
-    positive_scores: np.ndarray
-
-
 def search(
     args: Arguments,
     number: int,
@@ -159,24 +92,20 @@ def search(
         return search_rows(embeddings[name], embeddings["passages"], sequences, depth, device, exchange, *index)
 
     dev = gather_rankings(rankings("dev-query", DEPTH + 1))
-    hashes, drawing = passages.row_hashes(), {"seed": args.seed, "episode": number}
-    matrices = embeddings["train-query"], embeddings["passages"], sequences
     scoring = device if args.index_factory == "Flat" else torch.device("cpu")  # where the rankings' scores are made
-    score = partial(score_pairs, *matrices, device=scoring)
-    train = TokenStore(Path(args.data_dir, "train-query"))
-    own, texts = own_passages(train.iter_ids(), passages.iter_ids(), passages.meta.source_file), train.row_hashes()
-    parts = []
-    for first, scores, rows in rankings("train-query", args.topk_training):
-        queries = first + np.arange(len(rows))
-        itself = (rows == own[queries, None]) | (hashes[rows] == texts[queries, None])  # the query as a passage
-        ranking = queries, np.where(itself, -1, rows), scores
-        if args.given_negatives and number == 0:
-            ranking = queries, *given_negatives(*ranking, train_qrels, score)
-        negatives = draw_negatives(*ranking, train_qrels, hashes, args.negative_sample, **drawing)
-        positives = relevant_pairs(train_qrels, first, first + len(rows))
-        parts.append((*negatives, score(*positives)))
-    gathered = (distributed.gather_rows(np.concatenate(part)) for part in zip(*parts, strict=True))
-    return dev, Drawn(*gathered)
+    score = partial(score_pairs, embeddings["train-query"], embeddings["passages"], sequences, device=scoring)
+    drawn = draw_for_all(
+        rankings("train-query", args.topk_training),
+        TokenStore(Path(args.data_dir, "train-query")),
+        passages,
+        train_qrels,
+        score,
+        args.negative_sample,
+        given=args.given_negatives and number == 0,
+        seed=args.seed,
+        episode=number,
+    )
+    return dev, drawn
 
 
 Grouped = tuple[Clusters | NamedGroups, np.ndarray]  # the training queries' groups, and the group of each dev query

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.layouts.records import Example, Options, Passage, Place, Query, checked_text
-from data.layouts.rows import Row, count_rows, first_row, read_rows, split_files
+from data.layouts.rows import Row, SplitFiles, first_row, split_files
 from utils.runtime.logs import say
 
 
@@ -60,19 +60,11 @@ def _scores(row: Row, name: str, count: int, place: Place) -> list[float] | None
     return [float(score) for score in scores]
 
 
-class FlagEmbedding:
+class FlagEmbedding(SplitFiles):
     """Files of FlagEmbedding's examples at a path."""
 
     name = "flagembedding"
     one_id_space = False
-
-    def __init__(self, splits: dict[str, list[Path]]) -> None:
-        self._splits = splits
-        self.splits = list(splits)
-        self.files = [path for paths in splits.values() for path in paths]
-
-    def count(self) -> int | None:
-        return count_rows(self.files)
 
     @classmethod
     def find(cls, path: Path, options: Options, asked: bool) -> "FlagEmbedding | None":
@@ -83,10 +75,8 @@ class FlagEmbedding:
 
     def read(self) -> Iterator[tuple[Place, Example]]:
         said = False
-        for split, paths in self._splits.items():
-            for path in paths:
-                for place, row in read_rows(path):
-                    if row.get("prompt") and not said:
-                        said = True
-                        say(f"{path}: queries begin with their prompts, like {row['prompt']!r:.80}; search so, too")
-                    yield place, example_of(split, row, place)
+        for split, place, row in self.split_rows():
+            if row.get("prompt") and not said:
+                said = True
+                say(f"{place.path}: queries begin with their prompts, like {row['prompt']!r:.80}; search so, too")
+            yield place, example_of(split, row, place)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data.layouts.records import Example, Options, Passage, Place, Query, checked_text
-from data.layouts.rows import Row, count_rows, first_row, read_rows, split_files
+from data.layouts.rows import Row, SplitFiles, first_row, split_files
 from utils.runtime.errors import InputError
 from utils.runtime.logs import say
 
@@ -103,19 +103,15 @@ def _texts(cell: object, name: str, place: Place) -> list[str]:
     return [checked_text(text, name, place) for text in cells]
 
 
-class Pairs:
+class Pairs(SplitFiles):
     """Files of pairs at a path."""
 
     name = "pairs"
     one_id_space = False
 
     def __init__(self, splits: dict[str, list[Path]], columns: Sequence[str]) -> None:
-        self._splits, self._columns = splits, columns
-        self.splits = list(splits)
-        self.files = [path for paths in splits.values() for path in paths]
-
-    def count(self) -> int | None:
-        return count_rows(self.files)
+        super().__init__(splits)
+        self._columns = columns
 
     @classmethod
     def find(cls, path: Path, options: Options, asked: bool) -> "Pairs | None":
@@ -127,9 +123,8 @@ class Pairs:
         return cls(splits, options.columns)
 
     def read(self) -> Iterator[tuple[Place, Example]]:
-        for split, paths in self._splits.items():
-            for path in paths:
-                columns = None
-                for place, row in read_rows(path):
-                    columns = columns or Columns([*row], self._columns, path)
-                    yield place, columns.example(split, row, place)
+        of_path: dict[Path | str, Columns] = {}
+        for split, place, row in self.split_rows():
+            if place.path not in of_path:
+                of_path[place.path] = Columns([*row], self._columns, place.path)
+            yield place, of_path[place.path].example(split, row, place)

@@ -8,7 +8,7 @@ import csv
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from gzip import BadGzipFile
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,26 @@ def split_files(path: Path, leave_out: str = "") -> dict[str, list[Path]]:
 def rows_in(folder: Path) -> list[Path]:
     """The files of rows in a folder, sorted; none where there is no such folder."""
     return sorted(file for file in folder.glob("*") if file.is_file() and kind_of(file))
+
+
+class SplitFiles:
+    """What the layouts of files of rows have in common; `collection` are files that belong to no split."""
+
+    def __init__(self, splits: dict[str, list[Path]], collection: Sequence[Path] = ()) -> None:
+        self._splits = splits
+        self.splits = list(splits)
+        self.files = [*collection, *(path for paths in splits.values() for path in paths)]
+
+    def count(self) -> int | None:
+        """The rows of all files, see `count_rows`."""
+        return count_rows(self.files)
+
+    def split_rows(self) -> Iterator[tuple[str, Place, Row]]:
+        """The rows of all splits, with the split."""
+        for split, paths in self._splits.items():
+            for path in paths:
+                for place, row in read_rows(path):
+                    yield split, place, row
 
 
 def count_rows(paths: list[Path]) -> int | None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.layouts.records import TRAIN, Example, Options, Passage, Place, Query, checked_id, checked_text
-from data.layouts.rows import Row, count_rows, first_row, kind_of, read_rows, split_files
+from data.layouts.rows import Row, SplitFiles, first_row, kind_of, read_rows, split_files
 from utils.runtime.errors import InputError
 
 COLLECTION = "corpus"
@@ -65,19 +65,15 @@ def _passage(entry: object, name: str, place: Place) -> Passage:
     return Passage(known, text.strip(), title.strip())
 
 
-class Tevatron:
+class Tevatron(SplitFiles):
     """Files of Tevatron's queries at a path, with or without a collection."""
 
     name = "tevatron"
     one_id_space = False
 
     def __init__(self, splits: dict[str, list[Path]], collection: list[Path]) -> None:
-        self._splits, self._collection = splits, collection
-        self.splits = list(splits)
-        self.files = [*collection, *(path for paths in splits.values() for path in paths)]
-
-    def count(self) -> int | None:
-        return count_rows(self.files)
+        super().__init__(splits, collection)
+        self._collection = collection
 
     @classmethod
     def find(cls, path: Path, options: Options, asked: bool) -> "Tevatron | None":
@@ -103,7 +99,5 @@ class Tevatron:
             for place, row in read_rows(path):
                 checked_id(row.get("docid"), "docid", place)
                 yield place, _passage(row, "the collection", place)
-        for split, paths in self._splits.items():
-            for path in paths:
-                for place, row in read_rows(path):
-                    yield place, example_of(split, row, place)
+        for split, place, row in self.split_rows():
+            yield place, example_of(split, row, place)
