@@ -47,6 +47,11 @@ heading "Mining"
 setting TOPK "auto|count" auto 100 "passages ranked per training query"
 setting NEGATIVES "auto|count" auto 5 "negatives drawn from them"
 setting GIVEN_NEGATIVES "0|1" 0 "1: the first episode trains on the negatives that the data bring along, where a query has some"
+setting SKIP_RANKS whole "" "so many of a query's best-ranked candidates are no negatives (default: off; docs/inside.md)"
+setting MAX_RELATIVE_SCORE number "" \
+    "nor are those that score above this share of the positive, like 0.95: for vectors of length 1 (default: off)"
+setting MIN_MARGIN number "" \
+    "nor those that score less than this below the positive, in standard deviations of the scores of the query's TOPK (default: off)"
 setting CLUSTERS "auto|count" auto 16 "clusters of the training queries"
 setting QUERY_GROUPS text clusters \
     "what the objective weighs, and metrics are told of (flag: --groups too): clusters of the training queries by k-means; source: the sources of mixed data; or a TSV of query id and group name"

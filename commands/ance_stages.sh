@@ -18,6 +18,8 @@ check_settings() {
     [[ -z "$LICENSE" ]] || grep -qxF -e "$LICENSE" "$root/evaluate/licenses.txt" ||
         fail "LICENSE is '$LICENSE'; one of the hub's identifiers is needed, like mit or other (evaluate/licenses.txt)"
     check_groups
+    [[ -z "$MAX_RELATIVE_SCORE" ]] || awk -v share="$MAX_RELATIVE_SCORE" 'BEGIN { exit !(share > 0 && share <= 1) }' ||
+        fail "MAX_RELATIVE_SCORE is '$MAX_RELATIVE_SCORE'; a share above 0, at most 1, is needed"
     ((ASYNC)) || return 0
     if is_given NUM_TRAINING_STEPS || is_given TOTAL_TRAINING_STEPS; then
         fail "NUM_TRAINING_STEPS and TOTAL_TRAINING_STEPS cannot be set with ASYNC, where both are EPISODES x STEPS"
@@ -103,11 +105,13 @@ name_zero_shot_collections() {
 # With other settings, what is in the folder would be taken for done. A setting is held to once something is there that
 # follows from it (`mined`, `trained`: not empty where there is); until then a mistake can be mended.
 held_by_tokens=(DATA_TYPE CHECKPOINT_CONTENT MODEL_TYPE MAX_SEQ_LENGTH MAX_QUERY_LENGTH QUERY_PROMPT PASSAGE_PROMPT LOWERCASE)
-held_by_mining=(POOLING NORMALIZE TOPK NEGATIVES GIVEN_NEGATIVES QUERY_GROUPS_CONTENT CLUSTERS MINING_SEED
-    MIXED_PRECISION EMBEDDING_DTYPE INDEX_FACTORY INDEX_PARAMETERS)
+held_by_mining=(POOLING NORMALIZE TOPK NEGATIVES GIVEN_NEGATIVES SKIP_RANKS MAX_RELATIVE_SCORE MIN_MARGIN
+    QUERY_GROUPS_CONTENT CLUSTERS MINING_SEED MIXED_PRECISION EMBEDDING_DTYPE INDEX_FACTORY INDEX_PARAMETERS)
 held_by_training=(ASYNC SEED MODEL_SIZE STEPS BATCH_SIZE ACCUMULATION OPTIMIZER LEARNING_RATE WARMUP_STEPS OBJECTIVE
     SCALE ALPHA EMA RHO EPS IDRO_LAYERS IDRO_SKETCH_DIM)
-declare -A before=([QUERY_GROUPS_CONTENT]=clusters [GIVEN_NEGATIVES]=0) # what a version without a setting did
+declare -A before=( # what a version without a setting did
+    [QUERY_GROUPS_CONTENT]=clusters [GIVEN_NEGATIVES]=0 [SKIP_RANKS]="" [MAX_RELATIVE_SCORE]="" [MIN_MARGIN]=""
+)
 schedule=(NUM_TRAINING_STEPS TOTAL_TRAINING_STEPS)
 chosen_for_mining=(TOPK NEGATIVES CLUSTERS) # where they are auto
 chosen_for_training=(BATCH_SIZE ACCUMULATION STEPS WARMUP_STEPS "${schedule[@]}" OPTIMIZER LEARNING_RATE)
@@ -182,6 +186,8 @@ find_reading() {
     run "$python" "$root/drivers/find_reading.py" --model_name_or_path "$CHECKPOINT" "${reading[@]}" \
         --settings_file "$OUT_DIR/.reading"
     take_found "$OUT_DIR/.reading"
+    [[ -z "$MAX_RELATIVE_SCORE" || "$NORMALIZE" == 1 ]] ||
+        fail "MAX_RELATIVE_SCORE is a share of the positive's score, and this checkpoint's vectors are not of length 1; give MIN_MARGIN instead"
     reading_flags
 }
 # What is left to be chosen is, by the number of training queries and by the encoder, once the token stores are there.
@@ -235,7 +241,7 @@ hold() { # FILE PRODUCT NAME…: notes these settings in FILE; where PRODUCT is 
             was="${before[$name]-}"
             if grep -q "^$name=" "$1"; then
                 was="$(noted "$1" "$name")"
-            elif [[ -z "$was" ]]; then
+            elif [[ ! -v before["$name"] ]]; then
                 continue # the file is of a version without this setting
             fi
             is="${!name#"$OUT_DIR/"}"

@@ -114,6 +114,9 @@ mine=("$root/drivers/run_ann_data_gen.py" "${reading[@]}" "${lengths[@]}" ${prec
     --per_gpu_eval_batch_size "$EVAL_BATCH_SIZE" --topk_training "$TOPK" --negative_sample "$NEGATIVES"
     --ann_chunk_factor 5 --group "$group" "${grouping[@]}" --seed "$MINING_SEED")
 ((GIVEN_NEGATIVES == 0)) || mine+=(--given_negatives)
+[[ -z "$SKIP_RANKS" ]] || mine+=(--skip_ranks "$SKIP_RANKS")
+[[ -z "$MAX_RELATIVE_SCORE" ]] || mine+=(--max_relative_score "$MAX_RELATIVE_SCORE")
+[[ -z "$MIN_MARGIN" ]] || mine+=(--min_margin "$MIN_MARGIN")
 ((${#zero_shot_stores[@]} == 0)) || mine+=(--zero_shot_dirs "${zero_shot_stores[@]}")
 
 # 5. Train on them: minutes (demo).

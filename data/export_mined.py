@@ -244,6 +244,7 @@ def main() -> None:
     folders, result = (args.ann_dir, args.result_dir), read_result(args.result_dir, number)
     n_groups = result.get("clusters")
     groups = result.get("cluster_names") or range(n_groups or 0)
+    filters = result.get("filters", {}).get("dropped", {})
     episode = open_episode(*folders, number, len(stores[0]), len(stores[1]), n_groups)
     scores = open_scores(*folders, number, episode)
     if scores is None:
@@ -267,6 +268,7 @@ def main() -> None:
             bar.update(sum(len(example.negatives) for example in block))
         writer.close()
     say(f"episode {number}: {written:,} examples ({args.form}) with {episode.triplets:,} negatives are in {out_file}")
+    say(f"episode {number} was mined {'with the filters ' + ', '.join(filters) if filters else 'without filters'}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from utils.mining.evaluation import check_names
+from utils.mining.filters import FILTERS, make_filters
 from utils.runtime.arguments import LengthArguments, ModelArguments, check_at_least_one, option, required
 from utils.runtime.errors import InputError
 from utils.stores.embedding_store import check_dtype
@@ -24,6 +25,17 @@ class Arguments(ModelArguments, LengthArguments):
     given_negatives: bool = option(
         False,
         "episode 0: draw from the passages that are judged not relevant (grade 0 or below), where a query has some",
+    )
+    skip_ranks: int | None = option(None, "drop so many of a query's best-ranked candidates (docs/inside.md#filters)")
+    max_relative_score: float | None = option(
+        None,
+        "drop candidates that score above this share, like 0.95, of the query's positive (of several, the one that "
+        "scores lowest): for vectors of length 1",
+    )
+    min_margin: float | None = option(
+        None,
+        "drop candidates that score less than this below that positive, in standard deviations of the scores of the "
+        "passages ranked for the query: for vectors of any length",
     )
     index_factory: str = option("Flat", "Flat: exact search; else an approximate index, by faiss's factory string")
     index_parameters: str = option("", "of an approximate index's search, like nprobe=64 or efSearch=128")
@@ -54,3 +66,9 @@ class Arguments(ModelArguments, LengthArguments):
         check_names(self.zero_shot_dirs)
         check_at_least_one(self, "per_gpu_eval_batch_size", "topk_training", "negative_sample", "ann_chunk_factor")
         check_dtype(self.embedding_dtype)
+        self.filters = make_filters({name: getattr(self, name) for name in FILTERS})
+        if self.skip_ranks is not None and self.skip_ranks >= self.topk_training:
+            raise InputError(
+                f"--skip_ranks is {self.skip_ranks}, and only {self.topk_training} passages are ranked; give "
+                "fewer, or rank more (--topk_training)"
+            )

@@ -8,9 +8,10 @@
 A call mines one episode, the one after the newest. Where no checkpoint is newer than the one that mined that, or
 training stands inside its round, it says so and ends with exit code 0.
 
-Writes the mined file, its scores, the query clusters (with --groups_file, groups by name in their place) and, last of
-all, the dev metrics of the checkpoint, whose file makes the episode ready. Embeddings stay on disk: what a crash
-interrupts, and what the evaluation needs of the same checkpoint, is not encoded twice.
+Writes the mined file, its scores, examples of it and of what filters dropped, the query clusters (with --groups_file,
+groups by name in their place) and, last of all, the dev metrics of the checkpoint, whose file makes the episode
+ready. Embeddings stay on disk: what a crash interrupts, and what the evaluation needs of the same checkpoint, is not
+encoded twice.
 
 With --end_output_num -1 it mines beside training (drivers/run_ann.py --round -1), an episode whenever there is a
 newer checkpoint, until it is stopped, by SIGKILL too: the next miner goes on from what is complete. So that they do
@@ -36,7 +37,7 @@ from utils.mining.drawing import Drawn, draw_for_all
 from utils.mining.encoding import StoreEncoder
 from utils.mining.evaluation import DEPTH, evaluate_collections, gather_rankings, measure
 from utils.mining.named_groups import NamedGroups, read_named_groups
-from utils.mining.negatives import check_candidates, check_given, deal_passes
+from utils.mining.negatives import check_given, deal_passes
 from utils.mining.search import score_pairs, search_rows
 from utils.runtime import distributed
 from utils.runtime.arguments import parse
@@ -48,6 +49,7 @@ from utils.stores.embedding_store import EmbeddingMatrix, remove_earlier_embeddi
 from utils.stores.episode import mined_file, newest_episode, scores_file, write_mined_file, write_result
 from utils.stores.files import sha256_of_file
 from utils.stores.lock import hold_lock
+from utils.stores.mined_examples import write_examples
 from utils.stores.qrels import Qrels, read_train_and_dev_qrels
 from utils.stores.token_store import TokenStore
 
@@ -56,6 +58,8 @@ def load(args: Arguments, checkpoint: str, device: torch.device) -> StoreEncoder
     """The checkpoint, ready to encode token stores."""
     how = {"batch_size": args.per_gpu_eval_batch_size, "precision": choose_precision(args.fp16, device)}
     reading = distributed.on_main(lambda: find_reading(checkpoint, **args.reading))
+    for each in args.filters:
+        each.check_reading(reading.normalized)  # before anything is encoded, which may take hours
     what = checkpoint, reading, args.cache_dir or None
     return load_store_encoder(*what, **how, device=device, dtype=args.embedding_dtype)
 
@@ -102,6 +106,7 @@ def search(
         score,
         args.negative_sample,
         given=args.given_negatives and number == 0,
+        filters=args.filters,
         seed=args.seed,
         episode=number,
     )
@@ -131,7 +136,8 @@ def deal(
     clusters: Clusters | NamedGroups | None,
 ) -> int:
     """Deals the negatives into the mined file, with their scores beside it; returns the number of triplets."""
-    check_candidates(drawn.rows, args.topk_training)
+    drawn.check(args.topk_training)
+    drawn.say_filtered(number)
     short = int(((drawn.rows >= 0).sum(1) < args.negative_sample).sum())
     if short:
         say(f"episode {number}: {short:,} queries have fewer than {args.negative_sample} candidates")
@@ -175,6 +181,8 @@ def mine(args: Arguments, number: int, checkpoint: str, step: int, device: torch
         result["triplets"] = deal(args, number, drawn, train_qrels, clusters)
         result["mined_sha256"] = sha256_of_file(mined_file(args.output_dir, number))
         result["scores_sha256"] = sha256_of_file(scores_file(args.output_dir, number))
+        result["examples_sha256"] = write_examples(args.output_dir, number, drawn.examples(train_qrels))
+        result |= drawn.filtered
         write_result(args.result_dir, number, result)
         metrics = f"dev MRR@10 {result['mrr@10']:.4f}, nDCG@10 {result['ndcg']:.4f}"
         metrics += "".join(f", {name} {means['ndcg@10']:.4f}" for name, means in zero_shot.items())

@@ -98,6 +98,8 @@ def only(calls: list[Call], script: str) -> list[dict[str, str]]:
         (["--data_dir", "raw:nowhere"], "'nowhere' is no folder or file (a colon stands between two)"),
         (["--dev_share", "1"], "DEV_SHARE is '1'; a share between 0 and 1 is needed"),
         (["--given_negatives", "2"], "GIVEN_NEGATIVES is '2'; it can be: 0 1"),
+        (["--max_relative_score", "95"], "MAX_RELATIVE_SCORE is '95'; a share above 0, at most 1, is needed"),
+        (["--skip_ranks", "-1"], "SKIP_RANKS is '-1'; a whole number"),
         (["--zero_shot_dirs", "raw:nowhere"], "names 'nowhere', which is no folder"),
         (["--zero_shot_dirs", "raw:beir/../raw"], "two folders 'raw'"),
     ],
@@ -357,6 +359,36 @@ def test_a_run_of_a_version_without_given_negatives_goes_on_without_them(run):
     refused = run("--given_negatives=1")
     assert (refused.returncode, "GIVEN_NEGATIVES was '0' and is '1'" in refused.stderr) == (2, True)
     assert run().returncode == 0
+
+
+FILTERS = {"SKIP_RANKS": "3", "MAX_RELATIVE_SCORE": "0.95", "MIN_MARGIN": "0.5"}
+
+
+def test_filters_reach_the_miner_and_are_held_to(run):
+    assert run(NORMALIZE=1, **FILTERS).returncode == 0
+    for mined in only(run.calls(), "run_ann_data_gen"):
+        assert {name: mined[name.lower()] for name in FILTERS} == FILTERS
+    refused = run(NORMALIZE=1, **FILTERS | {"MIN_MARGIN": ""})
+    assert (refused.returncode, "MIN_MARGIN was '0.5' and is ''" in refused.stderr) == (2, True)
+
+
+def test_without_filters_the_miner_is_told_of_none_and_a_run_of_a_version_without_them_has_none(run):
+    assert run().returncode == 0
+    for mined in only(run.calls(), "run_ann_data_gen"):
+        assert not {name.lower() for name in FILTERS} & {*mined}
+    settings = run.out / "settings.mine"
+    older = re.sub(rf"^({'|'.join(FILTERS)})=.*\n", "", settings.read_text(), flags=re.MULTILINE)
+    settings.write_text(older)
+    refused = run(SKIP_RANKS=3)
+    assert (refused.returncode, "SKIP_RANKS was '' and is '3'" in refused.stderr) == (2, True)
+    assert run().returncode == 0
+    assert settings.read_text() == older
+
+
+def test_a_share_of_scores_is_refused_for_vectors_of_any_length_before_the_data_are_looked_at(run):
+    refused = run(MAX_RELATIVE_SCORE="0.95")
+    assert (refused.returncode, "give MIN_MARGIN instead" in refused.stderr) == (2, True)
+    assert names(run.calls()) == READING[:1]
 
 
 def test_sources_that_are_not_there_are_said_before_anything_is_tokenized(run):

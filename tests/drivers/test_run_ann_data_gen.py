@@ -20,6 +20,8 @@ NEEDED = {"data_dir": "d", "output_dir": "o", "training_dir": "t"}
         ({"topk_training": 0}, "--topk_training is 0"),
         ({"zero_shot_dirs": ["a/scifact", "b/scifact/"]}, "have the same name: scifact, scifact"),
         ({"index_parameters": "nprobe=8"}, "--index_parameters are of an approximate index"),
+        ({"max_relative_score": 1.5}, "--max_relative_score is 1.5; a share above 0, at most 1, is needed"),
+        ({"skip_ranks": 200}, "--skip_ranks is 200, and only 200 passages are ranked"),
     ],
 )
 def test_flags_that_contradict_each_other_are_refused(changes, reason):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from utils.mining.filters import Sieve
 from utils.runtime.errors import InputError
 from utils.stores.episode import MinedLines
 from utils.stores.qrels import Qrels
@@ -88,14 +89,17 @@ def draw_negatives(
     *,
     seed: int,
     episode: int,
+    sieve: Sieve | None = None,
+    lowest: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Up to `count` negatives a query from its ranking, and their scores in it: int64 and float32, (Q, count).
 
     They are padded with -1 and -inf on the right. `query_rows` int64 (Q,); `ranked_rows` int64 and `ranked_scores`
     float32, (Q, k), rows -1 where a ranking is shorter; `passage_hashes` uint64 (passages,) as
     `TokenStore.row_hashes`. Every relevant passage of the query is excluded, and every passage whose tokens equal a
-    relevant one's. Queries are taken in blocks: beside its arguments and its result it needs the same memory for any
-    number of them.
+    relevant one's; of the rest, with a `sieve`, what its filters drop, for which each query's positive has the
+    `lowest` score, float32 (Q,). Queries are taken in blocks: beside its arguments and its result it needs the same
+    memory for any number of them.
     """
     negatives = np.full((len(query_rows), count), -1, dtype=np.int64)
     scores = np.full(negatives.shape, -np.inf, dtype=np.float32)
@@ -110,6 +114,8 @@ def draw_negatives(
             lines = np.flatnonzero(counts[block] > turn)
             relevant = relevant_rows[first[block][lines] + turn]
             excluded[lines] |= texts[lines] == passage_hashes[relevant, None]
+        if sieve is not None:
+            excluded = ~sieve.leave(query_rows[block], ranked, ranked_scores[block], ~excluded, lowest[block])
         keys = random_keys(seed, episode, query_rows[block, None], ranked)
         keys[excluded] = LAST
         order = np.argsort(keys, axis=1, kind="stable")[:, :count]

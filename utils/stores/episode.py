@@ -3,8 +3,10 @@
     OUTPUT_DIR/ann_training_data_N         a line is  query \\t positive \\t neg,neg,… [\\t weight \\t cluster]
     OUTPUT_DIR/ann_training_scores_N.npy   float32, flat: of each line, the score of its positive, then those of its
                                            negatives; an episode of an older version has none
-    RESULT_DIR/ann_ndcg_N                  JSON with the dev metrics of the checkpoint that mined, and the SHA-256 of
-                                           the other files; written last, so its presence makes episode N ready
+    OUTPUT_DIR/ann_training_examples_N.json    see utils/stores/mined_examples.py
+    RESULT_DIR/ann_ndcg_N                  JSON with the dev metrics of the checkpoint that mined, what filters took,
+                                           and the SHA-256 of the other files; written last, so its
+                                           presence makes episode N ready
 
 Queries and passages are rows of the token stores. Each negative of a line is one triplet with the line's query and
 positive; triplets are numbered in the file's order. `weight` is a factor on the loss of the line's triplets. A score
@@ -67,6 +69,15 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
+def _is_filtered(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"candidates", "dropped", "queries_with_none_left"}
+        and isinstance(value["dropped"], dict)
+        and all(map(_is_count, (value["candidates"], value["queries_with_none_left"], *value["dropped"].values())))
+    )
+
+
 # What a result may hold, and what each of it must be; the first two are always there.
 RESULT = {
     "ndcg": _is_number,
@@ -76,6 +87,8 @@ RESULT = {
     **dict.fromkeys(("step", "episode", "clusters", "triplets"), _is_count),
     "mined_sha256": _is_text,
     "scores_sha256": _is_text,
+    "examples_sha256": _is_text,
+    "filters": _is_filtered,
     "cluster_mrr": lambda value: isinstance(value, list) and all(v is None or _is_number(v) for v in value),
     **dict.fromkeys(
         ("cluster_names", "collapsed"), lambda value: isinstance(value, list) and all(map(_is_text, value))

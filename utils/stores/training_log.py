@@ -89,6 +89,7 @@ class TrainingLog:
         """Where an episode's training begins: its number and the metrics that it was mined with, by cluster too."""
         self.scalars(step, {"episode": result["episode"]} if "episode" in result else {})
         self.scalars(step, _curves_of(result, result.get("zero_shot", {})))
+        self.scalars(step, _filter_curves(result.get("filters")))
         self._names, means = result.get("cluster_names"), result.get("cluster_mrr", [])
         curves = cluster_curves("dev_cluster_mrr", len(means), self._names)
         self.scalars(step, {curves[cluster]: mean for cluster, mean in enumerate(means) if mean is not None})
@@ -169,6 +170,15 @@ def _curves_of(dev: Mapping[str, object], zero_shot: Mapping[str, Mapping[str, f
     for collection, means in zero_shot.items():
         curves |= {f"zero_shot/{collection}/{name}": value for name, value in means.items()}
     return curves
+
+
+def _filter_curves(filters: Mapping[str, object] | None) -> dict[str, float]:
+    """What filters took of an episode's candidates: the share by each, and the queries that have none left."""
+    if not filters:
+        return {}
+    candidates = max(filters["candidates"], 1)
+    shares = {f"filters/{name.partition(' ')[0]}": n / candidates for name, n in filters["dropped"].items()}
+    return shares | {"filters/queries_with_none_left": filters["queries_with_none_left"]}
 
 
 def _is_finite(value: object) -> bool:
