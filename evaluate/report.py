@@ -5,7 +5,8 @@
 RUN_DIR/report.html holds everything that it shows: tables, and pictures as data. It has no script and fetches
 nothing, which its Content-Security-Policy also forbids. The pictures are in RUN_DIR/results/pictures and, as the run
 "report", in RUN_DIR/logs too, where the last checkpoint's metrics are added to the curves. What is shown was measured
-before: metrics by results_table.py and compare_runs.py, clusters by mining, weights and losses by training.
+before: metrics by results_table.py and compare_runs.py, clusters and negatives by mining, weights and losses by
+training.
 
 Clusters are those of the first episode, by the initial checkpoint; the weights and losses of a later episode are of
 clusters of its own. Groups by name, where a run has them in their place, are the same in all episodes. Of a path only
@@ -37,6 +38,7 @@ from evaluate.reporting.finished_run import (
     read_results,
     trained_episodes,
 )
+from evaluate.reporting.mined_negatives import ShownExample, filtered_episodes, shown_examples, why_left_out
 from evaluate.reporting.report_pictures import (
     Clusters,
     Picture,
@@ -47,7 +49,7 @@ from evaluate.reporting.report_pictures import (
     shown_episodes,
 )
 from utils.runtime.arguments import parse, required
-from utils.runtime.errors import run
+from utils.runtime.errors import InputError, run
 from utils.runtime.logs import say
 from utils.runtime.plain_text import printable, without_folders
 from utils.stores.embedding_store import has_embeddings
@@ -70,6 +72,9 @@ FACTS = {  # the settings that matter most, and what they say
     "QUERY_GROUPS": "groups",
     "TOPK": "passages ranked a training query",
     "NEGATIVES": "negatives drawn of them",
+    "SKIP_RANKS": "best ranks skipped",
+    "MAX_RELATIVE_SCORE": "negatives' highest share of the positive's score",
+    "MIN_MARGIN": "negatives' least margin in standard deviations",
     "BATCH_SIZE": "triplets a process and step",
     "OPTIMIZER": "optimizer",
     "LEARNING_RATE": "learning rate",
@@ -108,6 +113,15 @@ def cluster_table(clusters: Clusters, gains: Gains, episode: TrainedEpisode | No
     return rows
 
 
+def read_examples(run: RunFolder, number: int) -> tuple[list[ShownExample], str]:
+    """The examples of an episode, and why there are none."""
+    try:
+        return shown_examples(run, number), ""
+    except InputError as error:
+        say(f"warning: {error}; the examples of mined negatives are left out")
+        return [], why_left_out(error, run)
+
+
 def _shown(value: object) -> object:
     """What stands for a value on the page, before it is escaped; `Markup` is of the template itself."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
@@ -125,6 +139,8 @@ def render(run: RunFolder) -> tuple[str, list[Picture]]:
     gains = cluster_gains(run, 0, 0, table.step)
     shown = shown_episodes(episodes)
     first = next((episode for episode in shown if episode.number == 0), None)
+    mined_last = episodes[-1].number if episodes else 0
+    filtered, (examples, no_examples) = filtered_episodes(run), read_examples(run, mined_last)
     of_episodes = [picture_of_episode(run, episode, clusters) for episode in shown]
     drawn = {
         "metrics": picture_of_metrics(run, table),
@@ -162,6 +178,11 @@ def render(run: RunFolder) -> tuple[str, list[Picture]]:
         all_episodes=len(episodes),
         clusters=cluster_table(clusters, gains, first),
         has_weights=first is not None,
+        filtered=filtered,
+        filter_names=list(dict.fromkeys(name for _, filters in filtered for name in filters["dropped"])),
+        mined_last=mined_last,
+        examples=examples,
+        no_examples=no_examples,
         settings=settings,
     )
     return page, [*drawn.values(), *of_episodes]

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from html.parser import HTMLParser
@@ -27,13 +28,14 @@ from evaluate.reporting.finished_run import (
 )
 from evaluate.reporting.report_pictures import shown_episodes
 from tests.tiny_models import write_embeddings
-from tests.tiny_run import COLLECTION, QUERIES, STEP, call, make_run
+from tests.tiny_run import COLLECTION, PASSAGES, QUERIES, STEP, call, make_run
 from utils.mining.clustering import Clusters
 from utils.mining.metrics import MEASURES
 from utils.mining.named_groups import NamedGroups
 from utils.runtime.errors import InputError
 from utils.stores.episode import write_result
 from utils.stores.files import write_json
+from utils.stores.mined_examples import MinedExample, Scored, write_examples
 from utils.stores.run_folder import RunFolder
 from utils.stores.token_store import TokenStore
 from utils.stores.training_log import TrainingLog
@@ -389,6 +391,95 @@ def test_a_sample_of_the_queries_has_their_texts_and_clusters(made_run):
     assert sample.texts == [f"{QUERIES[row]} {HOSTILE}" for row in sample.rows.tolist()]
     np.testing.assert_array_equal(sample.clusters, CLUSTERS[sample.rows])
     np.testing.assert_array_equal(sizes, np.bincount(CLUSTERS))
+
+
+def keep_examples(run: Path, filters: dict[str, int]) -> None:
+    """What mining keeps of two queries; passage 3 is hostile, and the files are those that were tokenized."""
+    data, tokens = run / "collection" / "msmarco", run / "preprocessed"
+    lines = (data / "collection.tsv").read_text().splitlines(keepends=True)
+    lines[3] = f"103\t{HOSTILE}\n"
+    (data / "collection.tsv").write_text("".join(lines))
+    for store, source in (("passages", "collection.tsv"), ("train-query", "queries.train.tsv")):
+        meta = json.loads((tokens / store / "meta.json").read_text())
+        write_json(tokens / store / "meta.json", meta | {"source_size": (data / source).stat().st_size})
+    name = next(iter(filters), "")
+    dropped = [Scored(3, 0.625, name), Scored(4, 0.375, name)] if filters else []
+    examples = [
+        MinedExample(2, 1, Scored(2, 0.75), [Scored(5, 0.5), Scored(6, -0.25)], dropped, 7 if filters else 0),
+        MinedExample(6, 3, Scored(16, 0.125), [], [], 0),
+    ]
+    result = {"examples_sha256": write_examples(run / "ann_data", 0, examples)}
+    if filters:
+        result["filters"] = {"candidates": 4000, "dropped": filters, "queries_with_none_left": 1234}
+    path = run / "results" / "ann_ndcg_0"
+    write_json(path, json.loads(path.read_text()) | result)
+
+
+def rows_of(page: str) -> list[list[str]]:
+    """The cells of the rows of all tables, as text."""
+    return [
+        [html.unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)]
+        for row in re.findall(r"<tr>(.*?)</tr>", page)
+    ]
+
+
+def test_mined_negatives_are_shown_with_their_texts_and_what_filters_dropped(run):
+    keep_examples(run, {"min_margin 0.5": 1500})
+    call(report, "--run_dir", run)
+    content = (run / "report.html").read_text()
+    rows = rows_of(content[content.index("<h2>Mined negatives") :])
+    assert rows[:2] == [
+        ["episode", "candidates", "min_margin 0.5", "queries with none left"],
+        ["0", "4,000", "1,500", "1,234"],
+    ]
+    heading = ["passage", "score", "text"]
+    hostile = " ".join(HOSTILE.split()).replace("\u202e", r"\u202e").replace("\x07", r"\x07")
+    assert rows[2:8] == [
+        heading,
+        ["positive", "0.750", PASSAGES[2]],
+        ["negative", "0.500", PASSAGES[5]],
+        ["negative", "-0.250", PASSAGES[6]],
+        ["dropped by min_margin 0.5", "0.625", hostile],
+        ["dropped by min_margin 0.5", "0.375", PASSAGES[4]],
+    ]
+    assert rows[8:10] == [heading, ["lowest positive", "0.125", PASSAGES[16]]]
+    summaries = re.findall(r'<details class="mined"( open)?><summary>(.*?)</summary>', content)
+    assert [opened for opened, _ in summaries] == [" open", ""]
+    assert html.unescape(summaries[0][1]).startswith(f"{QUERIES[2]} <script>alert")
+    assert "5 more were dropped." in content
+    assert "<script" not in content
+    assert content.count("<caption>") == content.count("<table") == 7
+
+
+def test_without_filters_the_hardest_negatives_are_shown_alone(run):
+    keep_examples(run, {})
+    call(report, "--run_dir", run)
+    content = (run / "report.html").read_text()
+    assert "2 training queries by chance, with the hardest negatives that episode 0 drew for them." in content
+    assert "dropped" not in content[content.index("<h2>Mined negatives") : content.index("<h2>Settings")]
+
+
+def change(path: Path) -> None:
+    path.write_text(path.read_text() + "more\n")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda run: write_result(run / "results", 0, {"ndcg": 0.1, "mrr": 0.1}), "by a version that kept none."),
+        (lambda run: change(run / "collection/msmarco/collection.tsv"), "out: collection.tsv: has "),
+        (lambda run: (run / "collection/msmarco/collection.tsv").unlink(), "out: collection.tsv: no such file"),
+        (lambda run: change(run / "ann_data/ann_training_examples_0.json"), "examples_0.json: is damaged"),
+    ],
+)
+def test_where_examples_cannot_be_shown_the_report_says_why_without_the_machines_folders(run, capsys, spoil, reason):
+    keep_examples(run, {"min_margin 0.5": 1500})
+    spoil(run)
+    call(report, "--run_dir", run)
+    page = Page(run / "report.html")
+    assert reason in page.text
+    assert str(run) not in page.text
+    assert "the examples of mined negatives are left out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
