@@ -32,7 +32,7 @@ from drivers.mining_arguments import Arguments
 from model.encoders import load_store_encoder
 from model.reading import find_reading
 from utils.batching import Sequences
-from utils.mining.clustering import Clusters, cluster_queries, evaluate_clusters, nearest_centroid
+from utils.mining.clustering import Clusters, cluster, evaluate_clusters
 from utils.mining.drawing import Drawn, draw_for_all
 from utils.mining.encoding import StoreEncoder
 from utils.mining.evaluation import DEPTH, evaluate_collections, gather_rankings, measure
@@ -52,6 +52,11 @@ from utils.stores.lock import hold_lock
 from utils.stores.mined_examples import write_examples
 from utils.stores.qrels import Qrels, read_train_and_dev_qrels
 from utils.stores.token_store import TokenStore
+
+
+def open_stores(args: Arguments, *names: str) -> list[TokenStore]:
+    """Token stores of the training collection."""
+    return [TokenStore(Path(args.data_dir, name)) for name in names]
 
 
 def load(args: Arguments, checkpoint: str, device: torch.device) -> StoreEncoder:
@@ -88,7 +93,7 @@ def search(
     device: torch.device,
 ) -> tuple[tuple[np.ndarray, np.ndarray], Drawn]:
     """What dev queries find (rows, scores), training queries' negatives: all on the main process, else its share."""
-    passages = TokenStore(Path(args.data_dir, "passages"))
+    train_queries, passages = open_stores(args, "train-query", "passages")
     sequences = Sequences(passages, chunk_length)
 
     def rankings(name: str, depth: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
@@ -100,7 +105,7 @@ def search(
     score = partial(score_pairs, embeddings["train-query"], embeddings["passages"], sequences, device=scoring)
     drawn = draw_for_all(
         rankings("train-query", args.topk_training),
-        TokenStore(Path(args.data_dir, "train-query")),
+        train_queries,
         passages,
         train_qrels,
         score,
@@ -111,21 +116,6 @@ def search(
         episode=number,
     )
     return dev, drawn
-
-
-Grouped = tuple[Clusters | NamedGroups, np.ndarray]  # the training queries' groups, and the group of each dev query
-
-
-def read_groups(args: Arguments) -> Grouped:
-    """The groups by name; before anything is encoded, which may take hours."""
-    stores = (TokenStore(Path(args.data_dir, name)) for name in ("train-query", "dev-query"))
-    return read_named_groups(args.groups_file, *stores)
-
-
-def cluster(args: Arguments, embeddings: dict[str, EmbeddingMatrix], device: torch.device) -> Grouped:
-    """The clusters of the training queries, and the nearest of them to each dev query."""
-    clusters = cluster_queries(embeddings["train-query"], args.cluster_centroids, args.seed, device)
-    return clusters, nearest_centroid(embeddings["dev-query"], clusters.centroids, device)
 
 
 def deal(
@@ -153,9 +143,10 @@ def mine(args: Arguments, number: int, checkpoint: str, step: int, device: torch
     train_qrels, dev_qrels = read_train_and_dev_qrels(args.data_dir)
     if args.given_negatives and number == 0:
         check_given(train_qrels)  # before anything is encoded, which may take hours
-    named: list[Grouped] = []  # on the main process
+    groups = []  # on the main process: by name, and the group of each dev query
     if args.groups_file:
-        distributed.on_main(lambda: named.append(read_groups(args)))
+        queries = open_stores(args, "train-query", "dev-query")
+        distributed.on_main(lambda: groups.extend(read_named_groups(args.groups_file, *queries)))
     encoder, folder = load(args, checkpoint, device), embedding_dir(args, checkpoint)
     embeddings = encode_all(args, encoder, folder)
     exchange = Path(args.output_dir, "search-zero-shot")
@@ -166,16 +157,17 @@ def mine(args: Arguments, number: int, checkpoint: str, step: int, device: torch
     say(f"episode {number}: {len(found[0]) + len(drawn.rows):,} queries searched, and negatives drawn")
 
     def write() -> None:
-        stores = (TokenStore(Path(args.data_dir, name)) for name in ("dev-query", "passages"))
-        (_, dev), clusters = measure(*found, *stores, dev_qrels, DEPTH), None
+        _, dev = measure(*found, *open_stores(args, "dev-query", "passages"), dev_qrels, DEPTH)
         result = {"checkpoint": checkpoint, "step": step, "episode": number}
         result |= {"ndcg": dev.means["ndcg@10"], **dev.means}
         if names := [name for name, matrix in embeddings.items() if matrix.collapsed] + collapsed:
             result["collapsed"] = names
         if zero_shot:
             result["zero_shot"] = zero_shot
+        clusters = None
         if args.cluster_query:
-            clusters, dev_clusters = named[0] if named else cluster(args, embeddings, device)
+            of_queries = embeddings["train-query"], embeddings["dev-query"]
+            clusters, dev_clusters = groups or cluster(*of_queries, args.cluster_centroids, args.seed, device)
             clusters.save(Path(args.output_dir, f"clusters_{number}"), dev_clusters)
             result |= evaluate_clusters(clusters, dev_clusters, dev.values["mrr@10"])
         result["triplets"] = deal(args, number, drawn, train_qrels, clusters)

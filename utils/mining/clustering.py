@@ -72,6 +72,14 @@ def cluster_queries(embeddings: EmbeddingMatrix, n_clusters: int, seed: int, dev
     return Clusters(kmeans.centroids, np.bincount(assignment, minlength=n_clusters), assignment)
 
 
+def cluster(
+    embeddings: EmbeddingMatrix, dev_embeddings: EmbeddingMatrix, n_clusters: int, seed: int, device: torch.device
+) -> tuple[Clusters, np.ndarray]:
+    """The clusters of the training queries, and the nearest of them to each dev query, int64 (dev queries,)."""
+    clusters = cluster_queries(embeddings, n_clusters, seed, device)
+    return clusters, nearest_centroid(dev_embeddings, clusters.centroids, device)
+
+
 def nearest_centroid(embeddings: EmbeddingMatrix, centroids: np.ndarray, device: torch.device) -> np.ndarray:
     """The centroid of least Euclidean distance to each row of `embeddings`: int64 (rows,)."""
     index = _euclidean_index(centroids.shape[1], device)
