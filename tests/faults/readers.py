@@ -60,6 +60,7 @@ from utils.stores.episode import (
     write_result,
 )
 from utils.stores.files import sha256_of_file, write_json
+from utils.stores.mined_examples import MinedExample, Scored, examples_file, read_examples, write_examples
 from utils.stores.qrels import Qrels, read_missing_ids, read_qrels, write_missing_ids, write_qrels
 from utils.stores.run_folder import RunFolder, read_settings
 from utils.stores.token_store import TokenStore
@@ -235,10 +236,18 @@ def _stores(folder: Path) -> dict[str, Reader]:
     write_mined_file(folder / "mined", iter([lines]), scores)
     result = {"step": 0, "episode": 0, "clusters": 3, "ndcg": 0.1, **dict.fromkeys(MEASURES, 0.1)}
     result["cluster_names"] = ["a", "b", "c"]
+    result["filters"] = {"candidates": 30, "dropped": {"skip_ranks 1": 8}, "queries_with_none_left": 1}
+    kept, dropped = [Scored(4, 0.25), Scored(5, -0.5)], [Scored(6, 0.75, "skip_ranks 1")]
+    result["examples_sha256"] = write_examples(folder, 0, [MinedExample(3, 2, Scored(3, 1.0), kept, dropped, 9)])
     result["scores_sha256"] = sha256_of_file(scores)
     mined = read_episode(folder / "mined", QUERIES, PASSAGES, CLUSTERS)
     write_result(folder, 0, {**result, "cluster_mrr": [0.5, None, 1], "zero_shot": {"a": {"ndcg@10": 0.5}}})
     log = TrainingLog(folder / "logs")
+
+    def examples() -> None:
+        with patch("utils.stores.mined_examples.check_sha256"):  # which would refuse every change
+            read_examples(folder, folder, 0, QUERIES, PASSAGES)
+
     readers = {f"store/{name}": store for name in ("tokens.npy", "offsets.npy", "ids.txt", "meta.json")}
     readers |= {f"embeddings/{name}": shard for name in ("passages.0-of-1.npy", "manifest.json")}
     readers |= {
@@ -257,6 +266,7 @@ def _stores(folder: Path) -> dict[str, Reader]:
         "marked/passages.0-of-1.progress.json": marked,
         "marked/passages.0-of-1.unfinished.npy": marked,
         scores.name: lambda: open_scores(folder, folder, 0, mined),
+        examples_file(folder, 0).name: examples,
         "ann_ndcg_0": lambda: log.metrics(0, read_result(folder, 0)),
     }
     return {name: Reader(folder / name, read) for name, read in readers.items()}
@@ -345,7 +355,8 @@ NAMES = (
     *("embeddings/passages.0-of-1.npy", "embeddings/manifest.json", "clusters/dev_assignment.npy"),
     *("clusters/sizes.npy", "groups/dev_assignment.npy", "groups/names.json", "groups.tsv", "train-qrel.tsv"),
     *("train-missing.txt", "mined", "marked/passages.0-of-1.progress.json"),
-    *("marked/passages.0-of-1.unfinished.npy", "ann_training_scores_0.npy", "ann_ndcg_0"),
+    *("marked/passages.0-of-1.unfinished.npy", "ann_training_scores_0.npy", "ann_training_examples_0.json"),
+    "ann_ndcg_0",
     *("run.trec", "metrics.json", "per_query.json", "results/results.json", "comparison.json", "settings.train"),
     *("trainer_state.json", "checksums.json", "model.safetensors", "optimizer.pt", "random_states.pt"),
     *DECLARATIONS,

@@ -82,7 +82,7 @@ def _example(content: dict[str, Any], queries: int, passages: int) -> MinedExamp
 
 def _scored(content: dict[str, Any], passages: int) -> Scored:
     score, by = content["score"], content["filter"]
-    if type(score) not in (int, float) or not math.isfinite(score) or not isinstance(by, str):
+    if not isinstance(score, float) or not math.isfinite(score) or not isinstance(by, str):
         raise ValueError(f"{content!r:.80} is no passage with its score")
     return Scored(_whole(content["passage"], passages), score, by)
 
