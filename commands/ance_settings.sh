@@ -76,7 +76,9 @@ setting NUM_TRAINING_STEPS "auto|count" '$(is_older && echo "$STEPS" || echo aut
 setting TOTAL_TRAINING_STEPS "auto|count" \
     '$(is_older && older_total || echo auto)' '$(is_older && older_total || echo "$((2 * STEPS))")' \
     "an episode that begins at step s of the run has the peak LEARNING_RATE x max(0.2, 1 - s / TOTAL_TRAINING_STEPS) (default: auto; demo: 2 x STEPS)"
-setting OBJECTIVE "idro|dro-greedy|erm" idro "how clusters, or groups by name, are weighed"
+setting OBJECTIVE "idro|dro-greedy|balanced|erm" idro "how clusters, or groups by name, are weighed (docs/objectives.md)"
+setting ABSENT "drop|keep" drop "iDRO: drop: a cluster that is absent from a step falls to the least weight, as published; keep: it keeps its own"
+setting NORMALIZE_WEIGHTS "0|1" 0 "iDRO, DRO-greedy: 1: a step's coefficients sum to 1, whichever clusters are in it"
 setting ALPHA number 0.25 "iDRO: power of the losses; DRO-greedy: share of the data that weighs most"
 setting EMA number 0.1 "iDRO: power of the old weights; DRO-greedy: decay of the running means"
 setting RHO number 0.05 "iDRO: step size of the weights"

@@ -20,6 +20,10 @@ check_settings() {
     check_groups
     [[ -z "$MAX_RELATIVE_SCORE" ]] || awk -v share="$MAX_RELATIVE_SCORE" 'BEGIN { exit !(share > 0 && share <= 1) }' ||
         fail "MAX_RELATIVE_SCORE is '$MAX_RELATIVE_SCORE'; a share above 0, at most 1, is needed"
+    [[ "$ABSENT" == drop || "$OBJECTIVE" == idro ]] ||
+        fail "ABSENT is $ABSENT, and OBJECTIVE is $OBJECTIVE, which takes no weight from a cluster for its absence; that is of idro"
+    ((NORMALIZE_WEIGHTS == 0)) || [[ "$OBJECTIVE" == idro || "$OBJECTIVE" == dro-greedy ]] ||
+        fail "NORMALIZE_WEIGHTS is 1, and OBJECTIVE is $OBJECTIVE, whose coefficients sum to 1 in every step as it is"
     ((ASYNC)) || return 0
     if is_given NUM_TRAINING_STEPS || is_given TOTAL_TRAINING_STEPS; then
         fail "NUM_TRAINING_STEPS and TOTAL_TRAINING_STEPS cannot be set with ASYNC, where both are EPISODES x STEPS"
@@ -108,9 +112,10 @@ held_by_tokens=(DATA_TYPE CHECKPOINT_CONTENT MODEL_TYPE MAX_SEQ_LENGTH MAX_QUERY
 held_by_mining=(POOLING NORMALIZE TOPK NEGATIVES GIVEN_NEGATIVES SKIP_RANKS MAX_RELATIVE_SCORE MIN_MARGIN
     QUERY_GROUPS_CONTENT CLUSTERS MINING_SEED MIXED_PRECISION EMBEDDING_DTYPE INDEX_FACTORY INDEX_PARAMETERS)
 held_by_training=(ASYNC SEED MODEL_SIZE STEPS BATCH_SIZE ACCUMULATION OPTIMIZER LEARNING_RATE WARMUP_STEPS OBJECTIVE
-    SCALE ALPHA EMA RHO EPS IDRO_LAYERS IDRO_SKETCH_DIM)
+    ABSENT NORMALIZE_WEIGHTS SCALE ALPHA EMA RHO EPS IDRO_LAYERS IDRO_SKETCH_DIM)
 declare -A before=( # what a version without a setting did
     [QUERY_GROUPS_CONTENT]=clusters [GIVEN_NEGATIVES]=0 [SKIP_RANKS]="" [MAX_RELATIVE_SCORE]="" [MIN_MARGIN]=""
+    [ABSENT]=drop [NORMALIZE_WEIGHTS]=0
 )
 schedule=(NUM_TRAINING_STEPS TOTAL_TRAINING_STEPS)
 chosen_for_mining=(TOPK NEGATIVES CLUSTERS) # where they are auto

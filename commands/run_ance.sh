@@ -125,11 +125,12 @@ train=("$root/drivers/run_ann.py" "${reading[@]}" "${lengths[@]}" ${precision[@]
     --output_dir "$models" --init_model_dir "$CHECKPOINT" --data_dir "$preprocessed" --ann_dir "$ann_data"
     --result_dir "$results" --per_gpu_train_batch_size "$BATCH_SIZE" --gradient_accumulation_steps "$ACCUMULATION"
     --optimizer "$OPTIMIZER" --learning_rate "$LEARNING_RATE" --warmup_steps "$WARMUP_STEPS"
-    --group "$group" --dro_type "${OBJECTIVE/erm/idro}" --n_groups "$n_groups"
+    --group "$group" --dro_type "${OBJECTIVE/erm/idro}" --absent "$ABSENT" --n_groups "$n_groups"
     --alpha "$ALPHA" --ema "$EMA" --rho "$RHO" --eps "$EPS"
     --idro_layers "$IDRO_LAYERS" --idro_sketch_dim "$IDRO_SKETCH_DIM"
     --logging_steps 10 --save_steps "$SAVE_STEPS" --save_total_limit "$SAVE_TOTAL_LIMIT"
     --log_dir "$OUT_DIR/logs" --seed "$SEED")
+((NORMALIZE_WEIGHTS == 0)) || train+=(--normalize_weights)
 ((GRADIENT_CHECKPOINTING == 0)) || train+=(--gradient_checkpointing)
 
 if ((ASYNC)); then

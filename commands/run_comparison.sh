@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compares ERM, DRO-greedy and iDRO: trained from the same start on the same mined negatives, with several seeds.
+# Compares objectives, such as ERM, DRO-greedy and iDRO: trained from the same start on the same mined negatives, with several seeds.
 #
 #     bash commands/run_comparison.sh                        on the demo's collection: half an hour on 2 cores
 #     bash commands/run_comparison.sh --data_dir msmarco --out_dir runs/comparison --checkpoint OpenMatch/cocodr-base
@@ -9,19 +9,20 @@
 # alone. Then prints dev, worst-cluster and zero-shot metrics with intervals (evaluate/compare_objectives.py), as OUT_DIR
 # gets them in objectives.md. Run again, it goes on where it stopped. Settings are environment variables, or flags of
 # the same name in lower case: those below, and all of run_ance.sh's (bash commands/run_ance.sh --help) but EPISODES,
-# OBJECTIVE, SEED, MINING_SEED and ASYNC.
+# OBJECTIVE, ABSENT, NORMALIZE_WEIGHTS, SEED, MINING_SEED and ASYNC.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 setting OUT_DIR text '$root/runs/comparison' "a folder per run, and the result (default: runs/comparison)"
-setting OBJECTIVES text "erm dro-greedy idro" "the first is what the others are compared with"
+setting OBJECTIVES text "erm dro-greedy idro" \
+    "of erm, balanced, dro-greedy and idro; with +keep (ABSENT) and +normalized (NORMALIZE_WEIGHTS), like idro+keep+normalized. The first is what the others are compared with"
 setting SEEDS text "1 2 3" "of dropout; the first one is mining's too"
 
 hands_on=1 # run_ance.sh's flags
 take_arguments "$@"
 takes_no_words
 settle
-own=(EPISODES OBJECTIVE SEED MINING_SEED ASYNC) # which this script gives to run_ance.sh itself
+own=(EPISODES OBJECTIVE ABSENT NORMALIZE_WEIGHTS SEED MINING_SEED ASYNC) # which this script gives to run_ance.sh itself
 for ((i = 0; i < ${#others[@]}; i += 2)); do # flag, value
     name="${others[i]//-/_}" && name="${name#__}"
     [[ " ${own[*]} " != *" ${name^^} "* ]] || fail "${others[i]} is not a setting here; see --help"
@@ -31,7 +32,8 @@ read -ra objectives <<< "$OBJECTIVES"
 read -ra seeds <<< "$SEEDS"
 all_differ() { [[ -z "$(printf '%s\n' "$@" | sort | uniq -d)" ]]; }
 for objective in ${objectives[@]+"${objectives[@]}"}; do
-    [[ "$objective" =~ ^(erm|dro-greedy|idro)$ ]] || fail "OBJECTIVES names '$objective'; there are erm dro-greedy idro"
+    [[ "$objective" =~ ^(erm|balanced|dro-greedy(\+normalized)?|idro(\+keep)?(\+normalized)?)$ ]] ||
+        fail "OBJECTIVES names '$objective'; there are erm balanced dro-greedy[+normalized] idro[+keep][+normalized]"
 done
 for seed in ${seeds[@]+"${seeds[@]}"}; do
     [[ "$seed" =~ ^(0|[1-9][0-9]*)$ ]] || fail "SEEDS names '$seed', which is no whole number"
@@ -66,13 +68,16 @@ share() { # OUT: links there what the first run has made before its training
 }
 arguments=()
 for objective in "${objectives[@]}"; do
-    folders=""
+    folders="" absent=drop normalize=0
+    [[ "$objective" != *+keep* ]] || absent=keep
+    [[ "$objective" != *+normalized ]] || normalize=1
     for seed in "${seeds[@]}"; do
         out="$OUT_DIR/$objective-$seed"
         printf '\n==== %s, seed %s\n' "$objective" "$seed"
         [[ "$out" == "$first" || -e "$out/results/ann_ndcg_0" ]] || share "$out"
         run_script run_ance.sh ${others[@]+"${others[@]}"} --out_dir "$out" --episodes 1 \
-            --objective "$objective" --seed "$seed" --mining_seed "${seeds[0]}"
+            --objective "${objective%%+*}" --absent "$absent" --normalize_weights "$normalize" \
+            --seed "$seed" --mining_seed "${seeds[0]}"
         folders+=",$out"
     done
     arguments+=("$objective=${folders#,}")

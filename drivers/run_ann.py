@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from drivers.training_arguments import Arguments
+from drivers.training_notes import note_few_clusters, note_skipped
 from model.dro import ERM, make_objective
 from model.encoders import Encoder, load_encoder
 from model.group_gradients import GroupGradients
@@ -35,12 +36,12 @@ from utils.batching import StepBatches, step_batches
 from utils.mining.encoding import open_sequences
 from utils.runtime import distributed
 from utils.runtime.arguments import parse
-from utils.runtime.errors import InputError, run
+from utils.runtime.errors import run
 from utils.runtime.logs import progress, say
 from utils.runtime.memory import keep_freed_memory
 from utils.runtime.precision import choose_precision
 from utils.runtime.stopping import EXIT_CODE, StopRequest
-from utils.stores.checkpoint import TrainerState, newest_checkpoint, newest_or_initial, remove_old_checkpoints
+from utils.stores.checkpoint import TrainerState, newest_or_initial, remove_old_checkpoints
 from utils.stores.episode import Episode, mined_clusters, mined_file, newest_ready, open_episode, read_result
 from utils.stores.lock import hold_lock
 from utils.stores.training_log import TrainingLog
@@ -72,18 +73,6 @@ def make_step(args: Arguments, encoder: Encoder, device: torch.device) -> Traini
     optimizer = make_optimizer(args.optimizer, model, args.learning_rate, args.weight_decay, args.adam_epsilon)
     precision = choose_precision(args.fp16, device)
     return TrainingStep(model, objective, optimizer, precision, args.max_grad_norm, device, watch)
-
-
-def note_skipped(args: Arguments, state: TrainerState) -> None:
-    """Says that a step was skipped; `InputError` with the checkpoint to go on from where too many were in a row."""
-    say(f"warning: step {state.global_step} is skipped, its gradient is not finite ({state.skipped_steps} so far)")
-    if state.skipped_in_a_row >= args.max_skipped_steps:
-        good = newest_checkpoint(args.output_dir, lambda saved: saved.skipped_in_a_row == 0)
-        raise InputError(
-            f"{state.skipped_in_a_row} steps in a row had a gradient that is not finite; go on with a lower "
-            "--learning_rate or without --fp16 in another --training_dir (run_ance.sh: --out_dir), from the last "
-            f"good checkpoint: {good or args.init_model_dir}"
-        )
 
 
 def last_step(args: Arguments, state: TrainerState, episode: Episode, step_size: int) -> int:
@@ -127,7 +116,7 @@ def main() -> None:
     torch.manual_seed(args.seed + 1_000_000 * (saved.global_step if saved else 0) + distributed.rank())
     state = resume(checkpoint, saved, step, round=number, optimizer=args.optimizer, objective=args.objective)
     log = TrainingLog(args.log_dir, first_step=state.global_step)
-    log.losses.load(state.unlogged, len(step.objective.weights))
+    log.unlogged.load(state.unlogged, len(step.objective.weights))
 
     def open_round() -> tuple[Episode, StepBatches]:
         """The episode where training stands, and its batches from there on."""
@@ -158,19 +147,20 @@ def main() -> None:
     asked, stopped = StopRequest(), False
     with progress(total=last - first, initial=state.global_step - first, unit="steps", label="train") as bar:
         while state.global_step < last and not stopped:
-            learning_rate, weights = rate.at(state.global_step), step.objective.weights.clone()
-            batches, following = next(steps)
+            learning_rate, (batches, following) = rate.at(state.global_step), next(steps)
             result = step(batches, learning_rate, bool(asked))
             state.advance(following, result.skipped)
             stopped = result.stop
             done, at_end = state.global_step - first, state.global_step == last or stopped
             if result.skipped:
-                note_skipped(args, state)
+                note_skipped(state, args.max_skipped_steps, args.output_dir, args.init_model_dir)
             state.ended = state.global_step == last
             entry = at_end or done % args.logging_steps == 0
-            log.step(state.global_step, result, weights, learning_rate, entry)
+            held = log.step(state.global_step, result, learning_rate, entry)
+            if held and held.steps == done:  # the first entry, also of steps before an interruption
+                note_few_clusters(step.objective, held)
             if at_end or (args.save_steps and done % args.save_steps == 0):
-                state.unlogged = log.losses.state()
+                state.unlogged = log.unlogged.state()
                 log.flush()
                 folder = save(args.output_dir, encoder, tokenizer, *lengths, step, state)
                 say(f"step {state.global_step}: loss {log.loss:.4f}, saved {folder}")

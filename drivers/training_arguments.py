@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.dro import OBJECTIVES
+from model.dro import objective_name
 from model.hyperparameters import PUBLISHED
 from utils.runtime.arguments import LengthArguments, ModelArguments, check_at_least_one, option, required
 from utils.runtime.errors import InputError
@@ -54,7 +54,15 @@ class Arguments(ModelArguments, LengthArguments):
     )
     group: int = option(0, "1: use the clusters, or groups by name, of the mined file; 0: plain ERM")
     n_groups: int = option(50, "clusters or groups, as many as were mined with; 0: as many as those are")
-    dro_type: str = option("idro", "idro or dro-greedy, in upper or lower case")
+    dro_type: str = option("idro", "idro, dro-greedy or balanced (clusters alike), in upper or lower case")
+    absent: str = option(
+        "drop",
+        "iDRO, of a cluster that is absent from a step: drop: it falls to the least weight, as published; keep: it "
+        "keeps its own",
+    )
+    normalize_weights: bool = option(
+        False, "iDRO, DRO-greedy: a step's coefficients sum to 1, whichever clusters are in it"
+    )
     alpha: float = option(0.25, "iDRO: power of the losses; DRO-greedy: share of the data that weighs most")
     ema: float = option(0.1, "iDRO: power of the old weights; DRO-greedy: decay of the running means")
     rho: float = option(0.05, "iDRO: step size of the weights")
@@ -75,9 +83,15 @@ class Arguments(ModelArguments, LengthArguments):
         self.result_dir = self.result_dir or self.ann_dir
         self.init_model_dir = self.init_model_dir or self.model_name_or_path
         self.log_dir = self.log_dir or str(Path(self.output_dir, "logs"))
-        self.objective = self.dro_type.lower() if self.group else "erm"
-        if self.objective not in OBJECTIVES:
-            raise InputError(f"--dro_type {self.dro_type!r} is unknown; there are {', '.join(OBJECTIVES)}")
+        if self.absent not in ("drop", "keep"):
+            raise InputError(f"--absent is {self.absent!r}; it can be drop or keep")
+        kind, keep = self.dro_type if self.group else "erm", self.absent == "keep"
+        try:
+            self.objective = objective_name(kind, keep_absent=keep, normalize=self.normalize_weights)
+        except ValueError as error:
+            flags = [f"--dro_type {self.dro_type}" if self.group else "--group 0"]
+            flags += ["--absent keep"] * keep + ["--normalize_weights"] * self.normalize_weights
+            raise InputError(f"{' '.join(flags)}: {error}") from None
         self.follow = self.round == -1
         if self.round < -1:
             raise InputError(f"--round is {self.round}; an episode counts from 0, and -1 follows the newest")

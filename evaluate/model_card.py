@@ -25,6 +25,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from evaluate.metrics_file import COLLAPSED, RunMetrics
 from evaluate.reporting.loading_program import transformers_program
+from evaluate.reporting.objectives import in_sentences, name_of
 from evaluate.reporting.tables import markdown
 from model.reading import HEAD_LAYERS, HeadLayer, Reading, declared_lengths, declared_reading
 from utils.runtime.arguments import option, parse, required
@@ -40,13 +41,6 @@ from utils.stores.token_store import TokenStore
 
 LICENSES = Path(__file__).with_name("licenses.txt")  # of https://huggingface.co/docs/hub/repositories-licenses
 STORES = {"passages": "passages", "train-query": "training queries", "dev-query": "dev queries"}
-OBJECTIVES = {
-    "idro": "The {} of the training queries were re-weighted by iDRO (COCO-DR, "
-    "[arXiv:2210.15212](https://arxiv.org/abs/2210.15212)).",
-    "dro-greedy": "The {} of the training queries were re-weighted by DRO-greedy (after "
-    "[arXiv:1911.08731](https://arxiv.org/abs/1911.08731)).",
-    "erm": "All training queries counted alike (ERM).",
-}
 OTHER_LICENSE = (
     "The license field says `other`: the weights inherit the terms of the checkpoint that training began with and of "
     "the data, and nobody has said yet which those are."
@@ -101,9 +95,9 @@ class Checkpoint:
 
 
 def objective_of(run: RunFolder) -> str:
-    """A sentence about what was weighed, and how."""
+    """Sentences about what was weighed, and how."""
     groups = run.settings.get("QUERY_GROUPS", "clusters")  # a version before groups by name has none
-    return OBJECTIVES.get(run.setting("OBJECTIVE"), "").format("clusters" if groups == "clusters" else "named groups")
+    return in_sentences(name_of(run), "cluster" if groups == "clusters" else "named group")
 
 
 def is_hub_name(name: str) -> bool:

@@ -39,6 +39,7 @@ from evaluate.reporting.finished_run import (
     trained_episodes,
 )
 from evaluate.reporting.mined_negatives import ShownExample, filtered_episodes, shown_examples, why_left_out
+from evaluate.reporting.objectives import in_short, name_of
 from evaluate.reporting.report_pictures import (
     Clusters,
     Picture,
@@ -55,15 +56,10 @@ from utils.runtime.plain_text import printable, without_folders
 from utils.stores.embedding_store import has_embeddings
 from utils.stores.files import atomic_file
 from utils.stores.run_folder import RunFolder
-from utils.stores.training_log import log_evaluation
+from utils.stores.training_log import STEP_CURVES, log_evaluation
 
 BASELINE = "BM25"  # the row that is not of a checkpoint
 TEMPLATE = "report.html.jinja"
-OBJECTIVES = {
-    "idro": "{}s re-weighted by iDRO",
-    "dro-greedy": "{}s re-weighted by DRO-greedy",
-    "erm": "all queries alike (ERM)",
-}
 FACTS = {  # the settings that matter most, and what they say
     "CHECKPOINT": "initial checkpoint",
     "DATA_DIR": "training collection",
@@ -122,6 +118,15 @@ def read_examples(run: RunFolder, number: int) -> tuple[list[ShownExample], str]
         return [], why_left_out(error, run)
 
 
+def steps_table(episodes: Sequence[TrainedEpisode]) -> list[dict]:
+    """A row an episode: what its steps held in the mean; none of a version that did not log it."""
+    return [
+        {"episode": episode.number + 1, **{name: episode.step_clusters.get(name) for name in STEP_CURVES}}
+        for episode in episodes
+        if episode.step_clusters
+    ]
+
+
 def _shown(value: object) -> object:
     """What stands for a value on the page, before it is escaped; `Markup` is of the template itself."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
@@ -150,6 +155,7 @@ def render(run: RunFolder) -> tuple[str, list[Picture]]:
         drawn["clusters"] = picture_of_clusters(clusters, run.initial_embeddings)
     else:
         say(f"warning: {run.initial_embeddings}: holds no embeddings of train-query: the map of clusters is left out")
+    objective = name_of(run)
     settings = {name: without_folders(value) for name, value in run.settings.items()}
     facts = settings | {"ZERO_SHOT": ", ".join(table.zero_shot)}
     facts["DATA_DIR"] = settings.get("DATA_FROM") or settings["DATA_DIR"]  # what the user calls it
@@ -164,9 +170,9 @@ def render(run: RunFolder) -> tuple[str, list[Picture]]:
     )
     page = environment.get_template(TEMPLATE).render(
         name=run.path.resolve().name,
-        objective=OBJECTIVES.get(run.setting("OBJECTIVE"), run.setting("OBJECTIVE")).format(clusters.kind),
+        objective=in_short(objective, clusters.kind),
         kind=clusters.kind,
-        weighted=run.setting("OBJECTIVE") != "erm",
+        weighted=objective != "erm",
         facts={label: facts[name] for name, label in FACTS.items() if facts.get(name)},
         last_step=table.step,
         columns=table.columns,
@@ -175,6 +181,7 @@ def render(run: RunFolder) -> tuple[str, list[Picture]]:
         comparison=comparison,
         pictures=drawn,
         of_episodes=of_episodes,
+        steps=steps_table(shown),
         all_episodes=len(episodes),
         clusters=cluster_table(clusters, gains, first),
         has_weights=first is not None,

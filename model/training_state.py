@@ -62,7 +62,11 @@ def resume(
         )
     for flag, asked, found in (
         ("optimizer", optimizer, saved.optimizer),
-        ("dro_type", objective if inside else saved.objective, saved.objective),
+        (
+            "dro_type (with --absent and --normalize_weights)",
+            objective if inside else saved.objective,
+            saved.objective,
+        ),
     ):
         if asked != found:
             raise InputError(

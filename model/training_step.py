@@ -24,12 +24,15 @@ from utils.runtime.precision import Precision
 class StepResult:
     """What a step saw. `loss`: mean l_i; `cluster_losses` f_g and `counts` n_g, (K,); `skipped`: not finite.
 
-    `stop`: a process was asked to stop, the same in all of them.
+    `weights`: those of the clusters that it was taken with, and `at_eps` where they are at the least, (K,). `stop`: a
+    process was asked to stop, the same in all of them.
     """
 
     loss: Tensor
     cluster_losses: Tensor
     counts: Tensor
+    weights: Tensor
+    at_eps: Tensor
     gradient_norm: Tensor
     skipped: bool
     stop: bool
@@ -88,11 +91,13 @@ class TrainingStep:
         finite, comparable, stop = torch.stack([norm.isfinite(), compared.isfinite(), asked[0] > 0]).tolist()
         if self.scaler.is_enabled() or finite:  # the scaler skips by itself, and learns from it
             self.scaler.step(self.optimizer)
+        weights = self.objective.weights.clone()
         if comparable:
             self.objective.update(cluster_losses, counts, products)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(loss_sums.sum() / counts.sum(), cluster_losses, counts, norm, not finite, stop)
+        seen = loss_sums.sum() / counts.sum(), cluster_losses, counts
+        return StepResult(*seen, weights, weights <= self.objective.eps, norm, not finite, stop)
 
     def _accumulate(self, batch: TripletBatch, counts: Tensor, last: bool) -> Tensor:
         """Forward and backward of one batch; gradients are exchanged with the other processes on the last one."""

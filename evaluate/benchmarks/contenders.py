@@ -149,7 +149,7 @@ def make_step(
     optimizer: str = "lamb",
     make_model: Callable[[Encoder, GroupGradients | None], nn.Module] = TripletModel,
 ) -> TrainingStep:
-    """A training step by its contender's name: erm, dro-greedy, idro, sketch (iDRO's with sketch_dim) or published.
+    """A training step by its contender's name: an objective's, sketch (iDRO's with sketch_dim) or published.
 
     `make_model` makes what computes a batch's losses from the encoder, and from the watch where there is one.
     """

@@ -2,7 +2,7 @@
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from utils.stores.episode import newest_episode, read_result
 from utils.stores.files import read_json
 from utils.stores.run_folder import RunFolder
 from utils.stores.token_store import TokenStore
-from utils.stores.training_log import cluster_curves
+from utils.stores.training_log import STEP_CURVES, cluster_curves
 
 POINTS_A_CURVE = 1_000  # a longer one is thinned out
 CLUSTER_MEASURE = "mrr@10"
@@ -38,6 +38,10 @@ class Curve:
         steps = sorted(points)
         return cls(np.array(steps, np.int64), np.array([points[step] for step in steps], np.float64))
 
+    def mean(self, first: int) -> float:
+        """The mean over the steps from `first` + 1 on; each point is that of the steps since the point before."""
+        return float(np.average(self.values, weights=np.diff(self.steps, prepend=first)))
+
     def between(self, first: int, last: int) -> "Curve":
         """The points of steps `first` + 1 … `last`: those that a training from `first` to `last` has logged."""
         chosen = (first < self.steps) & (self.steps <= last)
@@ -46,13 +50,18 @@ class Curve:
 
 @dataclass(frozen=True)
 class TrainedEpisode:
-    """An episode that steps `first` + 1 … `last` were trained on; curves by cluster, none where it was ERM."""
+    """An episode that steps `first` + 1 … `last` were trained on; curves by cluster, none where it was ERM.
+
+    `step_clusters` are means over its steps, by the names of `utils.stores.training_log.STEP_CURVES`; empty where a
+    version before these has logged it.
+    """
 
     number: int
     first: int
     last: int
     weights: dict[int, Curve]
     losses: dict[int, Curve]
+    step_clusters: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -158,6 +167,10 @@ def trained_episodes(run: RunFolder) -> list[TrainedEpisode]:
         found = (re.fullmatch(rf"{name}/(\d+)", tag) for tag in tags)
         return {int(match[1]): read(match[0]) for match in found if match}
 
+    def of_steps(first: int, last: int) -> dict[str, float]:
+        found = {name: read(curve).between(first, last) for name, curve in STEP_CURVES.items()}
+        return {name: curve.mean(first) for name, curve in found.items() if len(curve.steps)}
+
     weights, losses = by_cluster("cluster_weight"), by_cluster("cluster_loss")
     starts, last = read("episode"), int(read("loss").steps.max(initial=0))
     ends = [*starts.steps[1:].tolist(), last]
@@ -168,6 +181,7 @@ def trained_episodes(run: RunFolder) -> list[TrainedEpisode]:
             end,
             {cluster: curve.between(first, end) for cluster, curve in weights.items()},
             {cluster: curve.between(first, end) for cluster, curve in losses.items()},
+            of_steps(first, end),
         )
         for number, first, end in zip(starts.values.tolist(), starts.steps.tolist(), ends, strict=False)
     ]

@@ -1,10 +1,12 @@
-"""Where training ends."""
+"""Where training ends, and which flags name an objective."""
 
 from types import SimpleNamespace
 
 import pytest
 
 from drivers.run_ann import last_step
+from drivers.training_arguments import Arguments
+from utils.runtime.errors import InputError
 from utils.stores.checkpoint import TrainerState
 
 
@@ -31,3 +33,40 @@ def test_a_checkpoint_that_is_longer_than_what_is_asked_for_ends_where_it_is():
     for shorter in (10, 9, 0):  # steps; 0: one pass, which has just ended
         assert last_step(SimpleNamespace(follow=False, max_steps=shorter), state, None, 8) == 110
     assert last_step(SimpleNamespace(follow=True, total_training_steps=50), state, None, 8) == 110
+
+
+def arguments(**flags) -> Arguments:
+    return Arguments(data_dir="data", ann_dir="mined", output_dir="models", **flags)
+
+
+def test_an_objective_is_named_by_its_flags():
+    assert arguments().objective == arguments(dro_type="none", group=0).objective == "erm"
+    assert arguments(group=1).objective == "idro"
+    assert arguments(group=1, dro_type="Balanced").objective == "balanced"
+    assert arguments(group=1, dro_type="dro-greedy", normalize_weights=True).objective == "dro-greedy+normalized"
+    assert arguments(group=1, absent="keep", normalize_weights=True).objective == "idro+keep+normalized"
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (
+            {"group": 1, "dro_type": "vrex"},
+            "--dro_type vrex: the objective 'vrex' is unknown; there are erm, balanced",
+        ),
+        ({"group": 1, "absent": "stay"}, "--absent is 'stay'; it can be drop or keep"),
+        ({"absent": "keep"}, "--group 0 --absent keep: erm takes no weight from a cluster for its absence"),
+        (
+            {"group": 1, "dro_type": "dro-greedy", "absent": "keep"},
+            "--dro_type dro-greedy --absent keep: dro-greedy tak",
+        ),
+        (
+            {"group": 1, "dro_type": "balanced", "normalize_weights": True},
+            "--normalize_weights: the coefficients of bal",
+        ),
+        ({"normalize_weights": True}, "--group 0 --normalize_weights: the coefficients of erm sum to 1"),
+    ],
+)
+def test_options_that_an_objective_has_no_use_for_are_refused(flags, reason):
+    with pytest.raises(InputError, match=reason):
+        arguments(**flags)

@@ -62,10 +62,10 @@ def log_training(run: Path, episode: int, first: int, last: int, clusters: int, 
     log.metrics(first, {"episode": episode, "ndcg": 0.1, **dict.fromkeys(MEASURES, 0.1), **named})
     for step in range(first + 1, last + 1):
         losses, counts = torch.arange(float(clusters)) + step, torch.arange(clusters) != step % clusters
-        result = SimpleNamespace(
-            loss=torch.tensor(1.0), gradient_norm=torch.tensor(1.0), cluster_losses=losses, counts=counts
-        )
-        log.step(step, result, torch.full((clusters,), 1 / step), 0.1)
+        of_step = {"loss": torch.tensor(1.0), "gradient_norm": torch.tensor(1.0)}
+        weights = torch.full((clusters,), 1 / step)
+        held = {"counts": counts, "weights": weights, "at_eps": weights <= 0.2}
+        log.step(step, SimpleNamespace(**of_step, cluster_losses=losses, **held), 0.1)
     log.close()
     files = sorted((run / "logs").glob("events.*"), key=lambda path: path.stat().st_mtime_ns)
     files[-1].rename(run / "logs" / f"events.out.tfevents.{len(files):010d}")

@@ -72,3 +72,14 @@ def test_another_optimizer_or_objective_inside_an_episode_is_refused(saved, name
     encoder, _, checkpoint = saved
     with pytest.raises(InputError, match=f"was trained with {NAMES[name]}, and .* asks for erm; go on with"):
         resume(checkpoint, read_trainer_state(checkpoint), make_step(encoder, 4), round=0, **NAMES | {name: "erm"})
+
+
+def test_an_option_more_is_another_objective_and_the_flags_are_named(saved):
+    encoder, _, checkpoint = saved
+    asked = NAMES | {"objective": "dro-greedy+normalized"}
+    told = (
+        r"trained with dro-greedy, and --dro_type \(with --absent and --normalize_weights\) asks for "
+        r"dro-greedy\+normalized; go on with dro-greedy$"
+    )
+    with pytest.raises(InputError, match=told):
+        resume(checkpoint, read_trainer_state(checkpoint), make_step(encoder, 4), round=0, **asked)

@@ -49,8 +49,8 @@ class TrainerState:
     `round` is the episode and `episode_step` the steps done in it; `position` is the triplet, in the mined file's
     order, that the next step begins with, and `mined_sha256` that file's SHA-256; `ended` says that the episode's
     training was done with this step. `skipped_steps` had a gradient that was not finite, of which `skipped_in_a_row`
-    are the last ones; `dro` is the objective's own state as plain lists, `unlogged` that of the losses that no log
-    entry has yet (`utils.stores.training_log.MeanLosses`).
+    are the last ones; `dro` is the objective's own state as plain lists, `unlogged` that of the steps that no log
+    entry has yet (`utils.stores.training_log.UnloggedSteps`).
     """
 
     round: int = 0
