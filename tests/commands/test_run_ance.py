@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from data import msmarco_data
+from drivers.training_arguments import Arguments
+from evaluate.reporting.objectives import name_of
+from model.dro import OBJECTIVES
 from tests import tiny_run
 from tests.commands.stub_environment import Call, Checkout, settings_of
 from tests.tiny import tiny_bert_tokenizer
@@ -78,7 +81,13 @@ def only(calls: list[Call], script: str) -> list[dict[str, str]]:
         (["--steps", "1e3"], "STEPS is '1e3'"),
         (["--episodes", "none"], "EPISODES is 'none'"),
         (["--model_size", "huge"], "MODEL_SIZE is 'huge'; it can be: base large"),
-        (["--objective", "vrex"], "OBJECTIVE is 'vrex'; it can be: idro dro-greedy erm"),
+        (["--objective", "vrex"], "OBJECTIVE is 'vrex'; it can be: idro dro-greedy balanced erm"),
+        (["--absent", "stay"], "ABSENT is 'stay'; it can be: drop keep"),
+        (
+            ["--absent=keep", "--objective=balanced"],
+            "ABSENT is keep, and OBJECTIVE is balanced, which takes no weight",
+        ),
+        (["--normalize_weights=1", "--objective=erm"], "and OBJECTIVE is erm, whose coefficients sum to 1 in every"),
         (["--async", "yes"], "ASYNC is 'yes'; it can be: 0 1"),
         (["--async", "1", "--launcher", "mpirun"], "LAUNCHER is set, and ASYNC has two of its own"),
         (["--async", "1", "--num_training_steps", "9"], "cannot be set with ASYNC, where both are EPISODES x STEPS"),
@@ -189,10 +198,10 @@ def test_the_published_hyperparameters_reach_the_drivers(run, size, steps, batch
         assert flags | {"max_steps": steps, "per_gpu_train_batch_size": batch, "warmup_steps": "3000"} == flags
         assert flags | {"num_training_steps": "60000", "total_training_steps": "300000"} == flags
         assert flags | {"learning_rate": "5e-6", "optimizer": "lamb", "fp16": "", "model_size": size} == flags
-        assert flags | {"dro_type": "idro", "group": "1", "n_groups": "50"} == flags
+        assert flags | {"dro_type": "idro", "absent": "drop", "group": "1", "n_groups": "50"} == flags
         assert flags | {"alpha": "0.25", "ema": "0.1", "rho": "0.05", "eps": "0.01"} == flags
         assert flags | {"idro_layers": "0", "idro_sketch_dim": "0", "gradient_accumulation_steps": "1"} == flags
-        assert not {"single_warmup", "gradient_checkpointing"} & set(flags)
+        assert not {"single_warmup", "gradient_checkpointing", "normalize_weights"} & set(flags)
     assert {call.processes for call in calls if "run_ann" in call.script} == {1}, "no GPU: one process"
 
 
@@ -269,6 +278,8 @@ def test_the_evaluation_finds_the_miners_embeddings(run):
         ("CHECKPOINT", "bert-base-uncased", "some where/initial"),
         ("MODEL_TYPE", "rdot_nll", "rdot_nll_condenser"),
         ("IDRO_SKETCH_DIM", "64", "0"),
+        ("ABSENT", "keep", "drop"),
+        ("NORMALIZE_WEIGHTS", "1", "0"),
         ("ASYNC", "1", "0"),
     ],
 )
@@ -389,6 +400,28 @@ def test_a_share_of_scores_is_refused_for_vectors_of_any_length_before_the_data_
     refused = run(MAX_RELATIVE_SCORE="0.95")
     assert (refused.returncode, "give MIN_MARGIN instead" in refused.stderr) == (2, True)
     assert names(run.calls()) == READING[:1]
+def test_a_run_of_a_version_without_options_of_objectives_goes_on_as_published(run):
+    assert run().returncode == 0
+    settings = run.out / "settings.train"
+    settings.write_text(re.sub(r"^(ABSENT|NORMALIZE_WEIGHTS).*\n", "", settings.read_text(), flags=re.MULTILINE))
+    assert name_of(RunFolder(run.out)) == "idro"
+    for name, was, value in (("ABSENT", "drop", "keep"), ("NORMALIZE_WEIGHTS", "0", "1")):
+        refused = run(**{name: value})
+        assert (refused.returncode, f"{name} was '{was}' and is '{value}'" in refused.stderr) == (2, True)
+    assert run().returncode == 0
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_trainer_is_asked_for_the_objective_that_the_run_is_later_said_to_have(run, name):
+    kind, *options = name.split("+")
+    flags = ["--objective", kind, "--absent", "keep" if "keep" in options else "drop"]
+    finished = run(*flags, "--normalize_weights", int("normalized" in options), EPISODES=1)
+    assert finished.returncode == 0, finished.stderr
+    (told,) = only(run.calls(), "run_ann")
+    asked = {flag: told[flag] for flag in ("dro_type", "absent")} | {"group": int(told["group"])}
+    asked["normalize_weights"] = "normalize_weights" in told
+    assert Arguments(data_dir="data", ann_dir="mined", output_dir="models", **asked).objective == name
+    assert name_of(RunFolder(run.out)) == name
 
 
 def test_sources_that_are_not_there_are_said_before_anything_is_tokenized(run):

@@ -2,7 +2,10 @@
 
 import pytest
 
+from evaluate.reporting.objectives import name_of
+from model.dro import OBJECTIVES
 from tests.commands.stub_environment import Checkout
+from utils.stores.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -63,7 +66,12 @@ def test_all_train_on_what_the_first_has_mined_and_are_compared(checkout):
         (["--out_dir"], "--out_dir wants a value"),
         (["--step"], "--step wants a value"),
         (["--step", 1], "unknown argument '--step'"),
-        (["--objectives", "erm,idro"], "OBJECTIVES names 'erm,idro'; there are erm dro-greedy idro"),
+        (
+            ["--objectives", "erm,idro"],
+            "OBJECTIVES names 'erm,idro'; there are erm balanced dro-greedy[+normalized] idro",
+        ),
+        (["--objectives", "idro+normalized+keep"], "OBJECTIVES names 'idro+normalized+keep'"),
+        (["--absent=keep"], "--absent is not a setting here"),
         (["--seeds", "1,2"], "SEEDS names '1,2', which is no whole number"),
         (["--seeds", " "], "name at least one of each"),
         (["--seeds", "1 2 1"], "names one twice"),
@@ -75,6 +83,16 @@ def test_misuse_is_told_before_anything_runs(checkout, flags, reason):
     assert finished.returncode == 2
     assert reason in finished.stderr
     assert checkout.calls() == []
+
+
+def test_every_objective_can_be_compared_by_its_name(checkout):
+    flags = ("--seeds", "3", "--objectives", " ".join(OBJECTIVES))
+    finished = checkout.run("run_comparison.sh", *flags, **SETTINGS, ABSENT="keep", NORMALIZE_WEIGHTS=1)
+    assert finished.returncode == 0, finished.stderr
+    calls = checkout.calls()
+    out = checkout.work / "the out"
+    assert calls[-1].values[-len(OBJECTIVES) :] == [f"{name}={out}/{name}-3" for name in OBJECTIVES]
+    assert [name_of(RunFolder(out / f"{name}-3")) for name in OBJECTIVES] == list(OBJECTIVES)
 
 
 def test_runs_that_would_begin_elsewhere_are_refused(checkout):

@@ -54,10 +54,10 @@ def main(monkeypatch):
 
 
 def test_means_over_seeds_and_the_gain_over_the_first_objective(main, tmp_path, capsys):
-    for name, gain in (("erm", 0.1), ("idro", 0.4)):
+    for name, gain in (("erm", 0.1), ("idro+keep", 0.4)):
         for seed in (1, 2):
             write_run(tmp_path / f"{name}-{seed}", seed, gain)
-    objectives = [f"{name}={tmp_path}/{name}-1,{tmp_path}/{name}-2" for name in ("erm", "idro")]
+    objectives = [f"{name}={tmp_path}/{name}-1,{tmp_path}/{name}-2" for name in ("erm", "idro+keep")]
     main("--out_dir", tmp_path, "--step", 9, "--objectives", *objectives)
     found = json.loads((tmp_path / "objectives.json").read_text())
 
@@ -66,11 +66,11 @@ def test_means_over_seeds_and_the_gain_over_the_first_objective(main, tmp_path, 
         return np.array([value["mrr@10"] for value in values.values()])
 
     for seed in (1, 2):
-        values = dev(f"idro-{seed}")
-        mean, worst, _ = found["reached"]["idro"][seed - 1]
+        values = dev(f"idro+keep-{seed}")
+        mean, worst, _ = found["reached"]["idro+keep"][seed - 1]
         assert mean == pytest.approx(values.mean())
         assert worst == pytest.approx(min(values[cluster == ASSIGNMENT].mean() for cluster in range(CLUSTERS)))
-    for low, high in found["intervals"]["idro"]:  # the same values but for 0.3 in each
+    for low, high in found["intervals"]["idro+keep"]:  # the same values but for 0.3 in each
         assert low == pytest.approx(0.3)
         assert high == pytest.approx(0.3)
     printed = capsys.readouterr().out

@@ -18,8 +18,9 @@ from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from evaluate import compare_runs, report, results_table
-from evaluate.reporting import pictures, report_pictures
+from evaluate.reporting import finished_run, pictures, report_pictures
 from evaluate.reporting.finished_run import (
+    Curve,
     cluster_gains,
     metric_curves,
     read_results,
@@ -171,6 +172,32 @@ def test_tables_are_those_of_the_results(run):
     weight = np.mean([1 / step for step in range(1, STEP + 1)])
     loss = np.mean([2 + step for step in range(1, STEP + 1) if step % 3 != 2])  # of cluster 2, as it was logged
     assert f"<td>{weight:.3f}</td><td>{loss:.3f}</td>" in text
+    # Two of three clusters in each step, which weigh 1 / step, from the fifth step on the least weight.
+    row = f"<td>2.0 of 3</td><td>2.0</td><td>{(STEP - 4) / STEP:.2f}</td><td>{2 * weight:.2f}</td>"
+    assert f'<th scope="row">1</th>{row}' in text
+
+
+def test_a_mean_over_steps_weighs_each_point_by_the_steps_that_it_stands_for():
+    values = np.arange(11.0)
+    curve = Curve.of({14: values[:4].mean(), 18: values[4:8].mean(), 21: values[8:].mean()})
+    assert curve.mean(10) == pytest.approx(values.mean())
+
+
+def test_logs_of_a_version_that_counted_no_clusters_a_step_are_shown_without_that_table(run, monkeypatch):
+    monkeypatch.setattr(finished_run, "STEP_CURVES", {})
+    call(report, "--run_dir", run)
+    text = Page(run / "report.html").text
+    assert "What a training step held" not in text
+    assert "Weights and losses" in text
+
+
+def test_the_objective_stands_in_the_head_with_its_options(run):
+    (run / "settings.train").write_text("OBJECTIVE=idro\nABSENT=keep\nNORMALIZE_WEIGHTS=1\n")
+    call(report, "--run_dir", run)
+    assert (
+        "trained by ANCE, clusters re-weighted by iDRO (idro+keep+normalized): 7 steps"
+        in Page(run / "report.html").text
+    )
 
 
 def test_pictures_are_files_and_in_tensorboard_once(run):
@@ -336,7 +363,7 @@ def test_a_run_that_mined_beside_training_shows_the_episodes_it_trained_on(run):
 def test_each_table_has_a_caption_and_what_was_run_comes_first(run):
     call(report, "--run_dir", run)
     content = (run / "report.html").read_text()
-    assert content.count("<caption>") == content.count("<table") == 4
+    assert content.count("<caption>") == content.count("<table") == 5
     facts = html.unescape(content[content.index("<dl") : content.index("</dl>")])
     for name, value in (
         ("initial checkpoint", "initial"),
