@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Compares objectives, such as ERM, DRO-greedy and iDRO: trained from the same start on the same mined negatives, with several seeds.
+# Compares objectives, ERM, DRO-greedy and iDRO by default: trained from the same start on the same mined negatives,
+# with several seeds.
 #
 #     bash commands/run_comparison.sh                        on the demo's collection: half an hour on 2 cores
 #     bash commands/run_comparison.sh --data_dir msmarco --out_dir runs/comparison --checkpoint OpenMatch/cocodr-base

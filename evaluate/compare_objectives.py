@@ -1,7 +1,7 @@
 """Compares training objectives: the same start, the same mined negatives, several seeds (commands/run_comparison.sh).
 
     python evaluate/compare_objectives.py --out_dir OUT --step 100 --objectives \\
-        erm=OUT/erm-1,OUT/erm-2 idro=OUT/idro-1,OUT/idro-2
+        erm=OUT/erm-1,OUT/erm-2 idro+keep=OUT/idro+keep-1,OUT/idro+keep-2
 
 An objective is NAME=RUN_DIR[,RUN_DIR…], the folders of commands/run_ance.sh's runs with a seed each; the first is
 what the others are compared with. Prints, for the checkpoint after --step steps, the mean over the seeds of the dev

@@ -1,6 +1,8 @@
 import pytest
+import torch
 
-from evaluate.benchmarks.contenders import Processes
+from evaluate.benchmarks.contenders import Processes, make_encoder, make_step
+from model.dro import OBJECTIVES
 from utils.runtime.errors import InputError
 
 
@@ -19,3 +21,10 @@ def test_processes_work_when_it_is_their_turn_and_one_that_fails_ends_the_others
         with pytest.raises(InputError, match="the contender other has failed"):
             processes.take_turns(first=1)
     assert "this is how it fails" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_is_a_contender_by_its_name(name):
+    step = make_step(name, make_encoder("tiny", vocabulary=50), 4, False, torch.device("cpu"))
+    assert step.objective.name == name
+    assert (step.watch is not None) == name.startswith("idro")
