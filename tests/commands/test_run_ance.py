@@ -400,6 +400,8 @@ def test_a_share_of_scores_is_refused_for_vectors_of_any_length_before_the_data_
     refused = run(MAX_RELATIVE_SCORE="0.95")
     assert (refused.returncode, "give MIN_MARGIN instead" in refused.stderr) == (2, True)
     assert names(run.calls()) == READING[:1]
+
+
 def test_a_run_of_a_version_without_options_of_objectives_goes_on_as_published(run):
     assert run().returncode == 0
     settings = run.out / "settings.train"
