@@ -59,8 +59,11 @@ class Arguments:
     beir_dir: str = required("where the zero-shot collection is written, in BEIR's layout")
     max_passages: int = option(5_000, "passages of the training collection at most")
     max_zero_shot_passages: int = option(1_500, "passages of the zero-shot collection at most")
+    dev_queries: int = option(0, "queries held out of training; 0: a tenth, at least 300")
 
     def __post_init__(self) -> None:
+        if self.dev_queries < 0:
+            raise InputError(f"--dev_queries is {self.dev_queries}; a number of queries is needed, or 0: a tenth")
         if self.max_passages < 2 or self.max_zero_shot_passages < 1:
             raise InputError("--max_passages must be at least 2 and --max_zero_shot_passages at least 1")
 
@@ -223,14 +226,19 @@ def choose(collection: Collection, most: int) -> Collection:
     )
 
 
-def split_queries(queries: list[str]) -> tuple[list[str], list[str]]:
-    """(train, dev) in the given order; dev is a tenth, or LEAST_DEV_QUERIES, and never above a half."""
-    count = min(max(int(DEV_SHARE * len(queries)), LEAST_DEV_QUERIES), len(queries) // 2)
+def split_queries(queries: list[str], dev_queries: int = 0) -> tuple[list[str], list[str]]:
+    """(train, dev) in the given order; dev are so many, or 0: a tenth, or LEAST_DEV_QUERIES, and never above a half.
+
+    What is dev of fewer is so of more. `InputError` where more than half of the queries are asked for.
+    """
+    if dev_queries > len(queries) // 2:
+        raise InputError(f"--dev_queries is {dev_queries}, and half of the {len(queries):,} queries must be left")
+    count = dev_queries or min(max(int(DEV_SHARE * len(queries)), LEAST_DEV_QUERIES), len(queries) // 2)
     dev = set(sorted(queries, key=text_hash)[:count])
     return [query for query in queries if query not in dev], [query for query in queries if query in dev]
 
 
-def write_msmarco(collection: Collection, folder: Path) -> tuple[int, int]:
+def write_msmarco(collection: Collection, folder: Path, dev_queries: int = 0) -> tuple[int, int]:
     """Writes the collection in MS MARCO's layout, numbers as ids, and returns its train and dev query counts."""
     last = folder / "qrels.dev.small.tsv"  # a folder with this file is whole
     last.unlink(missing_ok=True)
@@ -238,7 +246,7 @@ def write_msmarco(collection: Collection, folder: Path) -> tuple[int, int]:
     query_ids = {query: number for number, query in enumerate(collection.positives)}
     with atomic_file(folder / "collection.tsv") as handle:
         handle.writelines(f"{number}\t{passage}\n" for passage, number in passage_ids.items())
-    train, dev = split_queries(list(query_ids))
+    train, dev = split_queries(list(query_ids), dev_queries)
     for name, queries in (("train", train), ("dev.small", dev)):
         with atomic_file(folder / f"queries.{name}.tsv") as handle:
             handle.writelines(f"{query_ids[query]}\t{query}\n" for query in queries)
@@ -275,6 +283,7 @@ def build(
     beir_dir: Path,
     max_passages: int,
     max_zero_shot_passages: int,
+    dev_queries: int = 0,
 ) -> None:
     """Reads the libraries (name → folder) and writes both collections, the zero-shot one without training's texts."""
     pairs = collect_pairs({**training_roots, **zero_shot_roots})
@@ -289,7 +298,7 @@ def build(
     zero_shot = choose(merge(zero_shot_pairs), max_zero_shot_passages)
     if len(training.positives) < 2 or not zero_shot.positives:
         raise InputError("the libraries hold too few docstrings with a summary and a body to make a collection")
-    train, dev = write_msmarco(training, msmarco_dir)
+    train, dev = write_msmarco(training, msmarco_dir, dev_queries)
     _say_counts("training", training, f"{train:,} train and {dev:,} dev queries", msmarco_dir)
     write_beir(zero_shot, beir_dir)
     _say_counts("zero-shot", zero_shot, f"{len(zero_shot.positives):,} queries", beir_dir)
@@ -310,6 +319,7 @@ def main() -> None:
         Path(args.beir_dir),
         args.max_passages,
         args.max_zero_shot_passages,
+        args.dev_queries,
     )
 
 

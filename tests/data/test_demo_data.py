@@ -122,6 +122,18 @@ def test_dev_is_a_tenth_of_a_large_collection_chosen_by_text_alone(monkeypatch):
     assert set(demo_data.split_queries(queries[::-1])[1]) == set(dev)
 
 
+def test_as_many_dev_queries_as_are_asked_for_and_those_of_fewer_among_them(monkeypatch):
+    monkeypatch.setattr(demo_data, "LEAST_DEV_QUERIES", 20)
+    queries = [f"query {i}" for i in range(400)]
+    train, dev = demo_data.split_queries(queries, 150)
+    assert (len(train), len(dev)) == (250, 150)
+    assert not set(train) & set(dev)
+    assert set(demo_data.split_queries(queries)[1]) < set(dev)
+    assert len(demo_data.split_queries(queries, 200)[1]) == 200
+    with pytest.raises(InputError, match="--dev_queries is 201"):
+        demo_data.split_queries(queries, 201)
+
+
 def test_texts_equal_but_for_white_space_are_one_passage_and_one_query(tmp_path):
     spread = BODY.replace(" gives", "\n\n      gives\t").replace("rows ", "rows   ")
     pairs = collected(
