@@ -3,10 +3,13 @@
 #
 #     bash commands/run_benchmarks.sh [--out_dir DIR]
 #     SHAPE=base TRIPLETS=16 bash commands/run_benchmarks.sh
+#     bash commands/run_benchmarks.sh quality
 #
 # OUT_DIR gets a JSON file of each benchmark, benchmarks.json with all of them, and benchmarks.md. All is measured anew
 # at every run, in float32 and, where the hardware has it, in mixed precision; only the collection, which is the
-# demo's, is kept. Settings are environment variables, or flags of the same name in lower case:
+# demo's, is kept. With the word quality it measures instead how good models are that ours and sentence-transformers
+# train in the same time: hours, in which run after run is kept, so that the same command goes on where it stopped.
+# Settings are environment variables, or flags of the same name in lower case:
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -22,8 +25,17 @@ setting MAX_SEQ_LENGTH count 128 "tokens per passage"
 setting MAX_QUERY_LENGTH count 64 "tokens per query"
 setting CONTENDERS text "sentence-transformers erm dro-greedy idro published" "contenders of the training benchmark"
 
-resumes=0 # all is measured anew
+setting QUALITY_CONTENDERS text "" "contenders of the benchmark of quality (default: all)"
+setting QUALITY_BUDGETS text "seconds texts" "what its contenders have alike"
+setting QUALITY_SEEDS count 3 "its seeds"
+setting QUALITY_RATES text "2e-5 5e-5 1e-4" "learning rates that each of its contenders tries with the first seed"
+setting QUALITY_STEPS count 100 "its training steps of sentence-transformers"
+setting QUALITY_EPISODES count 1 "its rounds of mining and training of ours"
+
+resumes=0 # all is measured anew, but for quality
 take_arguments "$@"
+quality=0
+[[ "${words[*]-}" != quality ]] || quality=1 words=() resumes=1
 takes_no_words
 settle
 find_gpus
@@ -42,6 +54,28 @@ checkpoint="$(demo_checkpoint)"
 precisions=(false)
 if ((${#gpus[@]} > 0)) || grep -qE 'amx_bf16|avx512_bf16' /proc/cpuinfo; then precisions+=(true); fi
 export TOKENIZERS_PARALLELISM=true
+
+if ((quality)); then
+    stage "collection of the benchmark of quality"
+    collection="$OUT_DIR/quality/collection"
+    [[ -f "$collection/msmarco/qrels.dev.small.tsv" && -f "$collection/python-docs/qrels/test.tsv" ]] ||
+        run "$python" "$root/data/demo_data.py" --dev_queries 1500 --msmarco_dir "$collection/msmarco" \
+            --beir_dir "$collection/python-docs"
+    stage "quality: hours"
+    read -ra budgets <<< "$QUALITY_BUDGETS"
+    read -ra rates <<< "$QUALITY_RATES"
+    read -ra contenders <<< "$QUALITY_CONTENDERS"
+    ((${#contenders[@]} == 0)) || contenders=(--contenders "${contenders[@]}")
+    ANCE_FLAGS="contenders=--quality_contenders budgets=--quality_budgets seeds=--quality_seeds rates=--quality_rates
+        steps=--quality_steps episodes=--quality_episodes" \
+        CUDA_VISIBLE_DEVICES="${gpus[0]-}" OMP_NUM_THREADS="$(threads 1)" \
+        run "$python" "$root/evaluate/benchmarks/quality.py" --out_dir "$OUT_DIR" --fp16 "${precisions[-1]}" \
+        --collection_dir "$collection/msmarco" --zero_shot_dir "$collection/python-docs" --checkpoint "$checkpoint" \
+        --seeds "$QUALITY_SEEDS" --budgets "${budgets[@]}" --rates "${rates[@]}" --steps "$QUALITY_STEPS" \
+        --episodes "$QUALITY_EPISODES" --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH" \
+        ${contenders[@]+"${contenders[@]}"}
+    exit
+fi
 export ANCE_FLAGS=steps=--rounds # what scripts call settings, for what they say; below where it is otherwise
 
 # 1. The demo's collection and its token stores: a minute.

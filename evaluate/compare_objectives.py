@@ -153,12 +153,12 @@ def _middle(values: np.ndarray) -> tuple[float, float]:
     return tuple(np.percentile(values, (tail, 100 - tail))) if len(values) else (np.nan, np.nan)
 
 
-def _as_json(table: np.ndarray) -> list[list[float | None]]:
+def as_json(table: np.ndarray) -> list[list[float | None]]:
     """The table's lines, None for nan: there is no such cluster or no zero-shot collection."""
     return [[None if np.isnan(value) else float(value) for value in line] for line in table]
 
 
-def _cell(mean: float, low: float, high: float, form: str = ".3f") -> str:
+def cell(mean: float, low: float, high: float, form: str = ".3f") -> str:
     """A mean and the ends of its range, "-" where there is nothing to be measured."""
     if np.isnan(mean):
         return "-"
@@ -195,7 +195,7 @@ def main() -> None:
     labels = {name: f"{name} {COLLAPSED}" if of_name.collapsed else name for name, of_name in of_all.items()}
     table = [["", "seeds", *columns(clusters)]]
     for name, found in reached.items():
-        cells = map(_cell, found.mean(0), found.min(0), found.max(0))
+        cells = map(cell, found.mean(0), found.min(0), found.max(0))
         table.append([labels[name], str(len(found)) if name in values else "", *cells])
     baseline = next(iter(values))
     ends = intervals(values, clusters, args.seed)
@@ -203,17 +203,17 @@ def main() -> None:
     for name, interval in ends.items():
         gains = reached[name].mean(0) - reached[baseline].mean(0)
         differences.append(
-            [labels[name], *(_cell(gain, *of_gain, "+.3f") for gain, of_gain in zip(gains, interval, strict=True))]
+            [labels[name], *(cell(gain, *of_gain, "+.3f") for gain, of_gain in zip(gains, interval, strict=True))]
         )
     tables = [table, differences] if ends else [table]
     with atomic_file(Path(args.out_dir) / "objectives.md") as handle:
         handle.write("\n".join(map(markdown, tables)))
     content = {
         "columns": columns(clusters),
-        "reached": {name: _as_json(found) for name, found in reached.items()},
+        "reached": {name: as_json(found) for name, found in reached.items()},
         "collapsed": [name for name, of_name in of_all.items() if of_name.collapsed],
         "baseline": baseline,
-        "intervals": {name: _as_json(interval) for name, interval in ends.items()},
+        "intervals": {name: as_json(interval) for name, interval in ends.items()},
     }
     write_json(Path(args.out_dir) / "objectives.json", content)
     print("\n\n".join(map(plain_text, tables)))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from evaluate.benchmarks import quality_table
 from evaluate.reporting.tables import markdown
 from utils.runtime.arguments import parse, required
 from utils.runtime.errors import InputError, run
@@ -211,6 +212,16 @@ def reading_section(result: dict) -> str:
     )
 
 
+def quality_section(result: dict) -> str:
+    """The tables of evaluate/benchmarks/quality.py: of each budget a contender a line."""
+    dev, zero_shot = (result["queries"][name] for name in ("dev", "zero_shot"))
+    return (
+        f"## Quality: {result['dtype']}\n\n"
+        f"{_machine(result)}. {dev:,} dev and {zero_shot:,} zero-shot queries; {result['settings']['samples']} "
+        f"samples a step.\n\n{quality_table.page(result)}"
+    )
+
+
 SECTIONS: dict[str, Callable[[dict], str]] = {
     "tokenizing": tokenizing_section,
     "encoding": encoding_section,
@@ -221,6 +232,7 @@ SECTIONS: dict[str, Callable[[dict], str]] = {
     "mining": mining_section,
     "growth": growth_section,
     "reading": reading_section,
+    "quality": quality_section,
 }
 
 

@@ -108,7 +108,7 @@ case "$script" in
     results_table | compare_runs | compare_objectives | table) echo "the table" ;;
     model_card) make "${flag[checkpoint]}/README.md" ;;
     search_collection) echo "the answer" ;;
-    tokenizing | encoding | training | group_gradients | mining | search | growth | reading | sketch_error)
+    tokenizing | encoding | training | group_gradients | mining | search | growth | reading | sketch_error | quality)
         make "${flag[out_dir]}/$script.json" ;;
     *) echo "the stub does not know $script" >&2; exit 99 ;;
 esac

@@ -77,6 +77,25 @@ def test_the_collection_is_kept_and_all_is_measured_anew(checkout):
     assert [call.script for call in checkout.calls()] == first[1:]
 
 
+def test_quality_is_measured_by_its_name_alone_on_more_dev_queries_and_goes_on(checkout):
+    flags = ("quality", "--out_dir", "o", "--quality_contenders", "a b", "--quality_rates", "1e-3 1")
+    assert "unknown argument '--seeds'" in checkout.run("run_benchmarks.sh", *flags, "--seeds", 2).stderr
+    for scripts in (["demo_data", "quality"], ["quality"]):
+        finished = checkout.run("run_benchmarks.sh", *flags, "--quality_steps", 7)
+        assert finished.returncode == 0, finished.stderr
+        calls = checkout.calls()
+        assert [call.script for call in calls] == scripts
+        if len(calls) > 1:
+            assert calls[0].flags["dev_queries"] == "1500"
+            collection = calls[0].flags["msmarco_dir"]
+        assert calls[-1].flags | {"out_dir": "o", "steps": "7", "collection_dir": collection} == calls[-1].flags
+        values = calls[-1].values
+        assert values[-3:] == ["--contenders", "a", "b"]
+        assert values[values.index("--rates") + 1 :][:2] == ["1e-3", "1"]
+    checkout.let_fail("quality")
+    assert "what is done stays done" in checkout.run("run_benchmarks.sh", "quality").stderr
+
+
 def test_a_failing_benchmark_ends_the_script(checkout):
     checkout.let_fail("training")
     assert checkout.run("run_benchmarks.sh").returncode != 0
