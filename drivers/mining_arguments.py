@@ -1,10 +1,18 @@
 """What drivers/run_ann_data_gen.py can be asked for: one field a flag, and what cannot be asked for together."""
 
 from dataclasses import dataclass, field
+from math import ceil
 
 from utils.mining.evaluation import check_names
 from utils.mining.filters import FILTERS, make_filters
-from utils.runtime.arguments import LengthArguments, ModelArguments, check_at_least_one, option, required
+from utils.runtime.arguments import (
+    LengthArguments,
+    ModelArguments,
+    check_at_least_one,
+    check_at_least_zero,
+    option,
+    required,
+)
 from utils.runtime.errors import InputError
 from utils.stores.embedding_store import check_dtype
 
@@ -40,6 +48,13 @@ class Arguments(ModelArguments, LengthArguments):
     index_factory: str = option("Flat", "Flat: exact search; else an approximate index, by faiss's factory string")
     index_parameters: str = option("", "of an approximate index's search, like nprobe=64 or efSearch=128")
     ann_chunk_factor: int = option(5, "passes over the queries that the negatives are dealt into")
+    negatives_a_query: int = option(
+        0, "negatives of a query in a pass, and as many passes as all take; 0: by ann_chunk_factor"
+    )
+    queries_together: int = option(
+        0,
+        "queries of a cluster that stand together in a block, for --loss contrastive; 0: in no blocks, as published",
+    )
     end_output_num: int = option(
         0, "from 0: mine one episode, the next, whatever the number; -1: whenever a newer checkpoint appears"
     )
@@ -65,6 +80,7 @@ class Arguments(ModelArguments, LengthArguments):
             raise InputError("--index_parameters are of an approximate index; --index_factory Flat searches exactly")
         check_names(self.zero_shot_dirs)
         check_at_least_one(self, "per_gpu_eval_batch_size", "topk_training", "negative_sample", "ann_chunk_factor")
+        check_at_least_zero(self, "negatives_a_query", "queries_together")
         check_dtype(self.embedding_dtype)
         self.filters = make_filters({name: getattr(self, name) for name in FILTERS})
         if self.skip_ranks is not None and self.skip_ranks >= self.topk_training:
@@ -72,3 +88,10 @@ class Arguments(ModelArguments, LengthArguments):
                 f"--skip_ranks is {self.skip_ranks}, and only {self.topk_training} passages are ranked; give "
                 "fewer, or rank more (--topk_training)"
             )
+
+    @property
+    def passes(self) -> int:
+        """Over the queries, in a mined file."""
+        return (
+            ceil(self.negative_sample / self.negatives_a_query) if self.negatives_a_query else self.ann_chunk_factor
+        )

@@ -26,13 +26,14 @@ from drivers.training_notes import note_few_clusters, note_skipped
 from model.dro import ERM, make_objective
 from model.encoders import Encoder, load_encoder
 from model.group_gradients import GroupGradients
+from model.losses import LOSSES
 from model.optimizers import LearningRate, make_optimizer
 from model.reading import find_reading
+from model.retriever import Retriever
 from model.training_state import resume, save
 from model.training_step import TrainingStep
-from model.triplets import TripletModel
 from model.watched_layers import watched_layers
-from utils.batching import StepBatches, step_batches
+from utils.batching import Sequences
 from utils.mining.encoding import open_sequences
 from utils.runtime import distributed
 from utils.runtime.arguments import parse
@@ -41,9 +42,12 @@ from utils.runtime.logs import progress, say
 from utils.runtime.memory import keep_freed_memory
 from utils.runtime.precision import choose_precision
 from utils.runtime.stopping import EXIT_CODE, StopRequest
+from utils.samples import Samples, StepBatches, step_batches
 from utils.stores.checkpoint import TrainerState, newest_or_initial, remove_old_checkpoints
 from utils.stores.episode import Episode, mined_clusters, mined_file, newest_ready, open_episode, read_result
+from utils.stores.known_passages import KnownPassages
 from utils.stores.lock import hold_lock
+from utils.stores.qrels import read_train_and_dev_qrels
 from utils.stores.training_log import TrainingLog
 
 
@@ -69,13 +73,22 @@ def make_step(args: Arguments, encoder: Encoder, device: torch.device) -> Traini
     if objective.needs_gradient_products:
         layers = watched_layers(encoder, args.model_size, args.idro_layers)
         watch = GroupGradients(layers, args.n_groups, sketch_dim=args.idro_sketch_dim or None, seed=args.seed)
-    model = TripletModel(encoder, watch)
+    model = Retriever(encoder, watch, LOSSES[args.loss])
     optimizer = make_optimizer(args.optimizer, model, args.learning_rate, args.weight_decay, args.adam_epsilon)
     precision = choose_precision(args.fp16, device)
     return TrainingStep(model, objective, optimizer, precision, args.max_grad_norm, device, watch)
 
 
-def last_step(args: Arguments, state: TrainerState, episode: Episode, step_size: int) -> int:
+def samples_of(args: Arguments, episode: Episode, queries: Sequences, passages: Sequences) -> Samples:
+    """The loss's samples of an episode; with what is judged, where it is asked of passages that were not mined."""
+    samples = LOSSES[args.loss].samples
+    if not samples.asks_known:
+        return samples(episode)
+    qrels, _ = read_train_and_dev_qrels(args.data_dir)
+    return samples(episode, KnownPassages(queries.store, passages.store, qrels))
+
+
+def last_step(args: Arguments, state: TrainerState, samples: Samples) -> int:
     """The step that training goes on to: the episode's last, or with --round -1 the run's.
 
     That is the step in hand where a checkpoint inside the episode is as long as the episode is now asked to be.
@@ -86,7 +99,7 @@ def last_step(args: Arguments, state: TrainerState, episode: Episode, step_size:
         return state.global_step
     if args.max_steps:
         return state.episode_start + args.max_steps
-    return state.global_step - (state.position - episode.triplets) // step_size  # one pass, by steps of this size
+    return state.global_step + samples.steps_left(state.position, *args.batch_sizes)  # one pass
 
 
 def main() -> None:
@@ -114,28 +127,30 @@ def main() -> None:
         args.n_groups = distributed.on_main(lambda: mined_clusters(args.result_dir, number))
     step = make_step(args, encoder, device)
     torch.manual_seed(args.seed + 1_000_000 * (saved.global_step if saved else 0) + distributed.rank())
-    state = resume(checkpoint, saved, step, round=number, optimizer=args.optimizer, objective=args.objective)
+    state = resume(
+        checkpoint, saved, step, round=number, optimizer=args.optimizer, objective=args.objective, loss=args.loss
+    )
     log = TrainingLog(args.log_dir, first_step=state.global_step)
     log.unlogged.load(state.unlogged, len(step.objective.weights))
 
-    def open_round() -> tuple[Episode, StepBatches]:
-        """The episode where training stands, and its batches from there on."""
+    def open_round() -> tuple[Samples, StepBatches]:
+        """The samples of the episode where training stands, and its batches from there on."""
         n_groups = args.n_groups if args.group else None
         counts = queries.row_count, passages.row_count
         episode = open_episode(args.ann_dir, args.result_dir, state.round, *counts, n_groups)
         state.enter(mined_file(args.ann_dir, state.round))
         log.metrics(state.episode_start, read_result(args.result_dir, state.round))
-        sizes = args.per_gpu_train_batch_size, args.gradient_accumulation_steps
-        return episode, step_batches(episode, state.position, *sizes, queries, passages, device)
+        samples = samples_of(args, episode, queries, passages)
+        return samples, step_batches(samples, state.position, *args.batch_sizes, queries, passages, device)
 
-    episode, steps = open_round()
+    samples, steps = open_round()
     step_size = args.per_gpu_train_batch_size * args.gradient_accumulation_steps * distributed.world_size()
-    first, last = 0 if args.follow else state.episode_start, last_step(args, state, episode, step_size)
+    first, last = 0 if args.follow else state.episode_start, last_step(args, state, samples)
     schedule = args.warmup_steps, args.num_training_steps, args.total_training_steps
     rate = LearningRate(args.learning_rate, first, *schedule)
     say(
-        f"{args.task_name} round {number}: steps {state.global_step - first} to {last - first} of {step_size} "
-        f"triplets ({episode.triplets:,} mined) from {checkpoint}, {args.objective}, "
+        f"{args.task_name} round {number}: steps {state.global_step - first} to {last - first} of "
+        f"{step_size} {samples.unit} ({len(samples):,} mined) from {checkpoint}, {args.loss} loss, {args.objective}, "
         f"{distributed.world_size()} processes on {device.type}, {step.precision.dtype}"
     )
     if last - first > args.num_training_steps:
@@ -173,8 +188,8 @@ def main() -> None:
                     steps.close()
                     state.begin(newest)
                     step.objective = new_objective(args).to(device)
-                    episode, steps = open_round()
-                    say(f"step {state.global_step}: on to round {newest}, {episode.triplets:,} triplets")
+                    samples, steps = open_round()
+                    say(f"step {state.global_step}: on to round {newest}, {len(samples):,} {samples.unit}")
     steps.close()
     log.close()
     if stopped and state.global_step < last:

@@ -133,7 +133,8 @@ def deal(
         say(f"episode {number}: {short:,} queries have fewer than {args.negative_sample} candidates")
     rows, of_row = np.arange(len(drawn.rows)), clusters and clusters.assignment
     dealing = {"seed": args.seed, "episode": number, "scores": (drawn.scores, drawn.positive_scores)}
-    passes = deal_passes(rows, drawn.rows, train_qrels, of_row, args.ann_chunk_factor, **dealing)
+    dealing["queries_together"] = args.queries_together
+    passes = deal_passes(rows, drawn.rows, train_qrels, of_row, args.passes, **dealing)
     return write_mined_file(mined_file(args.output_dir, number), passes, scores_file(args.output_dir, number))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from model.dro import objective_name
 from model.hyperparameters import PUBLISHED
+from model.losses import LOSSES
 from utils.runtime.arguments import LengthArguments, ModelArguments, check_at_least_one, option, required
 from utils.runtime.errors import InputError
 
@@ -25,10 +26,17 @@ class Arguments(ModelArguments, LengthArguments):
     model_name_or_path: str = option("", "the same, as a hub name or folder; used where init_model_dir is not given")
     model_size: str = option("base", "base or large: iDRO compares gradients over the last 3 or 2 layers")
     task_name: str = option("training", "name of the run in its log")
-    triplet: bool = option(True, "train on (query, positive, negative) triplets, the only form of mined files")
+    triplet: bool = option(True, "train on what was mined for each query, the only form of mined files")
+    loss: str = option(
+        "pairwise",
+        "pairwise: each negative by itself, as published; contrastive: all passages of a block of queries of one "
+        "cluster (the miner's --queries_together)",
+    )
     round: int = option(0, "the episode, from 0; -1: the newest that is mined, while another process mines on")
     max_steps: int = option(0, "optimizer steps of one episode; 0: one pass over its mined file (not with round -1)")
-    per_gpu_train_batch_size: int = option(16, "triplets a process and backward pass")
+    per_gpu_train_batch_size: int = option(
+        16, "triplets a process and backward pass; of a contrastive loss lines, whole blocks of them"
+    )
     per_gpu_eval_batch_size: int = option(128, "taken for the miner's sake; training does not evaluate")
     gradient_accumulation_steps: int = option(1, "backward passes an optimizer step")
     optimizer: str = option("lamb", "lamb or adamW")
@@ -92,6 +100,8 @@ class Arguments(ModelArguments, LengthArguments):
             flags = [f"--dro_type {self.dro_type}" if self.group else "--group 0"]
             flags += ["--absent keep"] * keep + ["--normalize_weights"] * self.normalize_weights
             raise InputError(f"{' '.join(flags)}: {error}") from None
+        if self.loss not in LOSSES:
+            raise InputError(f"--loss {self.loss!r} is unknown; there are {', '.join(LOSSES)}")
         self.follow = self.round == -1
         if self.round < -1:
             raise InputError(f"--round is {self.round}; an episode counts from 0, and -1 follows the newest")
@@ -110,6 +120,7 @@ class Arguments(ModelArguments, LengthArguments):
             raise InputError(f"--n_groups is {self.n_groups}; a number of clusters, or 0: as many as were mined with")
         if not self.training_dir:
             raise InputError("give --training_dir or --output_dir: where checkpoints are and go")
+        self.batch_sizes = self.per_gpu_train_batch_size, self.gradient_accumulation_steps
         if not self.triplet:
             raise InputError("--triplet false: mined files hold triplets only")
         check_at_least_one(

@@ -35,11 +35,12 @@ from data.layouts.msmarco import DOCUMENTS, FILES, PASSAGES, read_documents, rea
 from data.tokenizing import Text, count_lines, each_once
 from evaluate.metrics_file import LEFT_OUT, RunMetrics, write_evaluation, write_left_out
 from utils.mining.metrics import evaluate_run
-from utils.mining.rankings import final_ranking, own_passages
+from utils.mining.rankings import final_ranking
 from utils.runtime.arguments import check_at_least_one, option, parse, required
 from utils.runtime.errors import run
 from utils.runtime.logs import progress, say
 from utils.stores.files import find_file, has_file
+from utils.stores.known_passages import own_passages
 from utils.stores.qrels import say_missing
 
 

@@ -39,6 +39,7 @@ def resume(
     round: int,
     optimizer: str,
     objective: str,
+    loss: str,
 ) -> TrainerState:
     """Loads a checkpoint's state into `step`, and returns where training of episode `round` stands.
 
@@ -46,12 +47,12 @@ def resume(
     episode training goes on; of an earlier one, the optimizer's moments stay (unlike in the public code) and the rest
     begins anew. Random states count for the same number of processes only. `InputError` where the episode before has
     not ended with this checkpoint, where it was trained with another optimizer, or inside the episode with another
-    objective or number of groups.
+    objective, loss or number of groups.
     """
     if saved is None:
         if round > 0:
             raise InputError(f"no checkpoint of this run, and round {round} goes on from one: train round 0 first")
-        return TrainerState(round, optimizer=optimizer, objective=objective)
+        return TrainerState(round, optimizer=optimizer, objective=objective, loss=loss)
     inside = saved.round == round
     if not inside and not (saved.round == round - 1 and saved.ended):
         where = "at the end of" if saved.ended else "inside"
@@ -67,6 +68,7 @@ def resume(
             objective if inside else saved.objective,
             saved.objective,
         ),
+        ("loss", loss if inside else saved.loss, saved.loss),
     ):
         if asked != found:
             raise InputError(
@@ -85,5 +87,5 @@ def resume(
             ) from None
     else:
         saved.begin(round)
-        saved.objective = objective
+        saved.objective, saved.loss = objective, loss
     return saved

@@ -15,9 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model.dro import ERM
 from model.group_gradients import GroupGradients
-from utils.batching import TripletBatch
 from utils.runtime.distributed import all_reduce_sum, world_size
 from utils.runtime.precision import Precision
+from utils.samples import Batch
 
 
 @dataclass
@@ -39,7 +39,7 @@ class StepResult:
 
 
 class TrainingStep:
-    """Takes optimizer steps on a model that gives the losses of a batch, as `TripletModel` does, on `device`.
+    """Takes optimizer steps on a model that gives the losses of a batch, as `Retriever` does, on `device`.
 
     All processes must make one; the model is wrapped in DistributedDataParallel where there are several. `watch` is
     the model's, for an objective that compares the clusters' gradients. A step whose gradient holds inf or nan is
@@ -64,7 +64,7 @@ class TrainingStep:
         self.parameters = list(model.parameters())
         self.watch = watch
 
-    def __call__(self, batches: list[TripletBatch], learning_rate: float, stop: bool = False) -> StepResult:
+    def __call__(self, batches: list[Batch], learning_rate: float, stop: bool = False) -> StepResult:
         """Steps on this process's batches of the global batch (more than one: gradient accumulation).
 
         `stop` says that this process was asked to stop: all learn of it without a message of its own.
@@ -99,7 +99,7 @@ class TrainingStep:
         seen = loss_sums.sum() / counts.sum(), cluster_losses, counts
         return StepResult(*seen, weights, weights <= self.objective.eps, norm, not finite, stop)
 
-    def _accumulate(self, batch: TripletBatch, counts: Tensor, last: bool) -> Tensor:
+    def _accumulate(self, batch: Batch, counts: Tensor, last: bool) -> Tensor:
         """Forward and backward of one batch; gradients are exchanged with the other processes on the last one."""
         wrapped = isinstance(self.model, DistributedDataParallel)
         with self.model.no_sync() if wrapped and not last else nullcontext():

@@ -18,9 +18,13 @@ from transformers import (
 from model import encoders
 from model.encoders import Encoder, RobertaDot, ance_head
 from model.families import FAMILIES
+from model.losses import Loss
 from model.reading import Reading, find_reading, published_reading
+from utils.samples import Samples
 from utils.stores.embedding_store import EmbeddingMatrix, EmbeddingSource, ShardWriter, record_embeddings
 from utils.stores.episode import Episode
+from utils.stores.known_passages import KnownPassages
+from utils.stores.qrels import Qrels
 from utils.stores.token_store import TokenizerInfo, TokenStore, create_token_store
 
 VOCABULARY = 156  # of tests.tiny.tiny_bert_tokenizer, too
@@ -123,20 +127,55 @@ def random_store(
     return TokenStore(folder)
 
 
-def random_episode(queries: int, passages: int, n_groups: int = 1, lines: int = 40, seed: int = 0) -> Episode:
-    """Mined lines of 1 … 6 negatives; a query's cluster is the same in all its lines."""
+def random_episode(
+    queries: int, passages: int, n_groups: int = 1, lines: int = 40, seed: int = 0, together: int = 0
+) -> Episode:
+    """Mined lines of 1 … 6 negatives; a query's cluster is the same in all its lines.
+
+    With `together`, lines are in blocks of 1 … that many, of one cluster and of different queries.
+    """
     generator = np.random.default_rng(seed)
     counts = generator.integers(1, 7, size=lines)
     query_rows = generator.integers(0, queries, size=lines)
+    positive_rows = generator.integers(0, passages, size=lines)
+    negative_rows = generator.integers(0, passages, size=counts.sum())
+    clusters, block_starts = generator.integers(0, n_groups, size=queries), None
+    if together:
+        chosen = []
+        while sum(map(len, chosen)) < lines:
+            members = np.flatnonzero(clusters == generator.integers(0, n_groups))
+            size = min(len(members), generator.integers(1, together + 1), lines - sum(map(len, chosen)))
+            chosen += [generator.choice(members, size, replace=False)] if size else []
+        query_rows, block_starts = np.concatenate(chosen), np.cumsum([0, *map(len, chosen)])
     return Episode(
         query_rows=query_rows,
-        positive_rows=generator.integers(0, passages, size=lines),
-        negative_rows=generator.integers(0, passages, size=counts.sum()),
+        positive_rows=positive_rows,
+        negative_rows=negative_rows,
         starts=np.concatenate([[0], np.cumsum(counts)]),
         weights=np.ones(lines, np.float32),
-        clusters=generator.integers(0, n_groups, size=queries)[query_rows],
+        clusters=clusters[query_rows],
         n_groups=n_groups,
+        block_starts=block_starts,
     )
+
+
+def random_qrels(episode: Episode, passages: int, seed: int = 0) -> Qrels:
+    """Judgments that know the positives of an episode's lines, and some more passages of any grade."""
+    generator = np.random.default_rng(seed)
+    judged = {(int(q), int(p)): 1 for q, p in zip(episode.query_rows, episode.positive_rows, strict=True)}
+    for query in np.unique(episode.query_rows).tolist():
+        for passage in generator.choice(passages, 3, replace=False).tolist():
+            judged.setdefault((query, passage), int(generator.integers(0, 3)))
+    return Qrels.of((query, passage, grade) for (query, passage), grade in judged.items())
+
+
+def samples_of(
+    loss: Loss, episode: Episode, queries: TokenStore, passages: TokenStore, qrels: Qrels | None = None
+) -> Samples:
+    """What the loss takes for samples; `qrels` are by default `random_qrels`."""
+    if not loss.samples.asks_known:
+        return loss.samples(episode)
+    return loss.samples(episode, KnownPassages(queries, passages, qrels or random_qrels(episode, len(passages))))
 
 
 def write_embeddings(folder: Path, name: str, tokens: str, vectors: np.ndarray) -> EmbeddingMatrix:

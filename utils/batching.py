@@ -3,7 +3,7 @@
 A store's row is one sequence, or, for encoders that cut documents, several sequences of at most `chunk_length`
 tokens. `Sequences` is that view: new offsets over the same flat tokens.
 
-A batch is packed: its sequences stand one after another in one flat tensor. The dense layers of an encoder see
+A pack is a batch of sequences: they stand one after another in one flat tensor. The dense layers of an encoder see
 tokens alone and no padding; attention is told where the sequences end.
 """
 
@@ -18,9 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.runtime import distributed
-from utils.runtime.errors import InputError
-from utils.stores.episode import Episode
 from utils.stores.token_store import TokenStore
 
 T = TypeVar("T")
@@ -57,9 +54,9 @@ class AttentionBlocks:
             offset += present.size
             blocks.append((tokens, present[:, None, None], sequences))
         columns_of_blocks = (
-            [_move(torch.from_numpy(array), device) for array in arrays] for arrays in zip(*blocks, strict=True)
+            [move(torch.from_numpy(array), device) for array in arrays] for arrays in zip(*blocks, strict=True)
         )
-        places = (_move(torch.from_numpy(array), device) for array in (token_place, np.argsort(order)))
+        places = (move(torch.from_numpy(array), device) for array in (token_place, np.argsort(order)))
         return cls(*columns_of_blocks, *places)
 
 
@@ -87,48 +84,17 @@ class PackedTokens:
         return [(len(list(run)), length) for length, run in groupby(self.lengths)]
 
     def to(self, device: torch.device) -> "PackedTokens":
-        moved = [_move(tensor, device) for tensor in (self.input_ids, self.positions, self.first)]
+        moved = [move(tensor, device) for tensor in (self.input_ids, self.positions, self.first)]
         return PackedTokens(
             *moved, self.lengths, AttentionBlocks.of(self.lengths, device) if device.type == "cuda" else None
         )
 
 
-@dataclass
-class TripletBatch:
-    """B triplets over distinct sequences, queries and passages in one pack.
-
-    `query` (B,), `positive` and `negative` (B, C) are numbers of sequences in `tokens`: C is the most sequences that
-    a passage was cut into, and a shorter passage repeats its first one. `clusters` (B,) int64, -1 for a triplet that
-    only keeps its process company and counts for nothing; `weights` (B,) float32. `sequence_clusters`, int64
-    ascending, a sequence each, stays on the CPU.
-    """
-
-    tokens: PackedTokens
-    query: Tensor
-    positive: Tensor
-    negative: Tensor
-    clusters: Tensor
-    weights: Tensor
-    sequence_clusters: Tensor
-
-    @property
-    def token_clusters(self) -> Tensor:
-        """The cluster of each token, int64 (T,), on the CPU."""
-        return self.sequence_clusters.repeat_interleave(torch.tensor(self.tokens.lengths))
-
-    def to(self, device: torch.device) -> "TripletBatch":
-        moved = {name: _move(value, device) for name, value in vars(self).items() if name != "sequence_clusters"}
-        return TripletBatch(**moved, sequence_clusters=self.sequence_clusters)
-
-
-def _move(value: Tensor | PackedTokens, device: torch.device) -> Tensor | PackedTokens:
+def move(value: Tensor | PackedTokens, device: torch.device) -> Tensor | PackedTokens:
     """To the device; by way of pinned memory where that is a GPU, so that the host does not wait for the copy."""
     if isinstance(value, Tensor) and device.type == "cuda" and value.device.type == "cpu":
         return value.pin_memory().to(device, non_blocking=True)
     return value.to(device)
-
-
-StepBatches = Generator[tuple[list[TripletBatch], int], None, None]
 
 
 class Sequences:
@@ -197,101 +163,6 @@ def pack(parts: Sequence[tuple[Sequences, np.ndarray]], order: np.ndarray | None
         own = part == number
         input_ids[own] = source.tokens[where[own]]
     return PackedTokens(*map(torch.from_numpy, (input_ids, positions, first)), taken.tolist())
-
-
-def make_triplet_batch(
-    episode: Episode, triplets: np.ndarray, queries: Sequences, passages: Sequences
-) -> TripletBatch:
-    """Builds the batch of these triplets (their numbers in the mined file's order).
-
-    Each distinct text stands in it once; a passage that serves queries of two clusters stands in it twice, so that
-    every sequence belongs to one cluster. Sequences are sorted by cluster, within one from short to long.
-    """
-    lines = episode.line_of(triplets)
-    clusters = episode.clusters[lines]
-    query_rows, query_clusters, query = _distinct(episode.query_rows[lines], clusters)
-    texts = np.concatenate([episode.positive_rows[lines], episode.negative_rows[triplets]])
-    rows, row_clusters, text = _distinct(texts, np.concatenate([clusters, clusters]))
-    sequences = passages.of_rows(rows)  # distinct texts, C
-    flat, passage_clusters, position = _distinct(sequences.ravel(), np.repeat(row_clusters, sequences.shape[1]))
-
-    parts = [(queries, queries.row_starts[query_rows]), (passages, flat)]
-    sequence_clusters = np.concatenate([query_clusters, passage_clusters])
-    lengths = np.concatenate([source.lengths_of(numbers) for source, numbers in parts])
-    order = np.lexsort((lengths, sequence_clusters))
-    place = torch.from_numpy(np.argsort(order))  # of each query, then of each passage sequence, in the pack
-    passage = place[len(query_rows) + position.reshape(sequences.shape)[text]]  # 2 B, C
-    return TripletBatch(
-        tokens=pack(parts, order),
-        query=place[query],
-        positive=passage[: len(triplets)],
-        negative=passage[len(triplets) :],
-        clusters=torch.from_numpy(clusters),
-        weights=torch.from_numpy(episode.weights[lines]),
-        sequence_clusters=torch.from_numpy(sequence_clusters[order]),
-    )
-
-
-def _distinct(rows: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The distinct (row, cluster) pairs by cluster, then row: rows, clusters, and which of them each given one is."""
-    most = int(rows.max(initial=0)) + 1
-    pairs, where = np.unique(clusters * most + rows, return_inverse=True)
-    return pairs % most, pairs // most, where
-
-
-def take_step(position: int, triplets: int, batch_size: int, accumulation: int) -> tuple[list[np.ndarray], int]:
-    """This process's triplets of the step that starts at `position`, a list a batch, and the next step's position.
-
-    A step takes the next `batch_size · accumulation · processes` triplets of the mined order. At the end of the
-    file it takes what is left, shared out evenly, and the next step begins at the front.
-    """
-    size, rank = distributed.world_size(), distributed.rank()
-    stop = min(position + batch_size * accumulation * size, triplets)
-    parts = np.array_split(np.arange(position, stop), size * accumulation)
-    return parts[rank * accumulation : (rank + 1) * accumulation], stop % triplets
-
-
-def make_step_batches(
-    episode: Episode, parts: list[np.ndarray], queries: Sequences, passages: Sequences
-) -> list[TripletBatch]:
-    """The batches of `take_step`. A process with no triplet left gets one that counts for nothing (cluster -1)."""
-    batches = []
-    for part in parts:
-        batch = make_triplet_batch(episode, part if len(part) else np.zeros(1, np.int64), queries, passages)
-        if not len(part):
-            batch.clusters.fill_(-1)
-            batch.sequence_clusters.fill_(-1)
-        batches.append(batch)
-    return batches
-
-
-def step_batches(
-    episode: Episode,
-    position: int,
-    batch_size: int,
-    accumulation: int,
-    queries: Sequences,
-    passages: Sequences,
-    device: torch.device,
-) -> StepBatches:
-    """This process's batches, on the device, of each step from `position` on, and the next step's position.
-
-    They are made one step ahead, in the background (`prefetch`), and go over the mined file again and again.
-    `InputError` where the mined file has no such position.
-    """
-    if position >= episode.triplets:
-        raise InputError(
-            f"training stands at triplet {position:,} of a mined file that has {episode.triplets:,}: the checkpoint "
-            "is of another one; give the --ann_dir that it was trained with"
-        )
-
-    def make(position: int) -> tuple[list[TripletBatch], int]:
-        if device.type == "cuda":
-            torch.cuda.set_device(device)  # each thread has a current device of its own
-        parts, following = take_step(position, episode.triplets, batch_size, accumulation)
-        return [batch.to(device) for batch in make_step_batches(episode, parts, queries, passages)], following
-
-    return prefetch(make, position)
 
 
 def prefetch(make: Callable[[int], tuple[T, int]], position: int) -> Generator[tuple[T, int], None, None]:

@@ -28,8 +28,8 @@ from model.encoders import Encoder
 from model.group_gradients import GroupGradients
 from model.optimizers import make_optimizer
 from model.reading import Reading, published_reading
+from model.retriever import Retriever
 from model.training_step import TrainingStep
-from model.triplets import TripletModel
 from model.watched_layers import watched_layers
 from utils.runtime import distributed
 from utils.runtime.errors import InputError
@@ -147,7 +147,7 @@ def make_step(
     fp16: bool,
     device: torch.device,
     optimizer: str = "lamb",
-    make_model: Callable[[Encoder, GroupGradients | None], nn.Module] = TripletModel,
+    make_model: Callable[[Encoder, GroupGradients | None], nn.Module] = Retriever,
 ) -> TrainingStep:
     """A training step by its contender's name: an objective's, sketch (iDRO's with sketch_dim) or published.
 

@@ -22,11 +22,12 @@ import torch
 
 from evaluate.benchmarks import contenders
 from model.training_step import TrainingStep
-from utils.batching import PackedTokens, TripletBatch
+from utils.batching import PackedTokens
 from utils.runtime import distributed
 from utils.runtime.arguments import DeviceArguments, option, parse, required
 from utils.runtime.errors import InputError, run
 from utils.runtime.logs import progress
+from utils.samples import Batch
 from utils.stores.files import write_json
 
 NEGATIVES_A_LINE = 6
@@ -57,7 +58,7 @@ class Arguments(DeviceArguments):
         contenders.check_shape(self.shape)
 
 
-def make_batch(args: Arguments, seed: int) -> TripletBatch:
+def make_batch(args: Arguments, seed: int) -> Batch:
     """A batch as mined lines give it, with random tokens."""
     generator = np.random.default_rng([seed, distributed.rank()])
     per_line = 1 if args.all_clusters else NEGATIVES_A_LINE
@@ -82,11 +83,11 @@ def make_batch(args: Arguments, seed: int) -> TripletBatch:
         lengths=taken.tolist(),
     )
     place = torch.from_numpy(np.argsort(order))
-    return TripletBatch(
+    return Batch(
         tokens=tokens,
         query=place[line],
-        positive=place[lines + line][:, None],
-        negative=place[2 * lines :][:, None],
+        candidates=torch.stack([place[lines + line], place[2 * lines :]], dim=1)[..., None],
+        allowed=torch.ones(args.triplets, 2, dtype=torch.bool),
         clusters=torch.from_numpy(clusters[line]),
         weights=torch.ones(args.triplets),
         sequence_clusters=torch.from_numpy(text_clusters[order]),
@@ -97,7 +98,7 @@ def make_contender(name: str, args: Arguments, device: torch.device) -> Training
     return contenders.make_step(name, contenders.make_encoder(args.shape), args.clusters, args.fp16, device)
 
 
-def timed(step: TrainingStep, batch: TripletBatch, device: torch.device) -> float:
+def timed(step: TrainingStep, batch: Batch, device: torch.device) -> float:
     """Seconds of one step, the device's work included."""
     batch = batch.to(device)
     contenders.now(device)

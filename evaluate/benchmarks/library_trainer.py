@@ -23,8 +23,8 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 
 from evaluate.benchmarks.contenders import ADAM_EPSILON, LEARNING_RATE, MAX_GRAD_NORM, Taken, now
 from model.encoders import Encoder
+from model.losses import pairwise_nll
 from model.optimizers import make_optimizer
-from model.triplets import pairwise_nll
 from utils.runtime.precision import Precision
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model.dropout import replace_dropout
 from model.encoders import Encoder
 from model.group_gradients import GroupGradients
-from model.triplets import pairwise_nll
+from model.losses import pairwise_nll
 from utils.batching import Sequences
 from utils.stores.episode import Episode
 
@@ -65,7 +65,7 @@ def _pad(source: Sequences, rows: np.ndarray, length: int) -> tuple[Tensor, Tens
     return torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64))
 
 
-class PaddedTripletModel(nn.Module):
+class PaddedRetriever(nn.Module):
     """An encoder and the loss on its vectors: a `PaddedBatch` of B triplets → losses (B,).
 
     Nothing is watched, and dropout is torch's.

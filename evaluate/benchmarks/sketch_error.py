@@ -22,7 +22,7 @@ from evaluate.benchmarks.group_gradients import Arguments as Shape
 from evaluate.benchmarks.group_gradients import make_batch
 from model.dro import IDRO
 from model.group_gradients import GroupGradients
-from model.triplets import TripletModel
+from model.retriever import Retriever
 from model.watched_layers import watched_layers
 from utils.runtime.arguments import option, parse, required
 from utils.runtime.errors import run
@@ -47,7 +47,7 @@ def step_products(args: Arguments, shape: Shape, dim: int | None, seed: int) -> 
     encoder = make_encoder(args.shape).eval()
     watch = GroupGradients(watched_layers(encoder, "base"), args.clusters, sketch_dim=dim, seed=seed)
     batch = make_batch(shape, 0)
-    losses = TripletModel(encoder, watch)(batch)
+    losses = Retriever(encoder, watch)(batch)
     losses.sum().backward()
     counts = batch.clusters.bincount(minlength=args.clusters)
     sums = torch.zeros(args.clusters).index_add_(0, batch.clusters, losses.detach())

@@ -44,14 +44,14 @@ from data.tokenizing import load_tokenizer
 from evaluate.benchmarks import contenders
 from evaluate.benchmarks.contenders import Processes, Taken, now, product_rate
 from evaluate.benchmarks.library_trainer import load_model, train_in_turns
-from evaluate.benchmarks.padded import PaddedBatch, PaddedTripletModel, make_padded_batch
+from evaluate.benchmarks.padded import PaddedBatch, PaddedRetriever, make_padded_batch
 from evaluate.operations import useful_operations
 from model.encoders import Encoder
 from model.optimizers import OPTIMIZERS
 from model.reading import AUTO, Reading, find_reading
+from model.retriever import Retriever
 from model.training_step import TrainingStep
-from model.triplets import TripletModel
-from utils.batching import Sequences, TripletBatch, make_step_batches, prefetch
+from utils.batching import Sequences, prefetch
 from utils.mining.encoding import check_length
 from utils.runtime import distributed
 from utils.runtime.arguments import DeviceArguments, LengthArguments, check_at_least_one, option, parse, required
@@ -59,6 +59,7 @@ from utils.runtime.errors import InputError, run
 from utils.runtime.logs import say
 from utils.runtime.memory import keep_freed_memory
 from utils.runtime.precision import choose_precision
+from utils.samples import Batch, Triplets, make_step_batches
 from utils.stores.episode import Episode, MinedLines, read_episode, write_mined_file
 from utils.stores.files import write_json
 from utils.stores.qrels import read_qrels
@@ -202,7 +203,7 @@ class Turn:
 
     def __init__(
         self,
-        make_batch: Callable[[int], TripletBatch | PaddedBatch],
+        make_batch: Callable[[int], Batch | PaddedBatch],
         step: TrainingStep,
         device: torch.device,
     ) -> None:
@@ -210,7 +211,7 @@ class Turn:
         self.made = threading.Event()
         self.batches = prefetch(self._make, 0)
 
-    def _make(self, number: int) -> tuple[TripletBatch | PaddedBatch, int]:
+    def _make(self, number: int) -> tuple[Batch | PaddedBatch, int]:
         start = time.perf_counter()
         try:
             batch = self.make_batch(number).to(self.device)
@@ -238,12 +239,12 @@ def make_turn(name: str, args: Arguments, lines: Lines, device: torch.device) ->
     """A contender of `OURS`, or `PUBLISHED`."""
     episode = lines.plain if name == "erm" else lines.grouped
     queries, passages = Sequences(lines.queries), Sequences(lines.passages)
-    model = PaddedTripletModel if name == PUBLISHED else TripletModel
+    model = PaddedRetriever if name == PUBLISHED else Retriever
     encoder = make_encoder(args, lines)
     step = contenders.make_step(name, encoder, episode.n_groups, args.fp16, device, args.optimizer, model)
 
-    def packed(number: int) -> TripletBatch:
-        (batch,) = make_step_batches(episode, [lines.triplets_of(number)], queries, passages)
+    def packed(number: int) -> Batch:
+        (batch,) = make_step_batches(Triplets(episode), [lines.triplets_of(number)], queries, passages)
         return batch
 
     def padded(number: int) -> PaddedBatch:

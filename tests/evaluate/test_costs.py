@@ -15,10 +15,11 @@ from evaluate.operations import useful_operations
 from model.encoders import Encoder
 from model.reading import Reading
 from tests.tiny_models import random_store
-from utils.batching import Sequences, make_triplet_batch
+from utils.batching import Sequences
 from utils.mining import search
 from utils.runtime import distributed
 from utils.runtime.errors import InputError
+from utils.samples import Triplets, make_batch
 from utils.stores.episode import Episode, MinedLines, write_mined_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,7 +72,7 @@ def test_a_batch_has_the_texts_of_a_mined_file_without_repetition(name, tmp_path
     )
     queries = Sequences(random_store(tmp_path / "queries", lines, longest=2))
     passages = Sequences(random_store(tmp_path / "passages", lines + lines * negatives, longest=2))
-    real = make_triplet_batch(episode, np.arange(batch), queries, passages)
+    real = make_batch(Triplets(episode), np.arange(batch), queries, passages)
     lengths = costs.batch_lengths(SIZES[name], passage_tokens=2, query_tokens=2)
     assert sorted(real.tokens.lengths) == sorted(lengths)
 

@@ -19,9 +19,10 @@ from model.forward import last_hidden
 from model.reading import Reading
 from tests.tiny import WORDS, tiny_bert_tokenizer
 from tests.tiny_models import tiny_bert
-from utils.batching import Sequences, make_triplet_batch
+from utils.batching import Sequences
 from utils.runtime.errors import InputError
 from utils.runtime.precision import choose_precision
+from utils.samples import Triplets, make_batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -132,7 +133,9 @@ def test_tokens_and_positions_are_those_of_the_texts(arguments, tmp_path):
 def test_useful_operations_are_those_of_the_packed_forward_pass_three_times(arguments, reading, tmp_path):
     arguments.reading = reading
     lines = training.draw_lines(arguments, tmp_path)
-    batch = make_triplet_batch(lines.plain, lines.triplets_of(0), Sequences(lines.queries), Sequences(lines.passages))
+    batch = make_batch(
+        Triplets(lines.plain), lines.triplets_of(0), Sequences(lines.queries), Sequences(lines.passages)
+    )
     encoder = training.make_encoder(arguments, lines).eval()
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         last_hidden(encoder.model, encoder.family, batch.tokens, first_only=reading == "cls")

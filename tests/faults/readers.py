@@ -36,9 +36,9 @@ from evaluate.significance import Difference
 from model.dro import make_objective
 from model.encoders import Encoder
 from model.reading import AUTO, HeadLayer, Reading, declared_reading
+from model.retriever import Retriever
 from model.training_state import resume, save
 from model.training_step import TrainingStep
-from model.triplets import TripletModel
 from tests.data.layouts.examples import jsonl
 from tests.tiny import tiny_bert_tokenizer
 from tests.tiny_models import load_encoder, random_store, tiny_bert, write_embeddings
@@ -308,7 +308,7 @@ def _checkpoint(folder: Path) -> dict[str, Reader]:
     encoder = Encoder(tiny_bert(vocabulary=len(tokenizer)).model, reading)
     objective = make_objective("idro", CLUSTERS, alpha=0.25, ema=0.1, rho=0.05, eps=0.01)
     optimizer, device = torch.optim.AdamW(encoder.parameters()), torch.device("cpu")
-    step = TrainingStep(TripletModel(encoder), objective, optimizer, Precision("cpu", torch.float32), 1.0, device)
+    step = TrainingStep(Retriever(encoder), objective, optimizer, Precision("cpu", torch.float32), 1.0, device)
     names = {"optimizer": "adamW", "objective": "idro"}
     checkpoint = save(folder / "models", encoder, tokenizer, 48, 24, step, TrainerState(global_step=7, **names))
 

@@ -12,11 +12,13 @@ from torch.utils.checkpoint import checkpoint
 from model import group_gradients
 from model.encoders import Encoder
 from model.group_gradients import GroupGradients
+from model.losses import LOSSES
 from model.reading import HeadLayer, Reading
-from model.triplets import TripletModel
+from model.retriever import Retriever
 from tests.processes import run_processes
-from tests.tiny_models import random_episode, random_store, tiny_bert, tiny_config, tiny_model
-from utils.batching import Sequences, make_triplet_batch
+from tests.tiny_models import random_episode, random_store, samples_of, tiny_bert, tiny_config, tiny_model
+from utils.batching import Sequences
+from utils.samples import Blocks, Triplets, make_batch
 
 
 def one_backward_pass_a_group(losses, groups, n_groups, parameters):
@@ -175,19 +177,24 @@ READINGS = {
     chunk_length=st.sampled_from([None, 1, 5]),
     cut=st.integers(1, 24),
     family=st.sampled_from(["bert", "modernbert"]),
+    loss=st.sampled_from(list(LOSSES.values())),
 )
-def test_packed_triplets_equal_one_backward_pass_a_cluster_in_float64(
-    tmp_path_factory, reading, seed, n_groups, longest, chunk_length, cut, family
+def test_packed_samples_equal_one_backward_pass_a_cluster_in_float64(
+    tmp_path_factory, reading, seed, n_groups, longest, chunk_length, cut, family, loss
 ):
     tmp_path = tmp_path_factory.mktemp("packed")
     queries = random_store(tmp_path / "q", 9, max(longest, 2), seed=seed % 97)  # random rows have at least 2 tokens
     passages = random_store(tmp_path / "p", 20, max(longest, 2), seed=seed % 89)
-    episode = random_episode(9, 20, n_groups=n_groups, seed=seed)
+    episode = random_episode(9, 20, n_groups=n_groups, seed=seed, together=4)
     sequences = Sequences(queries, 1 if longest == 1 else None), Sequences(passages, chunk_length)
-    batches = [make_triplet_batch(episode, part, *sequences) for part in (np.arange(cut), np.arange(cut, 25))]
+    samples = samples_of(loss, episode, queries, passages)
+    if loss.samples is Blocks:
+        cut = int(episode.block_starts[np.searchsorted(episode.block_starts, cut)])  # between two
+    end = max(25, cut + 1) if loss.samples is Triplets else len(samples)
+    batches = [make_batch(samples, part, *sequences) for part in (np.arange(cut), np.arange(cut, end)) if len(part)]
 
     torch.manual_seed(seed % 83)
-    model = TripletModel(Encoder(tiny_model(tiny_config(family)).eval(), reading).double())
+    model = Retriever(Encoder(tiny_model(tiny_config(family)).eval(), reading).double(), loss=loss)
     layers = model.encoder.family.layers(model.encoder.model)[-2:]
     watched = [parameter for layer in layers for parameter in layer.parameters()]
     losses, clusters = torch.cat([model(batch) for batch in batches]), torch.cat([b.clusters for b in batches])

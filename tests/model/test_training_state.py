@@ -4,23 +4,23 @@ import pytest
 import torch
 
 from model.dro import make_objective
+from model.retriever import Retriever
 from model.training_state import resume, save
 from model.training_step import TrainingStep
-from model.triplets import TripletModel
 from tests.tiny_models import load_encoder
 from tests.tiny_run import save_tiny_checkpoint
 from utils.runtime.errors import InputError
 from utils.runtime.precision import Precision
 from utils.stores.checkpoint import TrainerState, read_trainer_state
 
-NAMES = {"optimizer": "adamW", "objective": "dro-greedy"}
+NAMES = {"optimizer": "adamW", "objective": "dro-greedy", "loss": "pairwise"}
 
 
 def make_step(encoder, n_groups: int) -> TrainingStep:
     objective = make_objective("dro-greedy", n_groups, alpha=0.25, ema=0.1, rho=0.05, eps=0.01)
     optimizer = torch.optim.AdamW(encoder.parameters())
     return TrainingStep(
-        TripletModel(encoder), objective, optimizer, Precision("cpu", torch.float32), 1.0, torch.device("cpu")
+        Retriever(encoder), objective, optimizer, Precision("cpu", torch.float32), 1.0, torch.device("cpu")
     )
 
 

@@ -9,45 +9,58 @@ import torch
 from model.dro import OBJECTIVES, make_objective
 from model.encoders import Encoder
 from model.group_gradients import GroupGradients
+from model.losses import LOSSES, PAIRWISE, Loss
 from model.reading import HeadLayer, Reading
+from model.retriever import Retriever
 from model.training_step import TrainingStep
-from model.triplets import TripletModel
 from tests.processes import run_processes
-from tests.tiny_models import random_episode, random_store, tiny_bert, tiny_roberta
-from utils.batching import Sequences, make_step_batches, take_step
+from tests.tiny_models import random_episode, random_store, samples_of, tiny_bert, tiny_roberta
+from utils.batching import Sequences
 from utils.runtime import distributed
 from utils.runtime.precision import Precision
+from utils.samples import Triplets, make_step_batches
 
 K = 5
+LINES = {"pairwise": 14, "contrastive": 18}  # so that the last step over the mined file is an uneven one
+TOGETHER = {"pairwise": 0, "contrastive": 2}  # queries in a block, at most
 FLOAT32 = Precision("cpu", torch.float32)
 
 
-def make_step(name: str, precision: Precision = FLOAT32, reading: Reading | None = None) -> TrainingStep:
+def make_step(
+    name: str, precision: Precision = FLOAT32, reading: Reading | None = None, loss: Loss = PAIRWISE
+) -> TrainingStep:
     encoder = tiny_bert(layers=3)
     if reading:
         encoder = Encoder(encoder.model, reading)
     objective = make_objective(name, K, alpha=0.25, ema=0.1, rho=0.5, eps=0.01)
     watch = GroupGradients(encoder.model.encoder.layer[-2:], K) if objective.needs_gradient_products else None
-    model = TripletModel(encoder, watch)
+    model = Retriever(encoder, watch, loss)
     optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)  # Adam would blow the rounding of zeros up
     return TrainingStep(model, objective, optimizer, precision, 1.0, torch.device("cpu"), watch)
 
 
 def train(
-    folder: str, name: str, batch_size: int, accumulation: int, steps: int, reading: Reading | None = None
+    folder: str,
+    name: str,
+    batch_size: int,
+    accumulation: int,
+    steps: int,
+    reading: Reading | None = None,
+    loss: str = "pairwise",
 ) -> dict[str, torch.Tensor]:
     """Losses, cluster weights and parameters after several steps, over the end of the mined file."""
     queries, passages = (
         random_store(Path(folder, f"q{distributed.rank()}"), 12, seed=1),
         random_store(Path(folder, f"p{distributed.rank()}"), 30, seed=2),
     )
-    episode = random_episode(12, 30, n_groups=K, lines=14, seed=3)
-    step = make_step(name, reading=reading)
+    episode = random_episode(12, 30, n_groups=K, lines=LINES[loss], seed=3, together=TOGETHER[loss])
+    samples = samples_of(LOSSES[loss], episode, queries, passages)
+    step = make_step(name, reading=reading, loss=LOSSES[loss])
     position, losses, weights = 0, [], []
     for _ in range(steps):
-        parts, position = take_step(position, episode.triplets, batch_size, accumulation)
+        parts, position = samples.take(position, batch_size, accumulation)
         before = step.objective.weights.clone()
-        result = step(make_step_batches(episode, parts, Sequences(queries), Sequences(passages)), 1e-2)
+        result = step(make_step_batches(samples, parts, Sequences(queries), Sequences(passages)), 1e-2)
         assert torch.equal(result.weights, before), "those that it was taken with"
         assert result.at_eps.tolist() == [weight <= float(torch.tensor(0.01)) for weight in before.tolist()]
         losses.append(result.loss)
@@ -62,12 +75,14 @@ def train(
 def test_idro_weighs_clusters_as_with_one_backward_pass_a_cluster(tmp_path):
     queries, passages = random_store(tmp_path / "q", 12, seed=1), random_store(tmp_path / "p", 30, seed=2)
     episode = random_episode(12, 30, n_groups=K, lines=14, seed=3)
-    step, plain = make_step("idro"), TripletModel(tiny_bert(layers=3))
+    step, plain = make_step("idro"), Retriever(tiny_bert(layers=3))
     watched = list(plain.encoder.model.encoder.layer[-2:].parameters())
     objective = make_objective("idro", K, alpha=0.25, ema=0.1, rho=0.5, eps=0.01)
     optimizer = torch.optim.SGD(plain.parameters(), lr=1e-2, momentum=0.9)
     for number in range(4):
-        (batch,) = make_step_batches(episode, [np.arange(9) + 9 * number], Sequences(queries), Sequences(passages))
+        (batch,) = make_step_batches(
+            Triplets(episode), [np.arange(9) + 9 * number], Sequences(queries), Sequences(passages)
+        )
         step([batch], 1e-2)
 
         losses, counts = plain(batch), torch.bincount(batch.clusters, minlength=K)
@@ -84,18 +99,23 @@ def test_idro_weighs_clusters_as_with_one_backward_pass_a_cluster(tmp_path):
         torch.testing.assert_close(parameter, expected, rtol=1e-4, atol=1e-5)
 
 
-def train_with_every_objective(folder: str, batch_size: int, steps: int) -> dict[str, dict[str, torch.Tensor]]:
-    return {name: train(folder, name, batch_size, 1, steps) for name in OBJECTIVES}
+def train_with_every_objective(
+    folder: str, batch_size: int, steps: int, loss: str
+) -> dict[str, dict[str, torch.Tensor]]:
+    return {name: train(folder, name, batch_size, 1, steps, loss=loss) for name in OBJECTIVES}
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_several_ranks_equal_one_process_with_the_whole_batch_also_in_uneven_last_batches(tmp_path, processes):
-    triplets = random_episode(12, 30, n_groups=K, lines=14, seed=3).triplets
-    batch = 12
-    assert 0 < triplets % batch < batch
-    steps = -(-triplets // batch) + 1
-    one = train_with_every_objective(str(tmp_path), batch, steps)
-    for many in run_processes(train_with_every_objective, processes, str(tmp_path), batch // processes, steps):
+@pytest.mark.parametrize(("loss", "processes"), [("pairwise", 2), ("pairwise", 3), ("contrastive", 3)])
+def test_several_ranks_equal_one_process_with_the_whole_batch_also_in_uneven_last_batches(tmp_path, loss, processes):
+    episode, batch = random_episode(12, 30, n_groups=K, lines=LINES[loss], seed=3, together=TOGETHER[loss]), 12
+    # Of triplets the last step has fewer; of blocks, 6 or fewer a step, the last one has fewer than processes.
+    count = episode.triplets if loss == "pairwise" else len(episode.block_starts) - 1
+    batch_of = batch if loss == "pairwise" else batch // TOGETHER[loss]
+    assert 0 < count % batch_of < (batch if loss == "pairwise" else processes)
+    steps = -(-count // batch_of) + 1
+    one = train_with_every_objective(str(tmp_path), batch, steps, loss)
+    arguments = str(tmp_path), batch // processes, steps, loss
+    for many in run_processes(train_with_every_objective, processes, *arguments):
         for name in OBJECTIVES:
             for key, value in one[name].items():
                 torch.testing.assert_close(many[name][key], value, rtol=2e-4, atol=2e-5)
@@ -113,16 +133,20 @@ READINGS = {
 
 
 def train_with_every_reading(folder: str, batch_size: int, steps: int) -> dict[str, dict[str, torch.Tensor]]:
-    return {name: train(folder, "idro", batch_size, 1, steps, reading) for name, reading in READINGS.items()}
+    return {
+        f"{name}, {loss}": train(folder, "idro", batch_size, 1, steps, reading, loss)
+        for name, reading in READINGS.items()
+        for loss in LOSSES
+    }
 
 
-def test_two_ranks_equal_one_process_with_every_reading(tmp_path):
+def test_two_ranks_equal_one_process_with_every_reading_and_loss(tmp_path):
     one = train_with_every_reading(str(tmp_path), 12, 3)
     for two in run_processes(train_with_every_reading, 2, str(tmp_path), 6, 3):
-        for name in READINGS:
+        for name in one:
             for key, value in one[name].items():
                 torch.testing.assert_close(two[name][key], value, rtol=2e-4, atol=2e-5)
-    assert len({tuple(of_reading["losses"].tolist()) for of_reading in one.values()}) == len(READINGS)
+    assert len({tuple(of_reading["losses"].tolist()) for of_reading in one.values()}) == len(READINGS) * len(LOSSES)
 
 
 def test_a_rank_without_a_triplet_changes_nothing(tmp_path):
@@ -135,10 +159,11 @@ def test_a_rank_without_a_triplet_changes_nothing(tmp_path):
         torch.testing.assert_close(two[0][key], one[key], rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_accumulated_batches_equal_one_batch(tmp_path, name):
-    one = train(str(tmp_path), name, 12, 1, 5)
-    three = train(str(tmp_path), name, 4, 3, 5)
+def test_accumulated_batches_equal_one_batch(tmp_path, name, loss):
+    one = train(str(tmp_path), name, 12, 1, 5, loss=loss)
+    three = train(str(tmp_path), name, 4, 3, 5, loss=loss)
     for key in one:
         torch.testing.assert_close(three[key], one[key], rtol=2e-4, atol=2e-5)
 
@@ -147,7 +172,7 @@ def test_a_step_with_a_gradient_that_is_not_finite_changes_nothing(tmp_path):
     queries, passages = random_store(tmp_path / "q", 12, seed=1), random_store(tmp_path / "p", 30, seed=2)
     episode = random_episode(12, 30, n_groups=K, lines=14, seed=3)
     step = make_step("idro")
-    batches = make_step_batches(episode, [np.arange(12)], Sequences(queries), Sequences(passages))
+    batches = make_step_batches(Triplets(episode), [np.arange(12)], Sequences(queries), Sequences(passages))
     before = [p.detach().clone() for p in step.parameters]
     weights = step.objective.weights.clone()
     batches[0].weights[3] = float("nan")
@@ -161,11 +186,12 @@ def test_a_step_with_a_gradient_that_is_not_finite_changes_nothing(tmp_path):
 
 
 def test_every_triplet_of_the_mined_order_is_taken_once_in_order():
-    taken, position = [], 0
+    episode, taken, position = random_episode(12, 30, lines=8, seed=3), [], 0
+    assert 20 < episode.triplets <= 30
     for _ in range(3):
-        parts, position = take_step(position, 26, 5, 2)
+        parts, position = Triplets(episode).take(position, 5, 2)
         taken += [int(t) for part in parts for t in part]
-    assert taken == list(range(26))
+    assert taken == list(range(episode.triplets))
     assert position == 0
 
 
@@ -176,7 +202,9 @@ def test_float16_with_a_scale_that_overflows_skips_and_then_learns(tmp_path):
     step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30, growth_interval=3)
     before, skipped = [p.detach().clone() for p in step.parameters], []
     for number in range(40):
-        batches = make_step_batches(episode, [np.arange(8) + number % 20], Sequences(queries), Sequences(passages))
+        batches = make_step_batches(
+            Triplets(episode), [np.arange(8) + number % 20], Sequences(queries), Sequences(passages)
+        )
         result = step(batches, 1e-3)
         skipped.append(result.skipped)
         if all(skipped):
@@ -194,8 +222,8 @@ def test_bfloat16_scores_are_formed_in_float32(tmp_path):
         random_store(tmp_path / "p", 30, seed=2, pad_token_id=1),
     )
     episode = random_episode(12, 30, n_groups=K, lines=14, seed=3)
-    (batch,) = make_step_batches(episode, [np.arange(12)], Sequences(queries), Sequences(passages))
-    model = TripletModel(tiny_roberta())
+    (batch,) = make_step_batches(Triplets(episode), [np.arange(12)], Sequences(queries), Sequences(passages))
+    model = Retriever(tiny_roberta())
     with torch.autocast("cpu", torch.bfloat16):
         vectors = model.encoder(batch.tokens)
         losses = model(batch)
@@ -209,7 +237,7 @@ def broadcasts_of_a_step(folder: str) -> int:
     episode = random_episode(12, 30, n_groups=K, lines=14, seed=3)
     step = make_step("idro")
     assert dict(step.model.module.encoder.named_buffers()), "there is something that could be sent"
-    batches = make_step_batches(episode, [np.arange(9)], Sequences(queries), Sequences(passages))
+    batches = make_step_batches(Triplets(episode), [np.arange(9)], Sequences(queries), Sequences(passages))
     for _ in range(2):  # after the first step, DistributedDataParallel agrees on its buckets
         step(batches, 1e-2)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from tests.tiny_models import random_episode, random_store
-from utils.batching import Sequences, make_step_batches, make_triplet_batch, pack, prefetch, step_batches
+from utils.batching import Sequences, pack, prefetch
 from utils.runtime.errors import InputError
+from utils.samples import Triplets, make_batch, make_step_batches, step_batches
 
 
 def rows_of(tokens):
@@ -67,7 +68,7 @@ def test_triplets_find_their_texts_and_each_text_stands_once_a_cluster(tmp_path,
     sequences = Sequences(passages, chunk_length)
     episode = random_episode(8, 12, n_groups=3)
     triplets = np.arange(10, 60)
-    batch = make_triplet_batch(episode, triplets, Sequences(queries), sequences)
+    batch = make_batch(Triplets(episode), triplets, Sequences(queries), sequences)
     texts = rows_of(batch.tokens)
     serves = {}
     for i, triplet in enumerate(triplets):
@@ -76,8 +77,8 @@ def test_triplets_find_their_texts_and_each_text_stands_once_a_cluster(tmp_path,
         assert batch.clusters[i] == episode.clusters[line]
         serves.setdefault(int(batch.query[i]), set()).add(int(batch.clusters[i]))
         for index, row in (
-            (batch.positive[i], episode.positive_rows[line]),
-            (batch.negative[i], episode.negative_rows[triplet]),
+            (batch.candidates[i, 0], episode.positive_rows[line]),
+            (batch.candidates[i, 1], episode.negative_rows[triplet]),
         ):
             own = sequences.of_rows(np.array([row]))[0]
             wanted = [tokens_of(sequences, number) for number in own]
@@ -101,7 +102,9 @@ def tokens_of(sequences, number):
 def test_a_process_without_a_triplet_gets_one_that_counts_for_nothing(tmp_path):
     queries, passages = random_store(tmp_path / "q", 8, seed=1), random_store(tmp_path / "p", 12, seed=2)
     episode = random_episode(8, 12, n_groups=3)
-    full, empty = make_step_batches(episode, [np.arange(3), np.arange(0)], Sequences(queries), Sequences(passages))
+    full, empty = make_step_batches(
+        Triplets(episode), [np.arange(3), np.arange(0)], Sequences(queries), Sequences(passages)
+    )
     assert (full.clusters >= 0).all()
     assert empty.clusters.tolist() == [-1]
     assert set(empty.sequence_clusters.tolist()) == {-1}
@@ -111,9 +114,11 @@ def test_a_process_without_a_triplet_gets_one_that_counts_for_nothing(tmp_path):
 def test_a_position_beyond_the_mined_file_is_of_another_one(tmp_path):
     queries, passages = (Sequences(random_store(tmp_path / name, 12)) for name in "qp")
     episode = random_episode(12, 12, n_groups=3)
-    with pytest.raises(InputError, match=f"stands at triplet {episode.triplets} of a mined file that has"):
-        step_batches(episode, episode.triplets, 4, 1, queries, passages, torch.device("cpu"))
-    steps = step_batches(episode, episode.triplets - 1, 4, 1, queries, passages, torch.device("cpu"))
+    with pytest.raises(
+        InputError, match=f"stands at number {episode.triplets} of the {episode.triplets} triplets of a mined file"
+    ):
+        step_batches(Triplets(episode), episode.triplets, 4, 1, queries, passages, torch.device("cpu"))
+    steps = step_batches(Triplets(episode), episode.triplets - 1, 4, 1, queries, passages, torch.device("cpu"))
     assert next(steps)[1] == 0
     steps.close()
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from utils.mining.filters import Filter, Sieve
 from utils.mining.negatives import check_candidates, draw_negatives, given_negatives, random_keys, relevant_pairs
-from utils.mining.rankings import own_passages
 from utils.runtime import distributed
 from utils.runtime.errors import InputError
 from utils.runtime.logs import say
+from utils.stores.known_passages import own_passages
 from utils.stores.mined_examples import MinedExample, Scored
 from utils.stores.qrels import Qrels
 from utils.stores.token_store import TokenStore

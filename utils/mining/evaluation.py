@@ -12,10 +12,11 @@ import numpy as np
 
 from utils.mining.encoding import StoreEncoder
 from utils.mining.metrics import Evaluation, evaluate_run
-from utils.mining.rankings import Ranking, final_ranking, own_passages
+from utils.mining.rankings import Ranking, final_ranking
 from utils.mining.search import search_rows
 from utils.runtime import distributed
 from utils.runtime.errors import InputError
+from utils.stores.known_passages import own_passages
 from utils.stores.qrels import Qrels, read_missing_ids, read_qrels, say_missing
 from utils.stores.token_store import TokenStore
 

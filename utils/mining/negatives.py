@@ -150,6 +150,7 @@ def deal_passes(
     seed: int,
     episode: int,
     scores: tuple[np.ndarray, np.ndarray] | None = None,
+    queries_together: int = 0,
 ) -> Iterator[MinedLines]:
     """Deals each query's negatives into passes over the queries, each pass in an order of its own.
 
@@ -158,11 +159,21 @@ def deal_passes(
     the negatives j, j + passes, j + 2 passes … of every query: all are dealt, and a query's passes differ by one at
     most. A query with several positives takes them in turn from pass to pass and from episode to episode. Every query
     must have one (`utils.stores.qrels.check_positives`).
+
+    With `queries_together` M, lines are grouped at random into blocks of M of one cluster (without clusters, of all);
+    a cluster's last block of a pass may be shorter. Blocks stand in an order of their own in each pass.
     """
     relevant_rows, first, counts = _find_relevant(qrels, query_rows)
     assert counts.all(), "a query without a relevant passage"
+    blocks_so_far = 0
     for number in range(passes):
-        order = np.argsort(random_keys(seed, episode, query_rows, SHUFFLE + number), kind="stable")
+        keys = random_keys(seed, episode, query_rows, SHUFFLE + number)
+        order, blocks = np.argsort(keys, kind="stable"), None
+        if queries_together:
+            order = order[(negatives[order, number::passes] >= 0).any(axis=1)]  # the others have no line
+            own = np.zeros_like(query_rows) if clusters is None else clusters
+            order, blocks = _in_blocks(order, own, queries_together, keys)
+            blocks, blocks_so_far = blocks + blocks_so_far, blocks_so_far + blocks.max(initial=-1) + 1
         positives = (first + (episode * passes + number) % counts)[order]
         of_pass = None
         if scores is not None:
@@ -172,5 +183,22 @@ def deal_passes(
             positive_rows=relevant_rows[positives],
             negatives=negatives[order, number::passes],
             clusters=None if clusters is None else clusters[order],
+            blocks=blocks,
             scores=of_pass,
         )
+
+
+def _in_blocks(order: np.ndarray, clusters: np.ndarray, size: int, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The queries in `order`, in blocks of `size` of one cluster: their new order, and the block of each.
+
+    `order` int64 (n,), at random; `clusters` and `keys` are of all queries. A block stands where a key of its own
+    says, made from that of its first query.
+    """
+    order = order[np.argsort(clusters[order], kind="stable")]
+    of_cluster = clusters[order]
+    place = np.arange(len(order)) - np.searchsorted(of_cluster, of_cluster)  # in its cluster
+    first = np.flatnonzero(place % size == 0)
+    lengths = np.diff(first, append=len(order))
+    turn = np.argsort(random_keys(keys[order[first]]), kind="stable")
+    starts = np.repeat(first[turn] - np.cumsum(lengths[turn]) + lengths[turn], lengths[turn])
+    return order[starts + np.arange(len(order))], np.repeat(np.arange(len(turn)), lengths[turn])

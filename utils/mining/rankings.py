@@ -1,6 +1,6 @@
-"""Rankings of passage rows: in which order, where they are cut, and when a query's own passage does not count."""
+"""Rankings of passage rows: in which order, and where they are cut."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,23 +15,6 @@ class Ranking(NamedTuple):
 
     rows: np.ndarray
     scores: np.ndarray
-
-
-def own_passages(query_ids: Iterable[str], passage_ids: Iterable[str], collection_file: str) -> np.ndarray:
-    """The row of the passage that has a query's own id, int64 (queries,); -1 where there is none.
-
-    In BEIR's layout (the passages are from a `collection_file` corpus.jsonl) such a passage may be the query itself:
-    ArguAna's queries are passages of its collection. MS MARCO numbers queries and passages each by themselves: there
-    it is none, whatever its number.
-    """
-    if collection_file.removesuffix(".gz") != "corpus.jsonl":
-        return np.full(sum(1 for _ in query_ids), -1, dtype=np.int64)
-    queries = {query_id: row for row, query_id in enumerate(query_ids)}
-    own = np.full(len(queries), -1, dtype=np.int64)
-    for row, passage_id in enumerate(passage_ids):
-        if passage_id in queries:
-            own[queries[passage_id]] = row
-    return own
 
 
 def final_ranking(

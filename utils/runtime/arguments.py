@@ -101,6 +101,13 @@ def check_at_least_one(arguments: Any, *names: str) -> None:
             raise InputError(f"--{name} is {getattr(arguments, name)}; at least 1 is needed")
 
 
+def check_at_least_zero(arguments: Any, *names: str) -> None:
+    """`InputError` where one of these flags, a whole number, is below 0."""
+    for name in names:
+        if getattr(arguments, name) < 0:
+            raise InputError(f"--{name} is {getattr(arguments, name)}; a whole number from 0 is needed")
+
+
 class Parser(HfArgumentParser):
     """What cannot be parsed is told as every other mistake is, in one line."""
 

@@ -46,11 +46,11 @@ CHECKSUMS = "checksums.json"
 class TrainerState:
     """Where a run stands. Steps are optimizer steps.
 
-    `round` is the episode and `episode_step` the steps done in it; `position` is the triplet, in the mined file's
-    order, that the next step begins with, and `mined_sha256` that file's SHA-256; `ended` says that the episode's
-    training was done with this step. `skipped_steps` had a gradient that was not finite, of which `skipped_in_a_row`
-    are the last ones; `dro` is the objective's own state as plain lists, `unlogged` that of the steps that no log
-    entry has yet (`utils.stores.training_log.UnloggedSteps`).
+    `round` is the episode and `episode_step` the steps done in it; `position` is the sample (by the `loss`, a triplet
+    or a line), in the mined file's order, that the next step begins with, and `mined_sha256` that file's SHA-256;
+    `ended` says that the episode's training was done with this step. `skipped_steps` had a gradient that was not
+    finite, of which `skipped_in_a_row` are the last ones; `dro` is the objective's own state as plain lists,
+    `unlogged` that of the steps that no log entry has yet (`utils.stores.training_log.UnloggedSteps`).
     """
 
     round: int = 0
@@ -64,6 +64,7 @@ class TrainerState:
     processes: int = 1
     optimizer: str = ""
     objective: str = ""
+    loss: str = "pairwise"
     dro: dict[str, Any] = field(default_factory=dict)
     unlogged: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
@@ -74,7 +75,7 @@ class TrainerState:
         return self.global_step - self.episode_step
 
     def advance(self, position: int, skipped: bool) -> None:
-        """Counts a step, after which the next one begins at triplet `position`."""
+        """Counts a step, after which the next one begins at sample `position`."""
         self.ended = False
         self.global_step += 1
         self.episode_step += 1
@@ -229,6 +230,7 @@ def read_trainer_state(folder: str | Path) -> TrainerState:
     if content.get("format_version") != FORMAT_VERSION:
         raise InputError(f"format version {content.get('format_version')!r}; this code reads {FORMAT_VERSION}", path)
     content.setdefault("unlogged", {})  # of a version that logged single steps
+    content.setdefault("loss", "pairwise")  # of a version that had no other
     for entry in fields(TrainerState):
         expected = dict if entry.name in ("dro", "unlogged") else entry.type
         value = content.get(entry.name)

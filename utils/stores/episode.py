@@ -1,6 +1,7 @@
 """The episode files: what mining hands to training.
 
     OUTPUT_DIR/ann_training_data_N         a line is  query \\t positive \\t neg,neg,… [\\t weight \\t cluster]
+                                           [\\t block]; a block has a weight and a cluster before it
     OUTPUT_DIR/ann_training_scores_N.npy   float32, flat: of each line, the score of its positive, then those of its
                                            negatives; an episode of an older version has none
     OUTPUT_DIR/ann_training_examples_N.json    see utils/stores/mined_examples.py
@@ -9,8 +10,9 @@
                                            presence makes episode N ready
 
 Queries and passages are rows of the token stores. Each negative of a line is one triplet with the line's query and
-positive; triplets are numbered in the file's order. `weight` is a factor on the loss of the line's triplets. A score
-is the inner product of the vectors that were searched (of a document in several chunks, the best one's).
+positive; triplets are numbered in the file's order. `weight` is a factor on the loss of the line's triplets. A block
+is lines of one cluster and of different queries that stand together; blocks are numbered from 0. A score is the inner
+product of the vectors that were searched (of a document in several chunks, the best one's).
 """
 
 import re
@@ -139,8 +141,9 @@ def write_result(result_dir: str | Path, number: int, result: dict) -> None:
 class MinedLines:
     """Lines to be written. Arrays of one length but `negatives`: int64 (lines, most), padded with -1 on the right.
 
-    `clusters` is None for a mined file without the columns weight and cluster. `scores`, float32 (lines, 1 + most),
-    are those of the positive and of the negatives, or None where nobody keeps them.
+    `clusters` is None for a mined file without the columns weight and cluster, `blocks` for one without blocks; with
+    blocks and no clusters, all are of cluster 0. `scores`, float32 (lines, 1 + most), are those of the positive and
+    of the negatives, or None where nobody keeps them.
     """
 
     query_rows: np.ndarray
@@ -148,6 +151,10 @@ class MinedLines:
     negatives: np.ndarray
     clusters: np.ndarray | None = None
     scores: np.ndarray | None = None
+    blocks: np.ndarray | None = None
+
+    def __getitem__(self, lines: slice) -> "MinedLines":
+        return MinedLines(*(None if column is None else column[lines] for column in vars(self).values()))
 
 
 def write_mined_file(path: str | Path, passes: Iterator[MinedLines], scores_path: str | Path | None = None) -> int:
@@ -162,33 +169,35 @@ def write_mined_file(path: str | Path, passes: Iterator[MinedLines], scores_path
     with atomic_file(path, "wb") as handle:
         for lines in passes:
             for start in range(0, len(lines.query_rows), BLOCK_LINES):
-                block = slice(start, start + BLOCK_LINES)
-                clusters = None if lines.clusters is None else lines.clusters[block]
-                part = MinedLines(
-                    lines.query_rows[block], lines.positive_rows[block], lines.negatives[block], clusters
-                )
+                part = lines[start : start + BLOCK_LINES]
                 handle.write(_text_of(part))
                 triplets += int((part.negatives >= 0).sum())
                 if scores_path is not None:
-                    scores.append(_scores_of(part, lines.scores[block]))
+                    scores.append(_scores_of(part))
     if scores_path is not None:
         with atomic_file(scores_path, "wb") as handle:
             np.save(handle, np.concatenate(scores))
     return triplets
 
 
-def _scores_of(lines: MinedLines, scores: np.ndarray) -> np.ndarray:
+def _scores_of(lines: MinedLines) -> np.ndarray:
     """The scores as they stand in the file."""
     negative = lines.negatives >= 0
-    return scores[np.column_stack([negative.any(axis=1), negative])].astype(np.float32, copy=False)
+    return lines.scores[np.column_stack([negative.any(axis=1), negative])].astype(np.float32, copy=False)
 
 
 def _text_of(lines: MinedLines) -> bytes:
     """The lines as they stand in the file."""
     kept = (lines.negatives >= 0).any(axis=1)
     columns = [lines.query_rows[:, None], lines.positive_rows[:, None], lines.negatives]
+    behind = []  # the negatives: weight, cluster and block, as far as there are
+    if lines.clusters is not None or lines.blocks is not None:
+        behind = [np.ones_like(lines.query_rows), np.zeros_like(lines.query_rows)]
     if lines.clusters is not None:
-        columns += [np.ones((len(kept), 1), np.int64), lines.clusters[:, None]]
+        behind[1] = lines.clusters
+    if lines.blocks is not None:
+        behind.append(lines.blocks)
+    columns += [column[:, None] for column in behind]
     table = np.concatenate(columns, axis=1)[kept]
     numbers = table[table >= 0]
     counts = (table >= 0).sum(axis=1)
@@ -196,7 +205,7 @@ def _text_of(lines: MinedLines) -> bytes:
     starts = ends - counts
     separators = np.full(len(numbers), ord(","), np.uint8)
     separators[ends - 1] = ord("\n")
-    for places in (starts, starts + 1) if lines.clusters is None else (starts, starts + 1, ends - 3, ends - 2):
+    for places in (starts, starts + 1, *(ends - 2 - place for place in range(len(behind)))):
         separators[places] = ord("\t")
     return _decimal(numbers, separators)
 
@@ -223,7 +232,8 @@ class Episode:
 
     A line each: `query_rows`, `positive_rows`, `clusters` int64 (0 where the file has none), `weights` float32, and
     `starts` int64 (lines + 1,): line i's triplets are starts[i] … starts[i + 1] - 1. A triplet each:
-    `negative_rows` int64. `n_groups` is the number of clusters that training distinguishes.
+    `negative_rows` int64. `n_groups` is the number of clusters that training distinguishes. `block_starts`, int64
+    (blocks + 1,), says which lines the blocks are, as `starts` does of triplets; None for a file without blocks.
     """
 
     query_rows: np.ndarray
@@ -233,6 +243,7 @@ class Episode:
     weights: np.ndarray
     clusters: np.ndarray
     n_groups: int
+    block_starts: np.ndarray | None = None
 
     @property
     def triplets(self) -> int:
@@ -257,9 +268,10 @@ def read_episode(path: str | Path, query_count: int, passage_count: int, n_group
         first_line += len(columns[-1][0])
     if not columns:
         raise InputError("the file is empty; mine the episode again", path)
-    queries, positives, negatives, counts, weights, clusters = map(np.concatenate, zip(*columns, strict=True))
+    queries, positives, negatives, counts, weights, clusters, blocks = map(np.concatenate, zip(*columns, strict=True))
     starts = np.concatenate([[0], np.cumsum(counts)])
-    return Episode(queries, positives, negatives, starts, weights, clusters, n_groups or 1)
+    block_starts = _find_blocks(path, blocks, queries, clusters)
+    return Episode(queries, positives, negatives, starts, weights, clusters, n_groups or 1, block_starts)
 
 
 def open_episode(
@@ -321,7 +333,36 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
             yield block
 
 
-LINE = re.compile(rb"\d+\t\d+\t\d+(,\d+)*(\t[0-9.eE+-]+\t\d+)?")
+def _find_blocks(path: Path, blocks: np.ndarray, queries: np.ndarray, clusters: np.ndarray) -> np.ndarray | None:
+    """`Episode.block_starts` from each line's block, -1 where it has none; `InputError` for what is no block."""
+    lines = np.arange(len(blocks))
+    if (blocks == -1).all():
+        return None
+    begins = np.diff(blocks, prepend=-1)
+    for line in np.flatnonzero((begins < 0) | (begins > 1))[:1]:
+        raise InputError(
+            f"block {blocks[line]} does not follow block {blocks[line - 1] if line else -1}; mine the episode again",
+            path,
+            int(line) + 1,
+        )
+    starts = np.flatnonzero(begins)
+    order = np.lexsort((lines, queries, blocks))
+    again = (np.diff(blocks[order]) == 0) & (np.diff(queries[order]) == 0)
+    other = clusters != clusters[starts][blocks]
+    for what, found in (("query", order[1:][again]), ("cluster", np.flatnonzero(other))):
+        for line in np.sort(found)[:1]:
+            said = f"query {queries[line]} again" if what == "query" else f"a line of cluster {clusters[line]}"
+            raise InputError(
+                f"block {blocks[line]} has {said}; its lines are of one cluster and of different queries: mine the "
+                "episode again",
+                path,
+                int(line) + 1,
+            )
+    return np.append(starts, len(lines))
+
+
+LINE = re.compile(rb"\d+\t\d+\t\d+(,\d+)*(\t[0-9.eE+-]+\t\d+(\t\d+)?)?")
+BEHIND = {2: "", 4: ", weight, cluster", 5: ", weight, cluster, block"}  # the negatives, by the number of tabs
 
 
 def _numbers(block: bytes) -> np.ndarray:
@@ -337,9 +378,9 @@ def _numbers(block: bytes) -> np.ndarray:
 def _parse(
     path: Path, block: bytes, first_line: int, query_count: int, passage_count: int, n_groups: int | None
 ) -> tuple[np.ndarray, ...]:
-    """One block's columns: queries, positives, negatives (flat), negatives a line, weights, clusters.
+    """One part's columns: queries, positives, negatives (flat), negatives a line, weights, clusters, blocks.
 
-    The block is parsed as one stream of numbers; which column a number belongs to follows from the separators.
+    The part is parsed as one stream of numbers; which column a number belongs to follows from the separators.
     """
 
     def fail(index: int, message: str) -> InputError:
@@ -351,14 +392,14 @@ def _parse(
     tabs = np.diff(np.searchsorted(np.flatnonzero(text == ord("\t")), ends), prepend=0)
     commas = np.diff(np.searchsorted(np.flatnonzero(text == ord(",")), ends), prepend=0)
     width = int(tabs[0])
-    well_formed = width in (2, 4) and (tabs == width).all()
+    well_formed = width in BEHIND and (tabs == width).all()
     numbers = _numbers(block) if well_formed else np.empty(0)
     if len(numbers) != (commas + width + 1).sum() or not np.isfinite(numbers).all():
         for index, line in enumerate(block.split(b"\n")[:-1]):
             if not LINE.fullmatch(line) or line.count(b"\t") != width:
                 raise fail(
                     index,
-                    f"expected query, positive, negatives with commas{', weight, cluster' if width == 4 else ''} "
+                    f"expected query, positive, negatives with commas{BEHIND.get(width, '')} "
                     f"between tabs, found {line[:80]!r}; mine the episode again",
                 )
         raise InputError("cannot be parsed; mine the episode again", path)
@@ -383,8 +424,8 @@ def _parse(
                 f"{name} {values[bad[0]]:.10g} is no row of the token store ({limit} rows); the file is of other "
                 "stores: mine the episode again",
             )
-    weights, clusters = np.ones(lines), np.zeros(lines)
-    if width == 4:
+    weights, clusters, blocks = np.ones(lines), np.zeros(lines), np.full(lines, -1)
+    if width > 2:
         weights = numbers[starts + 2 + counts]
     if n_groups is not None:
         if width == 2:
@@ -396,6 +437,10 @@ def _parse(
                 f"cluster {clusters[index]:.10g} is not among the {n_groups} of --n_groups; give the number that the "
                 "episode was mined with (--cluster_centroids)",
             )
+    if width == 5:
+        blocks = numbers[starts + 4 + counts]
+        for index in np.flatnonzero((blocks < 0) | (blocks >= 2**53) | (blocks != np.floor(blocks)))[:1]:
+            raise fail(index, f"block {blocks[index]:.10g} is no number of a block; mine the episode again")
     for index in np.flatnonzero(weights <= 0)[:1]:
         raise fail(index, f"weight {weights[index]:.6g} is not above 0")
     return (
@@ -405,4 +450,5 @@ def _parse(
         counts,
         weights.astype(np.float32),
         clusters.astype(np.int64),
+        blocks.astype(np.int64),
     )

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.mining.rankings import Ranking, final_ranking, in_trec_order, own_passages
+from utils.mining.rankings import Ranking, final_ranking, in_trec_order
+from utils.stores.known_passages import own_passages
 from utils.stores.qrels import Qrels
 
 IDS = ["b", "a", "10", "9", "é", "z", "a b", "a%b", "a!b", "\u2003"]

@@ -1,0 +1,51 @@
+"""Which passages are no negatives of a training query, whatever they score: what is relevant to it, and itself."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from utils.stores.qrels import Qrels
+from utils.stores.token_store import TokenStore
+
+
+def own_passages(query_ids: Iterable[str], passage_ids: Iterable[str], collection_file: str) -> np.ndarray:
+    """The row of the passage that has a query's own id, int64 (queries,); -1 where there is none.
+
+    In BEIR's layout (the passages are from a `collection_file` corpus.jsonl) such a passage may be the query itself:
+    ArguAna's queries are passages of its collection. MS MARCO numbers queries and passages each by themselves: there
+    it is none, whatever its number.
+    """
+    if collection_file.removesuffix(".gz") != "corpus.jsonl":
+        return np.full(sum(1 for _ in query_ids), -1, dtype=np.int64)
+    queries = {query_id: row for row, query_id in enumerate(query_ids)}
+    own = np.full(len(queries), -1, dtype=np.int64)
+    for row, passage_id in enumerate(passage_ids):
+        if passage_id in queries:
+            own[queries[passage_id]] = row
+    return own
+
+
+class KnownPassages:
+    """What is known of queries and passages: by judgments, texts and ids, at 16 bytes a text.
+
+    A passage is no negative of a query if it is judged relevant to it, if its tokens are those of such a passage or
+    of the query, or if it is the query's own (`own_passages`).
+    """
+
+    def __init__(self, queries: TokenStore, passages: TokenStore, qrels: Qrels) -> None:
+        """`qrels` are those of `queries`, of passages that the collection holds."""
+        relevant = qrels.only(qrels.relevance > 0)
+        self._passage_hashes, self._query_hashes = passages.row_hashes(), queries.row_hashes()
+        self._relevant_hashes = self._passage_hashes[relevant.passage_rows]
+        self._first = np.searchsorted(relevant.query_rows, np.arange(len(queries) + 1))
+        self._own = own_passages(queries.iter_ids(), passages.iter_ids(), passages.meta.source_file)
+
+    def no_negatives(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
+        """Whether a passage is no negative of a query, bool (Q, P), of each of both: int64 (Q,) and (P,)."""
+        hashes = self._passage_hashes[passage_rows]
+        itself = passage_rows == self._own[query_rows, None]
+        itself |= hashes == self._query_hashes[query_rows, None]
+        for known, query_row in zip(itself, query_rows, strict=True):
+            relevant = self._relevant_hashes[self._first[query_row] : self._first[query_row + 1]]
+            known |= np.isin(hashes, relevant)
+        return itself
