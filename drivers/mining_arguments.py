@@ -92,6 +92,6 @@ class Arguments(ModelArguments, LengthArguments):
     @property
     def passes(self) -> int:
         """Over the queries, in a mined file."""
-        return (
-            ceil(self.negative_sample / self.negatives_a_query) if self.negatives_a_query else self.ann_chunk_factor
-        )
+        if self.negatives_a_query:
+            return ceil(self.negative_sample / self.negatives_a_query)
+        return self.ann_chunk_factor

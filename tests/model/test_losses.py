@@ -106,11 +106,12 @@ def plain_losses(encoder, queries, passages, episode, qrels, loss, samples, chun
 
 
 def assert_equal_with_gradients(shared, alone, encoder):
-    torch.testing.assert_close(shared, alone, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(shared, alone, rtol=1e-9, atol=1e-11)
     gradients = torch.autograd.grad(shared.sum(), encoder.parameters())
     expected = torch.autograd.grad(alone.sum(), encoder.parameters())
+    largest = max(float(gradient.abs().max()) for gradient in expected)
     for got, want in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-9 * largest)
 
 
 def stores_with_equal_texts(folder, pad_token_id=0):

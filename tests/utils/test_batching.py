@@ -1,13 +1,16 @@
 """Batches: right tokens, no padding, each distinct text once."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from tests.tiny_models import random_episode, random_store
+from model.losses import CONTRASTIVE
+from tests.tiny_models import random_episode, random_store, samples_of
 from utils.batching import Sequences, pack, prefetch
+from utils.runtime import distributed
 from utils.runtime.errors import InputError
 from utils.samples import Triplets, make_batch, make_step_batches, step_batches
 
@@ -148,3 +151,43 @@ def test_what_fails_in_the_background_is_raised_when_its_turn_comes():
     assert next(steps) == (1, 0)
     with pytest.raises(ZeroDivisionError):
         next(steps)
+
+
+def test_steps_over_blocks_take_every_line_once_in_whole_blocks(tmp_path, monkeypatch):
+    episode = random_episode(8, 12, n_groups=3, lines=40, together=3)
+    queries, passages = random_store(tmp_path / "q", 8, seed=1), random_store(tmp_path / "p", 12, seed=2)
+    blocks = samples_of(CONTRASTIVE, episode, queries, passages)
+    starts, steps, position, taken = set(episode.block_starts.tolist()), 0, 0, []
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    expected = blocks.steps_left(0, 7, 2)  # 2 blocks of up to 3 lines in a batch of 7
+    while True:
+        of_step = []
+        for rank in range(2):
+            monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+            parts, following = blocks.take(position, 7, 2)
+            assert len(parts) == 2
+            of_step += parts
+        for part in of_step:
+            assert len(part) <= 7
+            assert not len(part) or {part[0], part[-1] + 1} <= starts
+        assert sum(len(np.unique(np.searchsorted(episode.block_starts, p, "right"))) for p in of_step) <= 8
+        taken, steps, position = taken + np.concatenate(of_step).tolist(), steps + 1, following
+        if not position:
+            break
+        assert blocks.steps_left(position, 7, 2) == expected - steps
+    assert steps == expected
+    assert taken == list(range(40))
+
+
+def test_what_is_no_block_of_the_file_or_too_large_for_a_batch_is_told(tmp_path):
+    episode = random_episode(8, 12, n_groups=3, lines=40, together=3)
+    queries, passages = random_store(tmp_path / "q", 8, seed=1), random_store(tmp_path / "p", 12, seed=2)
+    blocks = samples_of(CONTRASTIVE, episode, queries, passages)
+    inside = next(line for line in range(40) if line not in episode.block_starts)
+    rest = Sequences(queries), Sequences(passages), torch.device("cpu")
+    with pytest.raises(InputError, match=f"stands at line {inside} of a mined file, where no block begins"):
+        step_batches(blocks, inside, 6, 1, *rest)
+    with pytest.raises(InputError, match=r"--per_gpu_train_batch_size is 2, and a block .* 3 lines.* multiple of it"):
+        step_batches(blocks, 0, 2, 1, *rest)
+    with pytest.raises(InputError, match=r"mined without blocks.*--queries_together"):
+        samples_of(CONTRASTIVE, replace(episode, block_starts=None), queries, passages)

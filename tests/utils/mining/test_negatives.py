@@ -161,6 +161,54 @@ def test_every_negative_is_dealt_exactly_once_and_passes_differ_by_one_at_most(c
         assert max(sizes[query]) - min(sizes[query]) <= 1
 
 
+@settings(deadline=None, max_examples=40)
+@given(collections(), st.integers(1, 7), st.integers(1, 13), st.integers(1, 6), st.booleans())
+def test_blocks_hold_queries_of_one_cluster_and_deal_what_is_dealt_without_them(
+    collection, passes, count, together, clustered
+):
+    ranking, positives, texts = collection
+    negatives = draw(np.arange(QUERIES), ranking, judge(positives), texts, count, seed=0, episode=1)
+    clusters, rows, qrels = np.arange(QUERIES) % 3 if clustered else None, np.arange(QUERIES), judge(positives)
+    scores = scores_of(rows[:, None], negatives), scores_of(*relevant_pairs(qrels, 0, QUERIES))
+    dealing = {"seed": 0, "episode": 1, "scores": scores}
+    plain = deal_passes(rows, negatives, qrels, clusters, passes, **dealing)
+    blocked = deal_passes(rows, negatives, qrels, clusters, passes, queries_together=together, **dealing)
+    following = 0
+    for expected, lines in zip(plain, blocked, strict=True):
+        order, kept = np.argsort(lines.query_rows), (expected.negatives >= 0).any(axis=1)
+        expected_order = np.flatnonzero(kept)[np.argsort(expected.query_rows[kept])]
+        for name, column in vars(expected).items():  # the same lines, in another order
+            if column is not None:
+                assert np.array_equal(getattr(lines, name)[order], column[expected_order]), name
+        sizes = {}
+        for block in np.unique(lines.blocks).tolist():
+            assert block == following
+            own = lines.query_rows[lines.blocks == block] % 3 if clustered else np.zeros(sum(lines.blocks == block))
+            assert len(set(own.tolist())) == 1
+            sizes.setdefault(own[0], []).append(len(own))
+            following += 1
+        assert (np.diff(lines.blocks) >= 0).all()
+        for of_cluster in sizes.values():  # all but one are full
+            *full, last = sorted(of_cluster, reverse=True)
+            assert set(full) <= {together}
+            assert 0 < last <= together
+
+
+def test_blocks_of_each_pass_and_episode_are_others_and_stand_in_another_order():
+    rows, clusters = np.arange(400), np.arange(400) % 2
+    positives = {query: np.zeros(1, int) for query in rows.tolist()}
+    partitions, orders = [], []
+    for episode in range(2):
+        settings = {"seed": 0, "episode": episode, "queries_together": 4}
+        for lines in deal_passes(rows, np.zeros((400, 2), int), judge(positives), clusters, 2, **settings):
+            partitions.append({frozenset(block) for block in np.split(lines.query_rows, 100)})
+            orders.append(tuple(lines.clusters))
+            changes = (np.diff(lines.clusters[::4]) != 0).sum()
+            assert 30 < changes < 70, "blocks of the clusters are shuffled"
+    assert all(not (a & b) for i, a in enumerate(partitions) for b in partitions[:i])
+    assert len(set(orders)) == 4
+
+
 def test_a_query_with_several_positives_takes_them_in_turn_over_passes_and_episodes():
     positives = {0: np.array([3, 5, 8])}
     negatives = np.arange(10, 20)[None]

@@ -1,5 +1,7 @@
 """Mined files: what is written is read, and what is wrong is named by its line."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -42,13 +44,14 @@ def random_lines(data, lines: int, most: int = 2**40) -> MinedLines:
         row[generator.integers(0, 6) :] = -1
     clusters = generator.integers(0, 4, size=lines) if data.draw(st.booleans()) else None
     scores = generator.normal(size=(lines, 6)).astype(np.float32)
-    return MinedLines(rows(lines), rows(lines), negatives, clusters, scores)
+    blocks = rows(lines) if data.draw(st.booleans()) else None
+    return MinedLines(rows(lines), rows(lines), negatives, clusters, scores, blocks)
 
 
 @settings(deadline=None, max_examples=50)
 @given(data=st.data())
 def test_a_mined_file_gives_back_what_was_written(tmp_path_factory, data):
-    written = random_lines(data, data.draw(st.integers(1, 30)))
+    written = replace(random_lines(data, data.draw(st.integers(1, 30))), blocks=None)
     negatives, clusters = written.negatives, written.clusters
     path = tmp_path_factory.mktemp("mined") / "ann_training_data_0"
     triplets = write_mined_file(path, iter([written]))
@@ -69,8 +72,16 @@ def test_a_mined_file_gives_back_what_was_written(tmp_path_factory, data):
 
 def text_of(lines: MinedLines) -> str:
     """What a mined file holds, line by line, in Python's own words."""
-    clusters = [""] * len(lines.query_rows) if lines.clusters is None else [f"\t1\t{c}" for c in lines.clusters]
-    columns = zip(lines.query_rows, lines.positive_rows, lines.negatives.tolist(), clusters, strict=True)
+    nothing = [""] * len(lines.query_rows)
+    clusters, blocks = nothing, nothing
+    if lines.clusters is not None:
+        clusters = [f"\t1\t{cluster}" for cluster in lines.clusters]
+    elif lines.blocks is not None:
+        clusters = ["\t1\t0" for _ in lines.blocks]
+    if lines.blocks is not None:
+        blocks = [f"\t{block}" for block in lines.blocks]
+    ends = map(str.__add__, clusters, blocks)
+    columns = zip(lines.query_rows, lines.positive_rows, lines.negatives.tolist(), ends, strict=True)
     return "".join(
         f"{query}\t{positive}\t{','.join(str(row) for row in negatives if row >= 0)}{end}\n"
         for query, positive, negatives, end in columns
@@ -112,6 +123,41 @@ def test_blocks_of_a_large_file_join_without_a_seam(tmp_path, monkeypatch):
     parts = read(tmp_path, content, 1000, 1000)
     for name, value in vars(whole).items():
         assert np.array_equal(getattr(parts, name), value), name
+
+
+@pytest.mark.parametrize("clusters", [None, np.array([2, 2, 0, 2, 1])])
+@pytest.mark.parametrize("part_bytes", [7, 10**6])
+def test_blocks_are_read_as_they_were_written(tmp_path, monkeypatch, clusters, part_bytes):
+    monkeypatch.setattr(episode_module, "BLOCK_BYTES", part_bytes)
+    rows, blocks = np.array([0, 1, 1, 0, 2]), np.array([0, 0, 1, 2, 3])
+    lines = MinedLines(rows, rows + 3, rows[:, None], clusters, None, blocks)
+    write_mined_file(mined_file(tmp_path, 0), iter([lines]))
+    for n_groups in (None, 3):
+        episode = read_episode(mined_file(tmp_path, 0), 3, 6, n_groups)
+        assert episode.block_starts.tolist() == [0, 2, 3, 4, 5]
+        assert episode.clusters.tolist() == ([0] * 5 if clusters is None or not n_groups else clusters.tolist())
+    assert read(tmp_path, GOOD).block_starts is None
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("3\t4\t5\t1\t2\t1", "block 1 has query 3 again"),
+        ("4\t4\t5\t1\t0\t1", "block 1 has a line of cluster 0"),
+        ("4\t4\t5\t1\t2\t3", "block 3 does not follow block 1"),
+        ("4\t4\t5\t1\t2\t0", "block 0 does not follow block 1"),
+        (f"4\t4\t5\t1\t2\t{2**60}", "block .* is no number of a block"),
+        ("4\t4\t5\t1\t2\t1.5", "block 1.5 is no number of a block"),
+        ("4\t4\t5\t1\t2", "expected query.*weight, cluster, block between tabs"),
+    ],
+)
+def test_a_line_that_is_not_of_its_block_is_named(tmp_path, line, complaint):
+    good = "0\t4\t5\t1\t2\t0\n3\t4\t5,6\t1\t2\t1\n"
+    assert read(tmp_path, good + "4\t4\t5\t1\t2\t1\n").block_starts.tolist() == [0, 1, 3]
+    with pytest.raises(InputError, match=rf"ann_training_data_0:3: ({complaint})"):
+        read(tmp_path, good + line + "\n")
+    with pytest.raises(InputError, match=r"ann_training_data_0:1: block 1 does not follow block -1"):
+        read(tmp_path, good.replace("\t0\n", "\t1\n"))
 
 
 def test_weights_are_read(tmp_path):
