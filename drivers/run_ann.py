@@ -150,7 +150,7 @@ def main() -> None:
     rate = LearningRate(args.learning_rate, first, *schedule)
     say(
         f"{args.task_name} round {number}: steps {state.global_step - first} to {last - first} of "
-        f"{step_size} {samples.unit} ({len(samples):,} mined) from {checkpoint}, {args.loss} loss, {args.objective}, "
+        f"{step_size} {samples.unit} ({len(samples):,} mined) from {checkpoint}, {args.objective}, {args.loss} loss, "
         f"{distributed.world_size()} processes on {device.type}, {step.precision.dtype}"
     )
     if last - first > args.num_training_steps:

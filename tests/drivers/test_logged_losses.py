@@ -1,4 +1,4 @@
-"""What training logs in TensorBoard and says, with every objective, also where it was interrupted."""
+"""What training logs in TensorBoard and says, with every loss and objective, also where it was interrupted."""
 
 import shutil
 from pathlib import Path
@@ -8,6 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from drivers import run_ann, run_ann_data_gen
 from model.dro import OBJECTIVES
+from model.losses import LOSSES
 from tests.tiny_run import PASSAGE_LENGTH, QUERY_LENGTH, STEP, call, make_run
 from utils.stores.checkpoint import read_trainer_state
 from utils.stores.training_log import STEP_CURVES
@@ -33,7 +34,7 @@ def mined(tmp_path_factory) -> Path:
             "--no_cuda",
         ),
         *("--training_dir", folder / "none", "--data_dir", run / "preprocessed", "--output_dir", folder / "ann_data"),
-        *("--cluster_query", "--cluster_centroids", CLUSTERS, "--topk_training", 20),
+        *("--cluster_query", "--cluster_centroids", CLUSTERS, "--topk_training", 20, "--queries_together", 2),
     )
     return folder
 
@@ -45,7 +46,9 @@ def flags_of(objective: str) -> list[object]:
     return flags + ["--absent", "keep"] * ("keep" in options) + ["--normalize_weights"] * ("normalized" in options)
 
 
-def train(mined: Path, own: Path, logging_steps: int, *, objective: str = "idro", batch: int = 4) -> None:
+def train(
+    mined: Path, own: Path, logging_steps: int, *, objective: str = "idro", batch: int = 4, loss: str = "pairwise"
+) -> None:
     run = mined / "run"
     call(
         run_ann,
@@ -54,7 +57,7 @@ def train(mined: Path, own: Path, logging_steps: int, *, objective: str = "idro"
         *("--data_dir", run / "preprocessed", "--ann_dir", mined / "ann_data", "--optimizer", "adamW"),
         *("--per_gpu_train_batch_size", batch, "--max_steps", STEPS, "--save_steps", 4, "--learning_rate", 1e-3),
         *("--n_groups", CLUSTERS, "--logging_steps", logging_steps, "--num_training_steps", STEPS),
-        *flags_of(objective),
+        *("--loss", loss, *flags_of(objective)),
     )
 
 
@@ -92,19 +95,21 @@ def test_what_is_logged_is_the_mean_since_the_entry_before_also_after_an_interru
     assert read_trainer_state(tmp_path / "resumed" / f"checkpoint-{STEPS}").unlogged == {}
 
 
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_with_every_objective_a_training_that_was_interrupted_ends_as_one_that_was_not(
-    mined, tmp_path, own_signals, capfd, objective
+def test_with_every_objective_and_loss_a_training_that_was_interrupted_ends_as_one_that_was_not(
+    mined, tmp_path, own_signals, capfd, objective, loss
 ):
-    train(mined, tmp_path / "whole", 5, objective=objective)
-    assert f" from {mined}/run/saved_models/checkpoint-{STEP}, {objective}, 1 processes" in capfd.readouterr().out
+    train(mined, tmp_path / "whole", 5, objective=objective, loss=loss)
+    said = f" from {mined}/run/saved_models/checkpoint-{STEP}, {objective}, {loss} loss, 1 processes"
+    assert said in capfd.readouterr().out
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
     interrupt(tmp_path / "resumed", 4)
-    train(mined, tmp_path / "resumed", 5, objective=objective)
+    train(mined, tmp_path / "resumed", 5, objective=objective, loss=loss)
     whole, resumed = (tmp_path / name / f"checkpoint-{STEPS}" for name in ("whole", "resumed"))
     assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert read_trainer_state(resumed) == read_trainer_state(whole)
-    assert read_trainer_state(whole).objective == objective
+    assert (read_trainer_state(whole).objective, read_trainer_state(whole).loss) == (objective, loss)
     assert curves(tmp_path / "resumed") == curves(tmp_path / "whole")
 
 
