@@ -1,7 +1,7 @@
 """Ours by the real scripts, run in this process: token stores, mining, training, and the evaluation of any model.
 
-A contender is a loss and an objective (`model.dro.OBJECTIVES`), as LOSS+OBJECTIVE: pairwise+idro,
-contrastive+idro+keep+normalized. What the scripts are told is here and nowhere else.
+A contender is a loss (`model.losses.LOSSES`) and an objective (`model.dro.OBJECTIVES`), as LOSS+OBJECTIVE:
+pairwise+idro, contrastive+idro+keep+normalized. What the scripts are told is here and nowhere else.
 """
 
 import math
@@ -15,11 +15,12 @@ from unittest.mock import patch
 from evaluate.benchmarks.watched_work import Work, watch
 from evaluate.metrics_file import read_metrics, read_per_query
 from model.dro import OBJECTIVES
+from model.losses import LOSSES
 from model.reading import AUTO
 from utils.runtime.errors import InputError
+from utils.samples import Blocks
 from utils.stores.checkpoint import newest_checkpoint
 
-LOSSES = {"pairwise": [], "contrastive": ["--loss", "contrastive"]}
 OPTIONS = {"keep": ["--absent", "keep"], "normalized": ["--normalize_weights", "true"]}
 WARMUP_SHARE = 0.1
 MEASURE = "ndcg@10"
@@ -56,8 +57,8 @@ class Contender:
 class OwnRecipe:
     """What the scripts are told. `device_flags` say where they compute and how precisely.
 
-    `stores` are the token stores of the training collection. `queries_together` and `negatives_a_query` are of the
-    contrastive loss; `max_relative_score` of all, 0: no filter. `samples` a step; `batch_size` texts are encoded at
+    `stores` are the token stores of the training collection. `queries_together` and `negatives_a_query` are of
+    losses over blocks; `max_relative_score` of all, 0: no filter. `samples` a step; `batch_size` texts are encoded at
     once at most.
     """
 
@@ -99,7 +100,7 @@ class OwnRecipe:
         ]
         if self.max_relative_score:
             flags += ["--max_relative_score", self.max_relative_score]
-        if loss == "contrastive":
+        if LOSSES[loss].samples is Blocks:
             flags += ["--queries_together", self.queries_together, "--negatives_a_query", self.negatives_a_query]
         return call("drivers/run_ann_data_gen.py", flags)
 
@@ -113,7 +114,7 @@ class OwnRecipe:
             *("--max_steps", steps, "--num_training_steps", steps, "--total_training_steps", episodes * steps),
             *("--warmup_steps", math.ceil(WARMUP_SHARE * steps), "--optimizer", "adamW", "--learning_rate", rate),
             *("--per_gpu_train_batch_size", self.samples, *self.lengths, *self.device_flags),
-            *LOSSES[contender.loss],
+            *("--loss", contender.loss),
         ]
         if contender.objective != "erm":
             kind, *options = contender.objective.split("+")

@@ -23,10 +23,11 @@ from utils.runtime.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-OURS = "pairwise+idro"
+OURS, BLOCKS = "pairwise+idro", "contrastive+idro+keep+normalized"
 SMALL = (
     *("--rates", "1e-3", "5e-3", "--seeds", 2, "--steps", 6, "--samples", 4, "--negatives", 2, "--topk", 8),
     *("--clusters", 2, "--max_seq_length", 16, "--max_query_length", 16, "--no_cuda"),
+    *("--queries_together", 2),
 )
 
 
@@ -147,16 +148,16 @@ def test_begun_again_it_makes_what_is_missing_and_adds_what_is_asked_for(flags, 
     assert (folder / "calibration.json").read_text() == sitting
     assert not list(folder.glob("work-*"))
 
-    call(*flags, "--contenders", "pairwise+erm", "--budgets", "texts", "--seeds", 1)
+    call(*flags, "--contenders", BLOCKS, "--budgets", "texts", "--seeds", 1)
     first, second = json.loads((folder / "calibration.json").read_text())["sittings"]
     assert [first] == json.loads(sitting)["sittings"]
-    assert list(second["contenders"]) == ["pairwise+erm"]
+    assert list(second["contenders"]) == [BLOCKS]
     content = json.loads((out_dir(flags) / "quality.json").read_text())
-    assert list(content["budgets"]["texts"]) == [LIBRARY, "pairwise+erm", OURS]
+    assert list(content["budgets"]["texts"]) == [LIBRARY, OURS, BLOCKS]
     assert list(content["budgets"]["seconds"]) == [LIBRARY, OURS]
-    assert content["budgets"]["texts"]["pairwise+erm"]["compared_seeds"] == [1]
+    assert content["budgets"]["texts"][BLOCKS]["compared_seeds"] == [1]
     written = (out_dir(flags) / "quality.md").read_text()
-    assert "| pairwise+erm | 1 |" in written
+    assert f"| {BLOCKS} | 1 |" in written
     capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["table.py", "--out_dir", str(out_dir(flags))])
