@@ -185,11 +185,26 @@ def test_other_settings_in_the_folder_and_misuse_are_refused(flags, places, tmp_
         call(*flags, *changed)
 
 
-def test_what_the_library_saves_is_read_as_the_checkpoint_is(flags, places, tmp_path):
-    SentenceTransformer(str(places["checkpoint"])).save_pretrained(str(tmp_path / "saved"))
+def benchmark_of(flags: list, places: dict[str, Path]) -> quality.Benchmark:
     args = quality.Arguments(out_dir=str(out_dir(flags)), **{name: str(place) for name, place in places.items()})
     args.max_seq_length = args.max_query_length = 16
-    own = quality.Benchmark(args, torch.device("cpu")).own
+    args.clusters, args.samples = 2, 4
+    return quality.Benchmark(args, torch.device("cpu"))
+
+
+def test_rounds_of_mining_and_training_share_the_steps(flags, places, tmp_path):
+    benchmark = benchmark_of(flags, places)
+    what = Contender.of("pairwise+balanced"), tmp_path, benchmark.embeddings, 2, 6, 1e-3, 1
+    first_mining, _, second_mining, _ = benchmark.own.run(*what)
+    assert benchmark.own.trained(tmp_path).name == "checkpoint-6"
+    mined_with = [json.loads((tmp_path / "ann_data" / f"ann_ndcg_{i}").read_text())["step"] for i in range(2)]
+    assert mined_with == [0, 3]
+    assert (first_mining.texts, second_mining.texts) == (0, 60 + 24 + 36), "the first one's are shared"
+
+
+def test_what_the_library_saves_is_read_as_the_checkpoint_is(flags, places, tmp_path):
+    SentenceTransformer(str(places["checkpoint"])).save_pretrained(str(tmp_path / "saved"))
+    own = benchmark_of(flags, places).own
     found, _ = own.evaluate(tmp_path / "saved", own.stores, "dev", tmp_path / "evaluation")
     initial = next(one for one in results(flags) if one["contender"] == INITIAL)
     assert found == initial["dev"]
