@@ -47,11 +47,13 @@ heading "Mining"
 setting TOPK "auto|count" auto 100 "passages ranked per training query"
 setting NEGATIVES "auto|count" auto 5 "negatives drawn from them"
 setting GIVEN_NEGATIVES "0|1" 0 "1: the first episode trains on the negatives that the data bring along, where a query has some"
-setting SKIP_RANKS whole "" "so many of a query's best-ranked candidates are no negatives (default: off; docs/inside.md)"
-setting MAX_RELATIVE_SCORE number "" \
-    "nor are those that score above this share of the positive, like 0.95: for vectors of length 1 (default: off)"
-setting MIN_MARGIN number "" \
-    "nor those that score less than this below the positive, in standard deviations of the scores of the query's TOPK (default: off)"
+setting SKIP_RANKS "off|whole" off "so many of a query's best-ranked candidates are no negatives (docs/inside.md)"
+setting MAX_RELATIVE_SCORE "auto|off|number" auto \
+    "nor are those that score above this share of the positive, like 0.95: for vectors of length 1"
+setting MIN_MARGIN "off|number" off \
+    "nor those that score less than this below the positive, in standard deviations of the scores of the query's TOPK"
+setting NEGATIVES_A_QUERY "auto|whole" auto 1 "of them in a pass over the queries; a mined file has as many passes as that takes. 0: 5 passes"
+setting QUERIES_TOGETHER "auto|whole" auto 8 "queries of one cluster that stand together in a block, whose passages a contrastive loss shares; 0: none, as published"
 setting CLUSTERS "auto|count" auto 16 "clusters of the training queries"
 setting QUERY_GROUPS text clusters \
     "what the objective weighs, and metrics are told of (flag: --groups too): clusters of the training queries by k-means; source: the sources of mixed data; or a TSV of query id and group name"
@@ -63,7 +65,9 @@ setting INDEX_PARAMETERS text "" "of an approximate index's search, like nprobe=
 heading "Training"
 setting EPISODES "auto|count" auto 2 "rounds of mining and training"
 setting STEPS "auto|count" auto 40 "optimizer steps per episode; auto: by the length of the mined file"
-setting BATCH_SIZE "auto|count" auto 16 "triplets per process and pass"
+setting LOSS "auto|pairwise|contrastive" auto '$( ((QUERIES_TOGETHER)) && echo contrastive || echo pairwise)' \
+    "pairwise: each negative by itself, as published; contrastive: all passages of a block (default: auto; demo: contrastive)"
+setting BATCH_SIZE "auto|count" auto 16 "triplets per process and pass; with a contrastive loss lines, whole blocks of them"
 setting PROCESSES count '$(processes_on "${gpus[@]-}")' '$(demo_on_one_gpu && echo 1 || echo 2)' \
     "processes on this machine: by default as many as GPUs, else 1 (demo: 2, on one GPU 1). GPUs are those that CUDA_VISIBLE_DEVICES lists, where it is set"
 setting ACCUMULATION "auto|count" auto '$(demo_on_one_gpu && ! is_async && echo 2 || echo 1)' \

@@ -18,7 +18,9 @@ check_settings() {
     [[ -z "$LICENSE" ]] || grep -qxF -e "$LICENSE" "$root/evaluate/licenses.txt" ||
         fail "LICENSE is '$LICENSE'; one of the hub's identifiers is needed, like mit or other (evaluate/licenses.txt)"
     check_groups
-    [[ -z "$MAX_RELATIVE_SCORE" ]] || awk -v share="$MAX_RELATIVE_SCORE" 'BEGIN { exit !(share > 0 && share <= 1) }' ||
+    [[ "$LOSS" != contrastive || "$QUERIES_TOGETHER" != 0 ]] ||
+        fail "LOSS is contrastive, and QUERIES_TOGETHER is 0, so that there are no blocks whose passages it contrasts; give 1 or more, or LOSS=pairwise"
+    [[ "$MAX_RELATIVE_SCORE" =~ ^(auto|off)$ ]] || awk -v share="$MAX_RELATIVE_SCORE" 'BEGIN { exit !(share > 0 && share <= 1) }' ||
         fail "MAX_RELATIVE_SCORE is '$MAX_RELATIVE_SCORE'; a share above 0, at most 1, is needed"
     [[ "$ABSENT" == drop || "$OBJECTIVE" == idro ]] ||
         fail "ABSENT is $ABSENT, and OBJECTIVE is $OBJECTIVE, which takes no weight from a cluster for its absence; that is of idro"
@@ -110,16 +112,16 @@ name_zero_shot_collections() {
 # follows from it (`mined`, `trained`: not empty where there is); until then a mistake can be mended.
 held_by_tokens=(DATA_TYPE CHECKPOINT_CONTENT MODEL_TYPE MAX_SEQ_LENGTH MAX_QUERY_LENGTH QUERY_PROMPT PASSAGE_PROMPT LOWERCASE)
 held_by_mining=(POOLING NORMALIZE TOPK NEGATIVES GIVEN_NEGATIVES SKIP_RANKS MAX_RELATIVE_SCORE MIN_MARGIN
-    QUERY_GROUPS_CONTENT CLUSTERS MINING_SEED MIXED_PRECISION EMBEDDING_DTYPE INDEX_FACTORY INDEX_PARAMETERS)
-held_by_training=(ASYNC SEED MODEL_SIZE STEPS BATCH_SIZE ACCUMULATION OPTIMIZER LEARNING_RATE WARMUP_STEPS OBJECTIVE
+    NEGATIVES_A_QUERY QUERIES_TOGETHER QUERY_GROUPS_CONTENT CLUSTERS MINING_SEED MIXED_PRECISION EMBEDDING_DTYPE INDEX_FACTORY INDEX_PARAMETERS)
+held_by_training=(ASYNC SEED MODEL_SIZE LOSS STEPS BATCH_SIZE ACCUMULATION OPTIMIZER LEARNING_RATE WARMUP_STEPS OBJECTIVE
     ABSENT NORMALIZE_WEIGHTS SCALE ALPHA EMA RHO EPS IDRO_LAYERS IDRO_SKETCH_DIM)
 declare -A before=( # what a version without a setting did
-    [QUERY_GROUPS_CONTENT]=clusters [GIVEN_NEGATIVES]=0 [SKIP_RANKS]="" [MAX_RELATIVE_SCORE]="" [MIN_MARGIN]=""
-    [ABSENT]=drop [NORMALIZE_WEIGHTS]=0
+    [QUERY_GROUPS_CONTENT]=clusters [GIVEN_NEGATIVES]=0 [SKIP_RANKS]=off [MAX_RELATIVE_SCORE]=off [MIN_MARGIN]=off
+    [NEGATIVES_A_QUERY]=0 [QUERIES_TOGETHER]=0 [LOSS]=pairwise [ABSENT]=drop [NORMALIZE_WEIGHTS]=0
 )
 schedule=(NUM_TRAINING_STEPS TOTAL_TRAINING_STEPS)
-chosen_for_mining=(TOPK NEGATIVES CLUSTERS) # where they are auto
-chosen_for_training=(BATCH_SIZE ACCUMULATION STEPS WARMUP_STEPS "${schedule[@]}" OPTIMIZER LEARNING_RATE)
+chosen_for_mining=(TOPK NEGATIVES MAX_RELATIVE_SCORE NEGATIVES_A_QUERY QUERIES_TOGETHER CLUSTERS) # where they are auto
+chosen_for_training=(LOSS BATCH_SIZE ACCUMULATION STEPS WARMUP_STEPS "${schedule[@]}" OPTIMIZER LEARNING_RATE)
 chosen=("${chosen_for_mining[@]}" EPISODES "${chosen_for_training[@]}" SAVE_STEPS)
 BY_SIZE="" # 1: what is auto is chosen by size, 0: as published; empty: not known yet
 
@@ -167,10 +169,14 @@ go_on_as_noted() {
 }
 default_to_noted() { # STAGE NAME…
     local name
+    [[ -f "$OUT_DIR/settings.$1" ]] || return 0
     for name in "${@:2}"; do
-        if is_setting "$name" && grep -qs "^$name=" "$OUT_DIR/settings.$1"; then
+        is_setting "$name" || continue
+        if grep -q "^$name=" "$OUT_DIR/settings.$1"; then
             # The value may be a user's text, and `settle` evaluates defaults: it gets the command that prints it.
             set_default "$name" "\$(noted \"\$OUT_DIR/settings.$1\" $name)"
+        elif [[ -v before["$name"] ]]; then
+            set_default "$name" "${before[$name]}" # of a version without it
         fi
     done
 }
@@ -191,8 +197,10 @@ find_reading() {
     run "$python" "$root/drivers/find_reading.py" --model_name_or_path "$CHECKPOINT" "${reading[@]}" \
         --settings_file "$OUT_DIR/.reading"
     take_found "$OUT_DIR/.reading"
-    [[ -z "$MAX_RELATIVE_SCORE" || "$NORMALIZE" == 1 ]] ||
+    [[ "$MAX_RELATIVE_SCORE" =~ ^(auto|off)$ || "$NORMALIZE" == 1 ]] ||
         fail "MAX_RELATIVE_SCORE is a share of the positive's score, and this checkpoint's vectors are not of length 1; give MIN_MARGIN instead"
+    # The demo's filter, as others have it chosen with what else is auto.
+    ((demo == 0)) || [[ "$MAX_RELATIVE_SCORE" != auto ]] || MAX_RELATIVE_SCORE="$( ((NORMALIZE)) && echo 0.95 || echo off)"
     reading_flags
 }
 # What is left to be chosen is, by the number of training queries and by the encoder, once the token stores are there.
@@ -205,7 +213,7 @@ choose_settings() {
     # What a launcher starts, it alone knows.
     if [[ -n "$LAUNCHER" ]]; then start=("${launcher[@]}"); else flags+=(--processes "$(training_processes)"); fi
     run "${start[@]}" "$root/drivers/choose_settings.py" --model_name_or_path "$CHECKPOINT" --model_type "$MODEL_TYPE" \
-        --data_dir "$preprocessed" --model_size "$MODEL_SIZE" "${flags[@]}" --settings_file "$OUT_DIR/.chosen"
+        --data_dir "$preprocessed" --model_size "$MODEL_SIZE" --normalize "$NORMALIZE" "${flags[@]}" --settings_file "$OUT_DIR/.chosen"
     take_found "$OUT_DIR/.chosen"
 }
 

@@ -106,8 +106,8 @@ is_given() { [[ -v setting_given["$1"] ]]; } # NAME
 
 check() { # NAME VALUES: refuses another value of this setting
     local value="${!1}"
-    [[ "$2" != auto\|* || "$value" != auto ]] || return 0
-    case "${2#auto|}" in
+    [[ "$2" != *"|"* || "$value" == *"|"* || "|${2%|*}|" != *"|$value|"* ]] || return 0 # one of the words before the kind
+    case "${2##*|}" in
         text | any) ;;
         number) [[ "$value" =~ ^[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?$ ]] || fail "$1 is '$value'; a number is needed, like 0.25 or 1e-5" ;;
         count) [[ "$value" =~ ^[1-9][0-9]*$ ]] || fail "$1 is '$value'; a whole number, at least 1, is needed" ;;

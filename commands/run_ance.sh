@@ -112,11 +112,11 @@ mine=("$root/drivers/run_ann_data_gen.py" "${reading[@]}" "${lengths[@]}" ${prec
     --output_dir "$ann_data" --result_dir "$results" --public_ann_data_dir "$PUBLIC_ANN_DATA_DIR"
     --embedding_dtype "$EMBEDDING_DTYPE" --index_factory "$INDEX_FACTORY" --index_parameters "$INDEX_PARAMETERS"
     --per_gpu_eval_batch_size "$EVAL_BATCH_SIZE" --topk_training "$TOPK" --negative_sample "$NEGATIVES"
-    --ann_chunk_factor 5 --group "$group" "${grouping[@]}" --seed "$MINING_SEED")
+    --ann_chunk_factor 5 --negatives_a_query "$NEGATIVES_A_QUERY" --queries_together "$QUERIES_TOGETHER" --group "$group" "${grouping[@]}" --seed "$MINING_SEED")
 ((GIVEN_NEGATIVES == 0)) || mine+=(--given_negatives)
-[[ -z "$SKIP_RANKS" ]] || mine+=(--skip_ranks "$SKIP_RANKS")
-[[ -z "$MAX_RELATIVE_SCORE" ]] || mine+=(--max_relative_score "$MAX_RELATIVE_SCORE")
-[[ -z "$MIN_MARGIN" ]] || mine+=(--min_margin "$MIN_MARGIN")
+[[ "$SKIP_RANKS" == off ]] || mine+=(--skip_ranks "$SKIP_RANKS")
+[[ "$MAX_RELATIVE_SCORE" == off ]] || mine+=(--max_relative_score "$MAX_RELATIVE_SCORE")
+[[ "$MIN_MARGIN" == off ]] || mine+=(--min_margin "$MIN_MARGIN")
 ((${#zero_shot_stores[@]} == 0)) || mine+=(--zero_shot_dirs "${zero_shot_stores[@]}")
 
 # 5. Train on them: minutes (demo).
@@ -124,7 +124,7 @@ train=("$root/drivers/run_ann.py" "${reading[@]}" "${lengths[@]}" ${precision[@]
     --model_size "$MODEL_SIZE" --training_dir "$models"
     --output_dir "$models" --init_model_dir "$CHECKPOINT" --data_dir "$preprocessed" --ann_dir "$ann_data"
     --result_dir "$results" --per_gpu_train_batch_size "$BATCH_SIZE" --gradient_accumulation_steps "$ACCUMULATION"
-    --optimizer "$OPTIMIZER" --learning_rate "$LEARNING_RATE" --warmup_steps "$WARMUP_STEPS"
+    --loss "$LOSS" --optimizer "$OPTIMIZER" --learning_rate "$LEARNING_RATE" --warmup_steps "$WARMUP_STEPS"
     --group "$group" --dro_type "${OBJECTIVE/erm/idro}" --absent "$ABSENT" --n_groups "$n_groups"
     --alpha "$ALPHA" --ema "$EMA" --rho "$RHO" --eps "$EPS"
     --idro_layers "$IDRO_LAYERS" --idro_sketch_dim "$IDRO_SKETCH_DIM"

@@ -17,13 +17,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from model.hyperparameters import NAMES, PUBLISHED, Choice, Size, Value, choose, choose_published
+from model.losses import LOSSES
 from model.reading import AUTO, declared_reading
-from utils.runtime.arguments import check_at_least_one, option, parse, required
+from utils.runtime.arguments import check_at_least_one, check_at_least_zero, option, parse, required
 from utils.runtime.errors import InputError, run
 from utils.runtime.logs import say
 from utils.stores.files import atomic_file
 from utils.stores.pretrained import pretrained_config
 from utils.stores.token_store import TokenStore
+
+NOT_COUNTS = ("LOSS", "MAX_RELATIVE_SCORE", "OPTIMIZER", "LEARNING_RATE")
+FROM_ZERO = ("QUERIES_TOGETHER", "NEGATIVES_A_QUERY", "WARMUP_STEPS")
 
 
 @dataclass(kw_only=True)
@@ -35,6 +39,11 @@ class Arguments:
     model_size: str = option("base", "base or large: the published values that differ")
     processes: int = option(0, "processes that train; 0: as many as run this script")
     by_size: int | None = option(None, "1: by size, 0: as published (default: by the number of training queries)")
+    normalize: int = option(0, "1: vectors have length 1, as find_reading.py found")
+    loss: str | None = option(None, "pairwise or contrastive")
+    queries_together: int | None = option(None, "queries of a block, for a contrastive loss")
+    negatives_a_query: int | None = option(None, "negatives of a query in a pass; 0: by the number of passes")
+    max_relative_score: str | None = option(None, "filter of negatives: a share of the positive's score, or off")
     topk: int | None = option(None, "passages ranked per training query")
     negatives: int | None = option(None, "negatives drawn from them")
     clusters: int | None = option(None, "clusters of the training queries")
@@ -53,8 +62,10 @@ class Arguments:
     def __post_init__(self) -> None:
         if self.model_size not in PUBLISHED:
             raise InputError(f"--model_size {self.model_size!r} is unknown; there are {', '.join(PUBLISHED)}")
-        counts = (name.lower() for name in self.given if name not in ("OPTIMIZER", "LEARNING_RATE", "WARMUP_STEPS"))
-        check_at_least_one(self, *counts)
+        if self.loss not in (None, *LOSSES):
+            raise InputError(f"--loss {self.loss!r} is unknown; there are {', '.join(LOSSES)}")
+        check_at_least_one(self, *(name.lower() for name in self.given if name not in (*NOT_COUNTS, *FROM_ZERO)))
+        check_at_least_zero(self, *(name.lower() for name in self.given if name in FROM_ZERO))
         self.processes = self.processes or int(os.environ.get("WORLD_SIZE", 1))
 
     @property
@@ -70,7 +81,7 @@ def read_size(args: Arguments) -> Size:
     cache_dir = args.cache_dir or None
     declared = args.model_type == AUTO and declared_reading(args.model_name_or_path, cache_dir) is not None
     width = pretrained_config(args.model_name_or_path, cache_dir).hidden_size
-    return Size(queries, passages, width, declared, args.processes)
+    return Size(queries, passages, width, declared, args.processes, bool(args.normalize))
 
 
 def text_of(value: Value) -> str:

@@ -5,11 +5,15 @@ absurd: the first episode would show each query 75,000 times. So they hold from 
 on, and for an encoder that comes without files of its own, or is read as a published type; everything else is chosen
 here (`choose`), by these rules:
 
+    LOSS           contrastive from an encoder that is made for vectors already, with QUERIES_TOGETHER 8 and
+                   NEGATIVES_A_QUERY 1; pairwise from any other
     NEGATIVES      5: one a query in each of the 5 passes that a mined file consists of, so that a step sees as many
                    queries as it can
+    filter         MAX_RELATIVE_SCORE 0.95 with a contrastive loss and vectors of length 1, else none
     TOPK           √(2 · passages), so 100 of 5,000; at most 200 and half the passages, at least four times NEGATIVES
-    a step         √queries / 2 triplets, a multiple of 8 from 16 to 512, of all processes together
-    CLUSTERS       √queries / 4, from 2 to 50, and two or more triplets of each in a step
+    a step         √queries / 2 samples, a multiple of 8 from 16 to 512, of all processes together: triplets, or with
+                   a contrastive loss lines of the mined file, whole blocks in each process
+    CLUSTERS       √queries / 4, from 2 to 50, and two or more samples of each in a step
     EPISODES       2 from an encoder that is made for vectors already, 3 from any other
     STEPS          half a pass over the queries from the former, the whole mined file (5 passes) for any other; at
                    least 60, unless that is more than the whole file
@@ -30,9 +34,15 @@ from typing import NamedTuple
 
 PUBLISHED_QUERIES = 400_000
 FEW_QUERIES = 1_000
-MINED_PASSES = 5  # over the training queries, that the negatives of a mined file are dealt into
+MINED_PASSES = 5  # over the training queries, that the negatives of a mined file are dealt into, by default
+TOGETHER = 8  # queries of a block
+OFF = "off"  # no filter
 
 COMMON = {
+    "LOSS": "pairwise",
+    "QUERIES_TOGETHER": 0,
+    "NEGATIVES_A_QUERY": 0,
+    "MAX_RELATIVE_SCORE": OFF,
     "TOPK": 200,
     "NEGATIVES": 30,
     "CLUSTERS": 50,
@@ -65,7 +75,8 @@ class Choice(NamedTuple):
 class Size:
     """What is trained on what: rows of the token stores, the encoder's width, and the processes that train.
 
-    `declared`: the encoder's own files say how it is read, so that it is made for vectors already.
+    `declared`: the encoder's own files say how it is read, so that it is made for vectors already. `normalized`:
+    these have length 1.
     """
 
     queries: int
@@ -73,6 +84,7 @@ class Size:
     width: int
     declared: bool
     processes: int = 1
+    normalized: bool = False
 
     @property
     def is_published(self) -> bool:
@@ -83,9 +95,11 @@ class Size:
 def choose_published(model_size: str, given: Mapping[str, Value]) -> dict[str, Choice]:
     """The published values of what is not `given`, for `model_size` base or large.
 
-    An episode and its schedule fit each other also where one of them is given.
+    An episode and its schedule fit each other also where one of them is given, and so do a loss and its blocks.
     """
     values = PUBLISHED[model_size] | given
+    if values["LOSS"] == "contrastive":
+        values = values | {"QUERIES_TOGETHER": TOGETHER, "NEGATIVES_A_QUERY": 1} | given
     if "NUM_TRAINING_STEPS" not in given:
         values["NUM_TRAINING_STEPS"] = max(values["NUM_TRAINING_STEPS"], values["STEPS"])
     elif "STEPS" not in given:
@@ -103,15 +117,25 @@ def choose(size: Size, given: Mapping[str, Value]) -> dict[str, Choice]:
         choices[name] = Choice(value, why)
         return value
 
+    blocks = size.declared and given.get("QUERIES_TOGETHER") != 0
+    made = "made for vectors" if size.declared else "not made for vectors yet"
+    loss = settle("LOSS", "contrastive" if blocks else "pairwise", f"for an encoder that is {made}")
+    contrasts = loss == "contrastive"
+    of_loss = f"for a {loss} loss"
+    together = settle("QUERIES_TOGETHER", TOGETHER if contrasts else 0, of_loss)
+    a_query = settle("NEGATIVES_A_QUERY", int(contrasts), of_loss)
+    settle("MAX_RELATIVE_SCORE", "0.95" if contrasts and size.normalized else OFF, of_loss)
+
     negatives = settle("NEGATIVES", min(5, given.get("TOPK", 5)), "one a query in each pass")
     # Of few passages the upper half holds no hard negatives, whatever their number.
     ranks = min(max(round(sqrt(2 * size.passages)), 4 * negatives), max(200, 4 * negatives), size.passages // 2)
     settle("TOPK", max(1, ranks), f"of {size.passages:,} passages")
 
-    triplets = min(max(8 * round(sqrt(size.queries) / 16), 16), 512)
-    batch, accumulation = _batch(triplets, size, given)
+    samples = min(max(8 * round(sqrt(size.queries) / 16), 16), 512)
+    batch, accumulation = _batch(samples, size, given, together if contrasts else 1)
     step = batch * accumulation * size.processes
-    meaning = f"{step:,} triplets a step in all, by the number of queries"
+    unit = "lines of the mined file" if contrasts else "triplets"
+    meaning = f"{step:,} {unit} a step in all, by the number of queries"
     settle("BATCH_SIZE", batch, meaning)
     settle("ACCUMULATION", accumulation, meaning)
     clusters = min(round(sqrt(size.queries) / 4), 50, step // 2)
@@ -119,9 +143,9 @@ def choose(size: Size, given: Mapping[str, Value]) -> dict[str, Choice]:
         "CLUSTERS", max(1, min(max(clusters, 2), size.queries)), "by the number of queries, with several in a step"
     )
 
-    made = "made for vectors" if size.declared else "not made for vectors yet"
     episodes = settle("EPISODES", 2 if size.declared else 3, f"from an encoder that is {made}")
-    steps, why = _steps(size, negatives, step)
+    passes = ceil(negatives / a_query) if a_query else MINED_PASSES
+    steps, why = _steps(size, size.queries * (passes if contrasts else negatives), passes, step, unit)
     if "NUM_TRAINING_STEPS" in given:
         steps = min(steps, given["NUM_TRAINING_STEPS"])
     steps = settle("STEPS", steps, why)
@@ -137,25 +161,24 @@ def choose(size: Size, given: Mapping[str, Value]) -> dict[str, Choice]:
     return choices
 
 
-def _batch(triplets: int, size: Size, given: Mapping[str, Value]) -> tuple[int, int]:
-    """Triplets a process and backward pass, and passes a step, for about so many triplets in all processes."""
-    share = ceil(triplets / size.processes)
+def _batch(samples: int, size: Size, given: Mapping[str, Value], block: int) -> tuple[int, int]:
+    """Samples a process and backward pass, whole blocks of them, and passes a step, for about so many in all."""
+    share = ceil(samples / size.processes)
     largest = PUBLISHED["base" if size.width <= 768 else "large"]["BATCH_SIZE"]  # which is known to fit
     accumulation = given.get("ACCUMULATION") or ceil(share / given.get("BATCH_SIZE", largest))
-    batch = given.get("BATCH_SIZE") or min(ceil(share / accumulation), largest)
+    batch = given.get("BATCH_SIZE") or block * ceil(min(ceil(share / accumulation), largest) / block)
     return batch, accumulation
 
 
-def _steps(size: Size, negatives: int, step: int) -> tuple[int, str]:
-    """Steps of `step` triplets an episode, and how much of the mined file that is."""
-    mined = size.queries * negatives
-    wanted = ceil(mined / MINED_PASSES / 2) if size.declared else mined
+def _steps(size: Size, mined: int, passes: int, step: int, unit: str) -> tuple[int, str]:
+    """Steps of `step` samples an episode, and how much that is of a mined file of `mined` of them in `passes`."""
+    wanted = ceil(mined / passes / 2) if size.declared else mined
     steps, most = ceil(wanted / step), ceil(mined / step)
     least = min(60, most)
     if steps < least:
-        return least, f"at least 60, or the mined file once: {mined:,} triplets, {step:,} a step"
+        return least, f"at least 60, or the mined file once: {mined:,} {unit}, {step:,} a step"
     part = "half a pass over the queries" if size.declared else "the mined file once"
-    return steps, f"{part}: {wanted:,} triplets, {step:,} a step"
+    return steps, f"{part}: {wanted:,} {unit}, {step:,} a step"
 
 
 def _learning_rate(size: Size, optimizer: str) -> float:

@@ -379,8 +379,8 @@ def test_filters_reach_the_miner_and_are_held_to(run):
     assert run(NORMALIZE=1, **FILTERS).returncode == 0
     for mined in only(run.calls(), "run_ann_data_gen"):
         assert {name: mined[name.lower()] for name in FILTERS} == FILTERS
-    refused = run(NORMALIZE=1, **FILTERS | {"MIN_MARGIN": ""})
-    assert (refused.returncode, "MIN_MARGIN was '0.5' and is ''" in refused.stderr) == (2, True)
+    refused = run(NORMALIZE=1, **FILTERS | {"MIN_MARGIN": "off"})
+    assert (refused.returncode, "MIN_MARGIN was '0.5' and is 'off'" in refused.stderr) == (2, True)
 
 
 def test_without_filters_the_miner_is_told_of_none_and_a_run_of_a_version_without_them_has_none(run):
@@ -391,7 +391,7 @@ def test_without_filters_the_miner_is_told_of_none_and_a_run_of_a_version_withou
     older = re.sub(rf"^({'|'.join(FILTERS)})=.*\n", "", settings.read_text(), flags=re.MULTILINE)
     settings.write_text(older)
     refused = run(SKIP_RANKS=3)
-    assert (refused.returncode, "SKIP_RANKS was '' and is '3'" in refused.stderr) == (2, True)
+    assert (refused.returncode, "SKIP_RANKS was 'off' and is '3'" in refused.stderr) == (2, True)
     assert run().returncode == 0
     assert settings.read_text() == older
 

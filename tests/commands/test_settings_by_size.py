@@ -18,6 +18,10 @@ CHOSEN = {
     "BY_SIZE": "1",
     "TOPK": "45",
     "NEGATIVES": "5",
+    "NEGATIVES_A_QUERY": "1",
+    "QUERIES_TOGETHER": "8",
+    "MAX_RELATIVE_SCORE": "0.95",
+    "LOSS": "contrastive",
     "CLUSTERS": "8",
     "EPISODES": "2",
     "STEPS": "32",
@@ -30,8 +34,16 @@ CHOSEN = {
     "TOTAL_TRAINING_STEPS": "64",
     "SAVE_STEPS": "20",
 }
-MINED = {"topk_training": "TOPK", "negative_sample": "NEGATIVES", "cluster_centroids": "CLUSTERS"}
+MINED = {
+    "topk_training": "TOPK",
+    "negative_sample": "NEGATIVES",
+    "negatives_a_query": "NEGATIVES_A_QUERY",
+    "queries_together": "QUERIES_TOGETHER",
+    "max_relative_score": "MAX_RELATIVE_SCORE",
+    "cluster_centroids": "CLUSTERS",
+}
 TRAINED = {
+    "loss": "LOSS",
     "max_steps": "STEPS",
     "per_gpu_train_batch_size": "BATCH_SIZE",
     "gradient_accumulation_steps": "ACCUMULATION",
@@ -49,6 +61,7 @@ TRAINED = {
 def run(tmp_path) -> Run:
     run = Run(Checkout(tmp_path))
     del run.settings["EPISODES"]
+    run.settings["NORMALIZE"] = 1  # as the filter that is chosen needs it
     choose(run)
     return run
 
@@ -84,6 +97,7 @@ def test_what_is_chosen_reaches_the_drivers_and_is_noted(run):
         "model_type": "rdot_nll_condenser",
         "data_dir": f"{run.out}/preprocessed",
         "model_size": "base",
+        "normalize": "1",
         "processes": "1",
         "settings_file": f"{run.out}/.chosen",
     }

@@ -18,6 +18,10 @@ from utils.stores.token_store import TokenStore
 
 CHECKS = {  # what commands/common.sh accepts of each setting
     "OPTIMIZER": r"lamb|adamW",
+    "LOSS": "pairwise|contrastive",
+    "QUERIES_TOGETHER": r"0|[1-9][0-9]*",
+    "NEGATIVES_A_QUERY": r"0|[1-9][0-9]*",
+    "MAX_RELATIVE_SCORE": r"off|0\.95",
     "LEARNING_RATE": r"[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?",
     "WARMUP_STEPS": r"0|[1-9][0-9]*",
     "BY_SIZE": "0|1",
@@ -59,7 +63,7 @@ def test_what_is_written_is_what_the_rule_says_of_these_stores_and_this_encoder(
         assert found.keys() == set(NAMES)
         said = capsys.readouterr().out
         for name, (value, why) in expected.items():
-            assert (found[name] if name == "OPTIMIZER" else float(found[name])) == value
+            assert (found[name] if isinstance(value, str) else float(found[name])) == value
             assert f"{name} {found[name]}" in said
             assert f": {why}" in said
         assert f"{queries:,} training queries, {passages:,} passages" in said
@@ -74,7 +78,8 @@ def test_what_is_given_is_not_written_and_the_rest_is_chosen_around_it(place):
     steps = choose(size, {"BATCH_SIZE": 2, "ACCUMULATION": 3})["STEPS"].value
     assert int(found["STEPS"]) == steps
     assert int(found["NUM_TRAINING_STEPS"]) == steps
-    everything = [word for name in NAMES for word in (f"--{name.lower()}", "adamW" if name == "OPTIMIZER" else "1")]
+    words = {"OPTIMIZER": "adamW", "LOSS": "pairwise"}
+    everything = [word for name in NAMES for word in (f"--{name.lower()}", words.get(name, "1"))]
     assert settings(place, "declared", *everything) == {"BY_SIZE": "1"}
 
 
@@ -95,7 +100,7 @@ def test_from_400000_queries_on_a_plain_encoder_gets_what_is_published(place, mo
 def test_started_in_several_processes_it_counts_them_and_the_first_one_writes(place, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "0")
-    assert settings(place, "declared")["BATCH_SIZE"] == "4"
+    assert settings(place, "declared")["BATCH_SIZE"] == "8", "a block"
     monkeypatch.setenv("RANK", "3")
     with pytest.raises(FileNotFoundError):
         settings(place, "declared")

@@ -18,6 +18,11 @@ SIZES = [
 ]
 
 
+COUNTS = {
+    name for name, value in PUBLISHED["base"].items() if type(value) is int and value and name != "WARMUP_STEPS"
+}
+
+
 def values(size: Size, **given) -> dict:
     """All settings: those that are given and those that are chosen around them."""
     chosen = {name: choice.value for name, choice in choose(size, given).items()}
@@ -32,7 +37,8 @@ def step_of(settings: dict, size: Size) -> int:
 
 @pytest.mark.parametrize(
     ("queries", "passages", "expected"),
-    [  # STEPS from an encoder that is made for vectors, and from another; triplets a step, CLUSTERS, TOPK
+    [  # STEPS from an encoder that is made for vectors, and from another; triplets a step, CLUSTERS, TOPK. Contrasted
+        # lines are whole blocks of 8 in each pass.
         (30, 300, (10, 10, 16, 2, 24)),
         (300, 1_000, (60, 94, 16, 4, 45)),
         (1_000, 5_000, (60, 313, 16, 8, 100)),
@@ -48,7 +54,13 @@ def test_what_is_chosen_at_sizes_that_people_have(queries, passages, expected):
     for declared, length in ((True, steps), (False, steps_of_plain)):
         size = Size(queries, passages, 384, declared)
         chosen = values(size)
-        assert (chosen["STEPS"], step_of(chosen, size)) == (length, step)
+        taken = step_of(chosen, size)
+        if declared:
+            assert 0 <= taken - step < 8 * chosen["ACCUMULATION"]
+            length = ceil(queries / 2 / taken) if taken > step else length
+        else:
+            assert taken == step
+        assert chosen["STEPS"] == length
         assert (chosen["CLUSTERS"], chosen["TOPK"], chosen["NEGATIVES"]) == (clusters, topk, 5)
         rate = {30: 2e-5, 300: 5.5e-5}.get(queries, 1e-4) if declared else 1e-4
         assert (chosen["OPTIMIZER"], chosen["LEARNING_RATE"]) == ("adamW", rate)
@@ -58,11 +70,14 @@ def test_what_is_chosen_at_sizes_that_people_have(queries, passages, expected):
 def test_whatever_the_size_there_is_at_least_a_step_that_learns_and_nothing_is_beyond_what_there_is():
     for size in SIZES:
         chosen = values(size)
-        assert all(chosen[name] >= 1 for name in NAMES if name not in ("WARMUP_STEPS", "OPTIMIZER", "LEARNING_RATE"))
+        assert all(chosen[name] >= 1 for name in COUNTS)
         assert chosen["CLUSTERS"] <= min(50, size.queries)
         assert 2 * chosen["CLUSTERS"] <= max(step_of(chosen, size), 2)
         assert chosen["TOPK"] <= max(1, size.passages / 2)
         assert chosen["BATCH_SIZE"] <= 64
+        together = chosen["QUERIES_TOGETHER"]
+        assert (chosen["LOSS"] == "contrastive") == size.declared == (together > 0)
+        assert not together or chosen["BATCH_SIZE"] % together == 0
         assert 1e-7 < chosen["LEARNING_RATE"] <= 1e-4
         assert 0 <= chosen["WARMUP_STEPS"] < chosen["STEPS"] == chosen["NUM_TRAINING_STEPS"]
         schedule = chosen["WARMUP_STEPS"], chosen["NUM_TRAINING_STEPS"], chosen["TOTAL_TRAINING_STEPS"]
@@ -103,6 +118,10 @@ def test_the_published_values_are_those_of_the_publication(model_size):
     steps, batch = {"base": (45_000, 64), "large": (30_000, 32)}[model_size]
     chosen = {name: choice.value for name, choice in choose_published(model_size, {}).items()}
     assert chosen == {
+        "LOSS": "pairwise",
+        "QUERIES_TOGETHER": 0,
+        "NEGATIVES_A_QUERY": 0,
+        "MAX_RELATIVE_SCORE": "off",
         "TOPK": 200,
         "NEGATIVES": 30,
         "CLUSTERS": 50,
@@ -133,8 +152,13 @@ def test_the_published_values_are_meant_for_many_queries_and_a_plain_encoder(que
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_setting_can_be_given_alone_and_stays(name):
+    words = {
+        "OPTIMIZER": ("lamb", "adamW"),
+        "LOSS": ("pairwise", "contrastive"),
+        "MAX_RELATIVE_SCORE": ("off", "0.9"),
+    }
     for size in SIZES[::7]:
-        for value in ("lamb", "adamW") if name == "OPTIMIZER" else (1, PUBLISHED["base"][name]):
+        for value in words.get(name, (1, PUBLISHED["base"][name])):
             chosen = values(size, **{name: value})
             assert chosen[name] == value
             assert all(chosen[other] >= 1 for other in ("STEPS", "BATCH_SIZE", "ACCUMULATION", "TOPK", "CLUSTERS"))
@@ -149,15 +173,26 @@ def test_what_is_given_moves_what_follows_from_it():
     for given, step in (
         ({"BATCH_SIZE": 8}, 48),
         ({"BATCH_SIZE": 8, "ACCUMULATION": 1}, 8),
-        ({"ACCUMULATION": 4}, 48),
+        ({"ACCUMULATION": 4}, 64),  # 12 in each, in whole blocks
         ({"BATCH_SIZE": 200}, 200),
     ):
         chosen = values(size, **given)
         assert step_of(chosen, size) == step
         assert chosen["STEPS"] == max(60, ceil(size.queries / 2 / step))
     on_eight = Size(10_000, 100_000, 384, True, processes=8)
-    assert (step_of(values(on_eight), on_eight), values(on_eight)["BATCH_SIZE"]) == (48, 6)
-    assert values(size, NEGATIVES=30)["STEPS"] == ceil(10_000 * 30 / MINED_PASSES / 2 / 48)
+    assert (step_of(values(on_eight), on_eight), values(on_eight)["BATCH_SIZE"]) == (64, 8)
+    pairwise_on_eight = values(on_eight, LOSS="pairwise")
+    assert (step_of(pairwise_on_eight, on_eight), pairwise_on_eight["BATCH_SIZE"]) == (48, 6)
+    assert values(size, NEGATIVES=30)["STEPS"] == as_chosen["STEPS"], "half a pass over the queries"
+    assert values(size, NEGATIVES=30, LOSS="pairwise")["STEPS"] == ceil(10_000 * 30 / MINED_PASSES / 2 / 48)
+    assert values(Size(10_000, 100_000, 384, True, normalized=True))["MAX_RELATIVE_SCORE"] == "0.95"
+    assert values(size, LOSS="pairwise")["QUERIES_TOGETHER"] == 0
+    assert values(size, QUERIES_TOGETHER=0)["LOSS"] == "pairwise"
+    assert values(size, QUERIES_TOGETHER=4)["LOSS"] == "contrastive"
+    plain = Size(10_000, 100_000, 384, False)
+    assert (values(plain)["LOSS"], values(plain, LOSS="contrastive")["QUERIES_TOGETHER"]) == ("pairwise", 8)
+    published = choose_published("base", {"LOSS": "contrastive"})
+    assert (published["QUERIES_TOGETHER"].value, published["NEGATIVES_A_QUERY"].value) == (8, 1)
     assert values(Size(10_000, 1_000, 384, True), NEGATIVES=30)["TOPK"] == 120
     assert values(size, TOPK=3)["NEGATIVES"] == 3
     assert values(size, STEPS=1_000) | {
