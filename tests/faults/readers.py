@@ -9,7 +9,7 @@ import gzip
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -234,6 +234,7 @@ def _stores(folder: Path) -> dict[str, Reader]:
     rows, scores = np.arange(4), scores_file(folder, 0)
     lines = MinedLines(rows, rows, np.arange(12).reshape(4, 3), rows % CLUSTERS, np.ones((4, 4), np.float32))
     write_mined_file(folder / "mined", iter([lines]), scores)
+    write_mined_file(folder / "blocks", iter([replace(lines, blocks=rows)]))
     result = {"step": 0, "episode": 0, "clusters": 3, "ndcg": 0.1, **dict.fromkeys(MEASURES, 0.1)}
     result["cluster_names"] = ["a", "b", "c"]
     result["filters"] = {"candidates": 30, "dropped": {"skip_ranks 1": 8}, "queries_with_none_left": 1}
@@ -262,7 +263,10 @@ def _stores(folder: Path) -> dict[str, Reader]:
         "groups.tsv": lambda: read_named_groups(folder / "groups.tsv", *[TokenStore(folder / "store")] * 2),
         "train-qrel.tsv": lambda: read_qrels(folder / "train-qrel.tsv", QUERIES, PASSAGES),
         "train-missing.txt": lambda: read_missing_ids(folder / "train-qrel.tsv"),
-        "mined": lambda: read_episode(folder / "mined", QUERIES, PASSAGES, CLUSTERS),
+        **{
+            name: lambda name=name: read_episode(folder / name, QUERIES, PASSAGES, CLUSTERS)
+            for name in ("mined", "blocks")
+        },
         "marked/passages.0-of-1.progress.json": marked,
         "marked/passages.0-of-1.unfinished.npy": marked,
         scores.name: lambda: open_scores(folder, folder, 0, mined),
@@ -354,7 +358,7 @@ NAMES = (
     *("store/tokens.npy", "store/offsets.npy", "store/ids.txt", "store/meta.json"),
     *("embeddings/passages.0-of-1.npy", "embeddings/manifest.json", "clusters/dev_assignment.npy"),
     *("clusters/sizes.npy", "groups/dev_assignment.npy", "groups/names.json", "groups.tsv", "train-qrel.tsv"),
-    *("train-missing.txt", "mined", "marked/passages.0-of-1.progress.json"),
+    *("train-missing.txt", "mined", "blocks", "marked/passages.0-of-1.progress.json"),
     *("marked/passages.0-of-1.unfinished.npy", "ann_training_scores_0.npy", "ann_training_examples_0.json"),
     "ann_ndcg_0",
     *("run.trec", "metrics.json", "per_query.json", "results/results.json", "comparison.json", "settings.train"),
