@@ -187,7 +187,7 @@ def test_what_is_wrong_with_the_groups_is_said_before_anything_is_encoded(mined,
 def test_training_on_as_many_groups_as_were_mined_with_wants_some(mined, tmp_path, own_signals):
     bare = tmp_path / "bare"
     call(run_ann_data_gen, *mining(mined, bare))
-    with pytest.raises(InputError, match=r"ann_ndcg_0: episode 0 was mined without clusters, and --n_groups 0 means"):
+    with pytest.raises(InputError, match=r"ann_ndcg_0: episode 0 was mined without clusters, which --group 1 weighs"):
         train(mined, tmp_path / "own", "--group", 1, "--n_groups", 0, "--ann_dir", bare)
     with pytest.raises(InputError, match="--n_groups is -1"):
         train(mined, tmp_path / "own", "--group", 1, "--n_groups", -1)

@@ -125,8 +125,8 @@ def mined_clusters(result_dir: str | Path, number: int) -> int:
     count = read_result(result_dir, number).get("clusters", 0)
     if count < 1:
         raise InputError(
-            f"episode {number} was mined without clusters, and --n_groups 0 means as many as it has; mine with "
-            "--cluster_query or --groups_file, or train without --group 1",
+            f"episode {number} was mined without clusters, which --group 1 weighs; mine with --cluster_query or "
+            "--groups_file, or train without --group 1",
             result_file(result_dir, number),
         )
     return count
@@ -234,6 +234,7 @@ class Episode:
     `starts` int64 (lines + 1,): line i's triplets are starts[i] … starts[i + 1] - 1. A triplet each:
     `negative_rows` int64. `n_groups` is the number of clusters that training distinguishes. `block_starts`, int64
     (blocks + 1,), says which lines the blocks are, as `starts` does of triplets; None for a file without blocks.
+    `path` is the file, for messages.
     """
 
     query_rows: np.ndarray
@@ -244,6 +245,7 @@ class Episode:
     clusters: np.ndarray
     n_groups: int
     block_starts: np.ndarray | None = None
+    path: Path | None = None
 
     @property
     def triplets(self) -> int:
@@ -268,10 +270,14 @@ def read_episode(path: str | Path, query_count: int, passage_count: int, n_group
         first_line += len(columns[-1][0])
     if not columns:
         raise InputError("the file is empty; mine the episode again", path)
-    queries, positives, negatives, counts, weights, clusters, blocks = map(np.concatenate, zip(*columns, strict=True))
+    parts = [*zip(*columns, strict=True)]
+    columns.clear()  # so that each column's parts go as soon as they are joined
+    queries, positives, negatives, counts, weights, clusters, blocks = (
+        np.concatenate(parts.pop(0)) for _ in range(len(parts))
+    )
     starts = np.concatenate([[0], np.cumsum(counts)])
     block_starts = _find_blocks(path, blocks, queries, clusters)
-    return Episode(queries, positives, negatives, starts, weights, clusters, n_groups or 1, block_starts)
+    return Episode(queries, positives, negatives, starts, weights, clusters, n_groups or 1, block_starts, path)
 
 
 def open_episode(
@@ -287,6 +293,8 @@ def open_episode(
     Raises `InputError` where the mined file is not as it was written, besides what `read_episode` raises.
     """
     result, path = read_result(result_dir, number), mined_file(ann_dir, number)
+    if n_groups is not None and "mined_sha256" in result:  # that of another miner may say no more than its metrics
+        mined_clusters(result_dir, number)
     mined = result.get("clusters", n_groups)
     if n_groups is not None and mined != n_groups:
         raise InputError(
@@ -294,7 +302,7 @@ def open_episode(
             "or mine again",
             result_dir,
         )
-    if "mined_sha256" in result:  # a result of another miner may say no more than its metrics
+    if "mined_sha256" in result:
         cure = (
             f"remove {result_file(result_dir, number)} and, where training has begun with this episode, the "
             f"checkpoints beyond step {result.get('step', 0)}; then mine it again"
@@ -339,7 +347,9 @@ def _find_blocks(path: Path, blocks: np.ndarray, queries: np.ndarray, clusters: 
     if (blocks == -1).all():
         return None
     begins = np.diff(blocks, prepend=-1)
-    for line in np.flatnonzero((begins < 0) | (begins > 1))[:1]:
+    wrong = (begins < 0) | (begins > 1)
+    wrong[0] = begins[0] != 1  # a part of the file may have blocks, and the first one none
+    for line in np.flatnonzero(wrong)[:1]:
         raise InputError(
             f"block {blocks[line]} does not follow block {blocks[line - 1] if line else -1}; mine the episode again",
             path,

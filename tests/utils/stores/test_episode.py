@@ -160,6 +160,22 @@ def test_a_line_that_is_not_of_its_block_is_named(tmp_path, line, complaint):
         read(tmp_path, good.replace("\t0\n", "\t1\n"))
 
 
+def test_a_file_whose_blocks_begin_late_has_none_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(episode_module, "BLOCK_BYTES", 1)  # a line a part
+    with pytest.raises(InputError, match=r"ann_training_data_0:1: block -1 does not follow block -1"):
+        read(tmp_path, "3\t4\t5\t1\t2\n1\t4\t5\t1\t2\t0\n")
+
+
+def test_blocks_without_clusters_are_no_clusters(tmp_path):
+    lines = MinedLines(np.arange(2), np.arange(2), np.arange(2)[:, None] + 3, blocks=np.zeros(2, int))
+    path = mined_file(tmp_path, 0)
+    write_mined_file(path, iter([lines]))
+    write_result(tmp_path, 0, {"ndcg": 0.5, "mrr": 0.5, "mined_sha256": sha256_of_file(path)})
+    assert open_episode(tmp_path, tmp_path, 0, 10, 10, None).block_starts.tolist() == [0, 2]
+    with pytest.raises(InputError, match=r"ann_ndcg_0: episode 0 was mined without clusters.*--cluster_query"):
+        open_episode(tmp_path, tmp_path, 0, 10, 10, 3)
+
+
 def test_weights_are_read(tmp_path):
     assert read(tmp_path, GOOD).weights.tolist() == [1, 0.5]
 
@@ -272,7 +288,7 @@ def test_a_result_with_another_kind_of_value_is_told(tmp_path, name, value):
 def test_a_mined_file_with_one_digit_changed_is_refused(tmp_path):
     path = tmp_path / "ann_training_data_0"
     path.write_text(GOOD)
-    write_result(tmp_path, 0, {"ndcg": 0.5, "mrr": 0.25, "mined_sha256": sha256_of_file(path)})
+    write_result(tmp_path, 0, {"ndcg": 0.5, "mrr": 0.25, "clusters": 3, "mined_sha256": sha256_of_file(path)})
     expected = open_episode(tmp_path, tmp_path, 0, 10, 10, 3)
     altered = GOOD.replace("5", "7", 1)
     path.write_text(altered)
