@@ -44,7 +44,7 @@ from utils.runtime.precision import choose_precision
 from utils.runtime.stopping import EXIT_CODE, StopRequest
 from utils.samples import Samples, StepBatches, step_batches
 from utils.stores.checkpoint import TrainerState, newest_or_initial, remove_old_checkpoints
-from utils.stores.episode import Episode, mined_clusters, mined_file, newest_ready, open_episode, read_result
+from utils.stores.episode import mined_clusters, mined_file, newest_ready, open_episode, read_result
 from utils.stores.known_passages import KnownPassages
 from utils.stores.lock import hold_lock
 from utils.stores.qrels import read_train_and_dev_qrels
@@ -79,13 +79,12 @@ def make_step(args: Arguments, encoder: Encoder, device: torch.device) -> Traini
     return TrainingStep(model, objective, optimizer, precision, args.max_grad_norm, device, watch)
 
 
-def samples_of(args: Arguments, episode: Episode, queries: Sequences, passages: Sequences) -> Samples:
-    """The loss's samples of an episode; with what is judged, where it is asked of passages that were not mined."""
-    samples = LOSSES[args.loss].samples
-    if not samples.asks_known:
-        return samples(episode)
+def read_known(args: Arguments, queries: Sequences, passages: Sequences) -> list[KnownPassages]:
+    """What the loss's samples are made from beside an episode: what is judged, or nothing. A minute of MS MARCO's."""
+    if not LOSSES[args.loss].samples.asks_known:
+        return []
     qrels, _ = read_train_and_dev_qrels(args.data_dir)
-    return samples(episode, KnownPassages(queries.store, passages.store, qrels))
+    return [KnownPassages(queries.store, passages.store, qrels)]
 
 
 def last_step(args: Arguments, state: TrainerState, samples: Samples) -> int:
@@ -133,6 +132,8 @@ def main() -> None:
     log = TrainingLog(args.log_dir, first_step=state.global_step)
     log.unlogged.load(state.unlogged, len(step.objective.weights))
 
+    known = read_known(args, queries, passages)
+
     def open_round() -> tuple[Samples, StepBatches]:
         """The samples of the episode where training stands, and its batches from there on."""
         n_groups = args.n_groups if args.group else None
@@ -140,7 +141,7 @@ def main() -> None:
         episode = open_episode(args.ann_dir, args.result_dir, state.round, *counts, n_groups)
         state.enter(mined_file(args.ann_dir, state.round))
         log.metrics(state.episode_start, read_result(args.result_dir, state.round))
-        samples = samples_of(args, episode, queries, passages)
+        samples = LOSSES[args.loss].samples(episode, *known)
         return samples, step_batches(samples, state.position, *args.batch_sizes, queries, passages, device)
 
     samples, steps = open_round()
@@ -149,9 +150,9 @@ def main() -> None:
     schedule = args.warmup_steps, args.num_training_steps, args.total_training_steps
     rate = LearningRate(args.learning_rate, first, *schedule)
     say(
-        f"{args.task_name} round {number}: steps {state.global_step - first} to {last - first} of "
-        f"{step_size} {samples.unit} ({len(samples):,} mined) from {checkpoint}, {args.objective}, {args.loss} loss, "
-        f"{distributed.world_size()} processes on {device.type}, {step.precision.dtype}"
+        f"{args.task_name} round {number}: steps {state.global_step - first} to {last - first} of up "
+        f"to {step_size} {samples.unit} ({len(samples):,} mined) from {checkpoint}, {args.objective}, {args.loss} "
+        f"loss, {distributed.world_size()} processes on {device.type}, {step.precision.dtype}"
     )
     if last - first > args.num_training_steps:
         say(f"warning: beyond step {args.num_training_steps} (--num_training_steps) the learning rate is 0")

@@ -127,8 +127,9 @@ class Blocks:
         """`InputError` where the episode was mined without blocks."""
         if episode.block_starts is None:
             raise InputError(
-                "the episode was mined without blocks of queries, which a contrastive loss needs; mine with "
-                "--queries_together"
+                "was mined without blocks of queries, which --loss contrastive needs; mine the episode again with "
+                "--queries_together, or train with --loss pairwise",
+                episode.path,
             )
         self.episode, self._known = episode, known
         self._largest = int(np.diff(episode.block_starts).max())
@@ -152,10 +153,8 @@ class Blocks:
         block = np.searchsorted(self.episode.block_starts, samples, side="right")
         found = [self._of_block(lines) for lines in np.split(samples, np.flatnonzero(np.diff(block)) + 1)]
         most = max(rows.shape[1] for rows, _ in found)
-        rows = np.repeat(
-            self.episode.positive_rows[samples, None], most, axis=1
-        )  # where there are no more, not allowed
-        allowed, end = np.zeros(rows.shape, dtype=bool), 0
+        rows = np.repeat(self.episode.positive_rows[samples, None], most, axis=1)
+        allowed, end = np.zeros(rows.shape, dtype=bool), 0  # where a block has no more passages, nothing is
         for own_rows, own_allowed in found:
             here = slice(end, end + len(own_rows)), slice(own_rows.shape[1])
             rows[here], allowed[here] = own_rows, own_allowed
@@ -176,16 +175,18 @@ class Blocks:
         block = int(np.searchsorted(self.episode.block_starts, position))
         if self.episode.block_starts[block] != position:
             raise InputError(
-                f"training stands at line {position:,} of a mined file, where no block begins: the checkpoint is of "
-                "another one; give the --ann_dir that it was trained with"
+                f"training stands at line {position:,} of this mined file, where no block begins: the checkpoint is "
+                "of another one; give the --ann_dir that it was trained with",
+                self.episode.path,
             )
         return block
 
     def _blocks_a_batch(self, batch_size: int) -> int:
         if batch_size < self._largest:
             raise InputError(
-                f"--per_gpu_train_batch_size is {batch_size}, and a block of the mined file has {self._largest} "
-                f"lines, which stay together (--queries_together); give {self._largest} or a multiple of it"
+                f"--per_gpu_train_batch_size is {batch_size}, and a block of this mined file has {self._largest} "
+                f"lines, which stay together (--queries_together); give {self._largest} or a multiple of it",
+                self.episode.path,
             )
         return batch_size // self._largest
 
@@ -266,8 +267,9 @@ def step_batches(
     """
     if position >= len(samples):
         raise InputError(
-            f"training stands at number {position:,} of the {len(samples):,} {samples.unit} of a mined file: the "
-            "checkpoint is of another one; give the --ann_dir that it was trained with"
+            f"training stands at number {position:,} of the {len(samples):,} {samples.unit} of this mined file: the "
+            "checkpoint is of another one; give the --ann_dir that it was trained with",
+            samples.episode.path,
         )
     samples.steps_left(position, batch_size, accumulation)  # what does not fit is refused here, not in the background
 

@@ -116,9 +116,9 @@ def test_a_process_without_a_triplet_gets_one_that_counts_for_nothing(tmp_path):
 
 def test_a_position_beyond_the_mined_file_is_of_another_one(tmp_path):
     queries, passages = (Sequences(random_store(tmp_path / name, 12)) for name in "qp")
-    episode = random_episode(12, 12, n_groups=3)
+    episode = replace(random_episode(12, 12, n_groups=3), path=tmp_path / "mined")
     with pytest.raises(
-        InputError, match=f"stands at number {episode.triplets} of the {episode.triplets} triplets of a mined file"
+        InputError, match=f"mined: .*number {episode.triplets} of the {episode.triplets} triplets of this mined file"
     ):
         step_batches(Triplets(episode), episode.triplets, 4, 1, queries, passages, torch.device("cpu"))
     steps = step_batches(Triplets(episode), episode.triplets - 1, 4, 1, queries, passages, torch.device("cpu"))
@@ -180,14 +180,20 @@ def test_steps_over_blocks_take_every_line_once_in_whole_blocks(tmp_path, monkey
 
 
 def test_what_is_no_block_of_the_file_or_too_large_for_a_batch_is_told(tmp_path):
-    episode = random_episode(8, 12, n_groups=3, lines=40, together=3)
+    episode = replace(random_episode(8, 12, n_groups=3, lines=40, together=3), path=tmp_path / "mined")
     queries, passages = random_store(tmp_path / "q", 8, seed=1), random_store(tmp_path / "p", 12, seed=2)
     blocks = samples_of(CONTRASTIVE, episode, queries, passages)
     inside = next(line for line in range(40) if line not in episode.block_starts)
     rest = Sequences(queries), Sequences(passages), torch.device("cpu")
-    with pytest.raises(InputError, match=f"stands at line {inside} of a mined file, where no block begins"):
+    with pytest.raises(
+        InputError, match=f"mined: .*stands at line {inside} of this mined file, where no block begins"
+    ):
         step_batches(blocks, inside, 6, 1, *rest)
-    with pytest.raises(InputError, match=r"--per_gpu_train_batch_size is 2, and a block .* 3 lines.* multiple of it"):
+    with pytest.raises(
+        InputError, match=r"mined: --per_gpu_train_batch_size is 2, and a block .* 3 lines.* multiple of it"
+    ):
         step_batches(blocks, 0, 2, 1, *rest)
-    with pytest.raises(InputError, match=r"mined without blocks.*--queries_together"):
+    with pytest.raises(
+        InputError, match=r"mined: was mined without blocks.*--queries_together, or .* --loss pairwise"
+    ):
         samples_of(CONTRASTIVE, replace(episode, block_starts=None), queries, passages)
