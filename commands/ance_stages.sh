@@ -18,8 +18,7 @@ check_settings() {
     [[ -z "$LICENSE" ]] || grep -qxF -e "$LICENSE" "$root/evaluate/licenses.txt" ||
         fail "LICENSE is '$LICENSE'; one of the hub's identifiers is needed, like mit or other (evaluate/licenses.txt)"
     check_groups
-    [[ "$LOSS" != contrastive || "$QUERIES_TOGETHER" != 0 ]] ||
-        fail "LOSS is contrastive, and QUERIES_TOGETHER is 0, so that there are no blocks whose passages it contrasts; give 1 or more, or LOSS=pairwise"
+    check_blocks
     [[ "$MAX_RELATIVE_SCORE" =~ ^(auto|off)$ ]] || awk -v share="$MAX_RELATIVE_SCORE" 'BEGIN { exit !(share > 0 && share <= 1) }' ||
         fail "MAX_RELATIVE_SCORE is '$MAX_RELATIVE_SCORE'; a share above 0, at most 1, is needed"
     [[ "$ABSENT" == drop || "$OBJECTIVE" == idro ]] ||
@@ -35,6 +34,13 @@ check_settings() {
         fail "ASYNC wants two GPUs, and there is one; if both sides fit on it, TRAINING_GPUS=${gpus[0]} MINING_GPUS=${gpus[0]}"
     check_gpus TRAINING_GPUS
     check_gpus MINING_GPUS
+}
+check_blocks() { # refuses a contrastive loss without blocks, or with some that no batch has room for; auto is not known yet
+    [[ "$LOSS" == contrastive ]] || return 0
+    [[ "$QUERIES_TOGETHER" != 0 ]] ||
+        fail "LOSS is contrastive, and QUERIES_TOGETHER is 0, so that there are no blocks whose passages it contrasts; give 1 or more, or LOSS=pairwise"
+    [[ "$QUERIES_TOGETHER" == auto || "$BATCH_SIZE" == auto ]] || ((BATCH_SIZE >= QUERIES_TOGETHER)) ||
+        fail "BATCH_SIZE is $BATCH_SIZE, and a block has $QUERIES_TOGETHER lines, which stay together (QUERIES_TOGETHER); give a BATCH_SIZE of $QUERIES_TOGETHER or a multiple of it, or smaller blocks"
 }
 check_groups() { # refuses QUERY_GROUPS that are no file; sources.tsv may be made later
     [[ "$QUERY_GROUPS" != clusters ]] || return 0
@@ -67,7 +73,8 @@ check_gpus() { # NAME: refuses GPUs that are not there, or that CUDA_VISIBLE_DEV
 # Before the first step: says where the learning rate will never get to its peak, and where steps are smaller than the
 # published ones, for which the published learning rate is meant. (iDRO compares the clusters that are among a step's.)
 warn_of_steps() {
-    local published=512 each=$((BATCH_SIZE * ACCUMULATION)) processes enough
+    local published=512 each=$((BATCH_SIZE * ACCUMULATION)) samples=triplets processes enough
+    [[ "$LOSS" != contrastive ]] || samples=lines
     [[ "$MODEL_SIZE" == base ]] || published=256
     ((demo == 0)) && [[ -z "$trained" ]] || return 0
     ((STEPS > WARMUP_STEPS || ASYNC)) ||
@@ -75,14 +82,15 @@ warn_of_steps() {
             "the learning rate never gets to its peak, so that little is learnt; give fewer --warmup_steps" >&2
     ((BY_SIZE == 0)) || return 0
     if [[ -n "$LAUNCHER" ]]; then
-        printf 'a step takes %s triplets of each process that LAUNCHER starts; published are %s in all\n' "$each" "$published"
+        printf 'a step takes %s %s of each process that LAUNCHER starts; published are %s triplets in all\n' \
+            "$each" "$samples" "$published"
         return
     fi
     processes="$(training_processes)"
     enough=$(((published + BATCH_SIZE * processes - 1) / (BATCH_SIZE * processes)))
     ((each * processes >= published)) || is_given LEARNING_RATE ||
-        printf 'warning: a step takes %s triplets (BATCH_SIZE %s x ACCUMULATION %s x processes %s), published are %s, %s\n' \
-            "$((each * processes))" "$BATCH_SIZE" "$ACCUMULATION" "$processes" "$published" \
+        printf 'warning: a step takes %s %s (BATCH_SIZE %s x ACCUMULATION %s x processes %s), published are %s triplets, %s\n' \
+            "$((each * processes))" "$samples" "$BATCH_SIZE" "$ACCUMULATION" "$processes" "$published" \
             "at this learning rate; --accumulation $enough gives $((BATCH_SIZE * enough * processes))" >&2
 }
 training_processes() { # on this machine; beside a miner those of TRAINING_GPUS
@@ -215,6 +223,7 @@ choose_settings() {
     run "${start[@]}" "$root/drivers/choose_settings.py" --model_name_or_path "$CHECKPOINT" --model_type "$MODEL_TYPE" \
         --data_dir "$preprocessed" --model_size "$MODEL_SIZE" --normalize "$NORMALIZE" "${flags[@]}" --settings_file "$OUT_DIR/.chosen"
     take_found "$OUT_DIR/.chosen"
+    check_blocks
 }
 
 # Data in whatever layout become one collection in the run's folder. Sets DATA_DIR to it, LAYOUT to its layout, TEST to

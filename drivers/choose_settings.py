@@ -49,7 +49,7 @@ class Arguments:
     clusters: int | None = option(None, "clusters of the training queries")
     episodes: int | None = option(None, "rounds of mining and training")
     steps: int | None = option(None, "optimizer steps per episode")
-    batch_size: int | None = option(None, "triplets per process and pass")
+    batch_size: int | None = option(None, "samples per process and pass")
     accumulation: int | None = option(None, "passes per step")
     optimizer: str | None = option(None, "lamb or adamW")
     learning_rate: float | None = option(None, "peak of the first episode")
@@ -64,6 +64,10 @@ class Arguments:
             raise InputError(f"--model_size {self.model_size!r} is unknown; there are {', '.join(PUBLISHED)}")
         if self.loss not in (None, *LOSSES):
             raise InputError(f"--loss {self.loss!r} is unknown; there are {', '.join(LOSSES)}")
+        if self.loss == "contrastive" and self.queries_together == 0:
+            raise InputError(
+                "--loss contrastive and --queries_together 0: there are no blocks whose passages it takes"
+            )
         check_at_least_one(self, *(name.lower() for name in self.given if name not in (*NOT_COUNTS, *FROM_ZERO)))
         check_at_least_zero(self, *(name.lower() for name in self.given if name in FROM_ZERO))
         self.processes = self.processes or int(os.environ.get("WORLD_SIZE", 1))

@@ -99,7 +99,7 @@ def choose_published(model_size: str, given: Mapping[str, Value]) -> dict[str, C
     """
     values = PUBLISHED[model_size] | given
     if values["LOSS"] == "contrastive":
-        values = values | {"QUERIES_TOGETHER": TOGETHER, "NEGATIVES_A_QUERY": 1} | given
+        values = values | {"QUERIES_TOGETHER": min(TOGETHER, values["BATCH_SIZE"]), "NEGATIVES_A_QUERY": 1} | given
     if "NUM_TRAINING_STEPS" not in given:
         values["NUM_TRAINING_STEPS"] = max(values["NUM_TRAINING_STEPS"], values["STEPS"])
     elif "STEPS" not in given:
@@ -122,7 +122,7 @@ def choose(size: Size, given: Mapping[str, Value]) -> dict[str, Choice]:
     loss = settle("LOSS", "contrastive" if blocks else "pairwise", f"for an encoder that is {made}")
     contrasts = loss == "contrastive"
     of_loss = f"for a {loss} loss"
-    together = settle("QUERIES_TOGETHER", TOGETHER if contrasts else 0, of_loss)
+    together = settle("QUERIES_TOGETHER", min(TOGETHER, given.get("BATCH_SIZE", TOGETHER)) * contrasts, of_loss)
     a_query = settle("NEGATIVES_A_QUERY", int(contrasts), of_loss)
     settle("MAX_RELATIVE_SCORE", "0.95" if contrasts and size.normalized else OFF, of_loss)
 

@@ -88,6 +88,11 @@ def only(calls: list[Call], script: str) -> list[dict[str, str]]:
             "ABSENT is keep, and OBJECTIVE is balanced, which takes no weight",
         ),
         (["--normalize_weights=1", "--objective=erm"], "and OBJECTIVE is erm, whose coefficients sum to 1 in every"),
+        (["--loss=contrastive", "--queries_together=0"], "QUERIES_TOGETHER is 0, so that there are no blocks"),
+        (
+            ["--loss=contrastive", "--queries_together=8", "--batch_size=4"],
+            "BATCH_SIZE is 4, and a block has 8 lines, which stay together",
+        ),
         (["--async", "yes"], "ASYNC is 'yes'; it can be: 0 1"),
         (["--async", "1", "--launcher", "mpirun"], "LAUNCHER is set, and ASYNC has two of its own"),
         (["--async", "1", "--num_training_steps", "9"], "cannot be set with ASYNC, where both are EPISODES x STEPS"),
@@ -1164,10 +1169,10 @@ def test_the_demo_takes_as_many_triplets_a_step_on_one_gpu(checkout, instances, 
 @pytest.mark.parametrize(
     ("settings", "warning"),
     [
-        ({"PROCESSES": 1}, "takes 64 triplets .*published are 512, .*--accumulation 8 gives 512"),
+        ({"PROCESSES": 1}, "takes 64 triplets .*published are 512 triplets, .*--accumulation 8 gives 512"),
         (
             {"PROCESSES": 3, "MODEL_SIZE": "large"},
-            "takes 96 triplets .*published are 256, .*--accumulation 3 gives 288",
+            "takes 96 triplets .*published are 256 triplets, .*--accumulation 3 gives 288",
         ),
         ({"PROCESSES": 2, "BATCH_SIZE": 32, "ACCUMULATION": 7}, "takes 448 triplets .*--accumulation 8 gives 512"),
         ({"PROCESSES": 8}, ""),

@@ -132,6 +132,13 @@ def test_a_folder_goes_on_with_what_was_chosen_whatever_would_be_chosen_now(run)
         assert "choose_settings" not in names(run.calls())
 
 
+def test_a_batch_without_room_for_a_block_is_refused_before_mining(run):
+    refused = run(BATCH_SIZE=4)
+    assert refused.returncode == 2
+    assert "BATCH_SIZE is 4, and a block has 8 lines" in refused.stderr
+    assert "run_ann_data_gen" not in names(run.calls())
+
+
 def test_before_training_has_begun_its_settings_can_still_change_and_those_of_mining_cannot(run):
     run.checkout.let_fail("run_ann")
     assert run(LEARNING_RATE="5e-66", STEPS=7).returncode == 2
@@ -227,7 +234,7 @@ def test_the_real_script_is_told_what_it_takes_and_its_choice_is_held(run):
     tiny_run.write_msmarco(run.checkout.work / "texts")
     tiny_bert_tokenizer(run.checkout.work / "bert")
     tiny_bert().model.save_pretrained(run.checkout.work / "bert")
-    settings = {"DATA_DIR": "texts", "CHECKPOINT": "bert", "MAX_SEQ_LENGTH": 64, "BATCH_SIZE": 3}
+    settings = {"DATA_DIR": "texts", "CHECKPOINT": "bert", "MAX_SEQ_LENGTH": 64, "BATCH_SIZE": 9}
     assert run(**settings).returncode == 0
     calls = {call.script: call.values for call in run.calls()}
     tiny_run.call(msmarco_data, *calls["msmarco_data"])

@@ -69,6 +69,11 @@ def test_what_is_written_is_what_the_rule_says_of_these_stores_and_this_encoder(
         assert f"{queries:,} training queries, {passages:,} passages" in said
 
 
+def test_a_contrastive_loss_without_blocks_is_refused(place):
+    with pytest.raises(InputError, match="--loss contrastive and --queries_together 0: there are no blocks"):
+        settings(place, "declared", "--loss", "contrastive", "--queries_together", 0)
+
+
 def test_what_is_given_is_not_written_and_the_rest_is_chosen_around_it(place):
     given = ("--batch_size", 2, "--accumulation", 3, "--learning_rate", "1e-5", "--warmup_steps", 0)
     found = settings(place, "declared", *given, "--processes", 2)

@@ -113,6 +113,14 @@ def test_more_queries_never_mean_fewer_clusters_or_triplets_and_a_wider_encoder_
     assert rates[4] == 1.4e-5
 
 
+@pytest.mark.parametrize("batch", [1, 3, 4, 8, 12, 64])
+def test_of_a_given_batch_a_block_is_no_larger_part_than_all(batch):
+    given = {"BATCH_SIZE": batch, "LOSS": "contrastive"}
+    for declared in (False, True):
+        assert values(Size(1_000, 10_000, 384, declared), **given)["QUERIES_TOGETHER"] == min(batch, 8)
+    assert choose_published("large", given)["QUERIES_TOGETHER"].value == min(batch, 8)
+
+
 @pytest.mark.parametrize("model_size", ["base", "large"])
 def test_the_published_values_are_those_of_the_publication(model_size):
     steps, batch = {"base": (45_000, 64), "large": (30_000, 32)}[model_size]
