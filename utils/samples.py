@@ -167,9 +167,10 @@ class Blocks:
         positives = episode.positive_rows[lines, None]
         negatives = episode.negative_rows[episode.starts[lines[0]] : episode.starts[lines[-1] + 1]]
         passages = np.unique(np.concatenate([positives[:, 0], negatives]))
-        others = (passages != positives) & ~self._known.no_negatives(episode.query_rows[lines], passages)
-        rows = np.concatenate([positives, np.broadcast_to(passages, others.shape)], axis=1)
-        return rows, np.concatenate([np.ones((len(lines), 1), dtype=bool), others], axis=1)
+        others, query_rows = np.broadcast_to(passages, (len(lines), len(passages))), episode.query_rows[lines]
+        known = self._known.are_itself(query_rows, others) | self._known.are_relevant(query_rows, others)
+        allowed = np.concatenate([np.ones(positives.shape, dtype=bool), (others != positives) & ~known], axis=1)
+        return np.concatenate([positives, others], axis=1), allowed
 
     def _block_at(self, position: int) -> int:
         block = int(np.searchsorted(self.episode.block_starts, position))

@@ -1,7 +1,6 @@
 """From the rankings of all training queries to their negatives, with the scores of these and of the positives.
 
-What `utils.mining.negatives` draws for a block of queries is gathered here over blocks and processes; which passages
-cannot be a query's negatives, whatever they score, is decided before: those that are the query itself. What filters
+What `utils.mining.negatives` draws for a block of queries is gathered here over blocks and processes. What filters
 took is counted, and kept for a few queries, as examples that a person can judge.
 """
 
@@ -16,7 +15,7 @@ from utils.mining.negatives import check_candidates, draw_negatives, given_negat
 from utils.runtime import distributed
 from utils.runtime.errors import InputError
 from utils.runtime.logs import say
-from utils.stores.known_passages import own_passages
+from utils.stores.known_passages import KnownPassages
 from utils.stores.mined_examples import MinedExample, Scored
 from utils.stores.qrels import Qrels
 from utils.stores.token_store import TokenStore
@@ -120,20 +119,17 @@ def draw_for_all(
 ) -> Drawn:
     """Up to `count` negatives a query: of all queries on the main process, of its share elsewhere.
 
-    `rankings` as `utils.mining.search.search_rows` gives them; `score` as `given_negatives` takes it. A passage with
-    the query's own id, where these are of one kind (`own_passages`), or with the query's very tokens is the query and
-    no negative of it. `given`: the passages that are judged not relevant take the place of the ranking. Of these
-    `filters` drop none: whoever judged them knows better than a score.
+    `rankings` as `utils.mining.search.search_rows` gives them; `score` as `given_negatives` takes it. What is no
+    negative whatever it scores, `KnownPassages` says. `given`: the passages that are judged not relevant take the
+    place of the ranking. Of these `filters` drop none: whoever judged them knows better than a score.
     """
-    own = own_passages(queries.iter_ids(), passages.iter_ids(), passages.meta.source_file)
-    texts, hashes = queries.row_hashes(), passages.row_hashes()
+    known = KnownPassages(queries, passages, qrels)
     shown = choose_examples(len(queries), seed)
     sieve = Sieve(filters, shown)
     parts = []
     for first, scores, rows in rankings:
         query_rows = first + np.arange(len(rows))
-        itself = (rows == own[query_rows, None]) | (hashes[rows] == texts[query_rows, None])
-        ranking = query_rows, np.where(itself, -1, rows), scores
+        ranking = query_rows, rows, scores
         positives = relevant_pairs(qrels, first, first + len(rows))
         positive_scores = score(*positives)
         lowest = np.full(len(rows), np.nan, dtype=np.float32)
@@ -142,7 +138,7 @@ def draw_for_all(
             ranking = query_rows, *given_negatives(*ranking, qrels, score)
             lowest[np.isin(query_rows, qrels.query_rows[qrels.relevance <= 0])] = np.nan
         sifting = {"sieve": sieve, "lowest": lowest}
-        negatives = draw_negatives(*ranking, qrels, hashes, count, seed=seed, episode=episode, **sifting)
+        negatives = draw_negatives(*ranking, known, count, seed=seed, episode=episode, **sifting)
         parts.append((*negatives, positive_scores))
     drawn = (distributed.gather_rows(np.concatenate(part)) for part in zip(*parts, strict=True))
     counts, dropped = distributed.gather_rows(sieve.counts[None]).sum(axis=0), distributed.gather_rows(sieve.dropped)

@@ -13,6 +13,7 @@ import numpy as np
 from utils.mining.filters import Sieve
 from utils.runtime.errors import InputError
 from utils.stores.episode import MinedLines
+from utils.stores.known_passages import KnownPassages
 from utils.stores.qrels import Qrels
 
 LAST = np.uint64(2**64 - 1)
@@ -83,8 +84,7 @@ def draw_negatives(
     query_rows: np.ndarray,
     ranked_rows: np.ndarray,
     ranked_scores: np.ndarray,
-    qrels: Qrels,
-    passage_hashes: np.ndarray,
+    known: KnownPassages,
     count: int,
     *,
     seed: int,
@@ -95,25 +95,19 @@ def draw_negatives(
     """Up to `count` negatives a query from its ranking, and their scores in it: int64 and float32, (Q, count).
 
     They are padded with -1 and -inf on the right. `query_rows` int64 (Q,); `ranked_rows` int64 and `ranked_scores`
-    float32, (Q, k), rows -1 where a ranking is shorter; `passage_hashes` uint64 (passages,) as
-    `TokenStore.row_hashes`. Every relevant passage of the query is excluded, and every passage whose tokens equal a
-    relevant one's; of the rest, with a `sieve`, what its filters drop, for which each query's positive has the
-    `lowest` score, float32 (Q,). Queries are taken in blocks: beside its arguments and its result it needs the same
-    memory for any number of them.
+    float32, (Q, k), rows -1 where a ranking is shorter. What is `known` to be no negative of a query is excluded; of
+    the rest, with a `sieve`, what its filters drop, for which each query's positive has the `lowest` score, float32
+    (Q,). Queries are taken in blocks: beside its arguments and its result it needs the same memory for any number of
+    them.
     """
     negatives = np.full((len(query_rows), count), -1, dtype=np.int64)
     scores = np.full(negatives.shape, -np.inf, dtype=np.float32)
-    relevant_rows, first, counts = _find_relevant(qrels, query_rows)
     block_queries = max(1, BLOCK_CANDIDATES // max(1, ranked_rows.shape[1]))
     for start in range(0, len(query_rows), block_queries):
         block = slice(start, start + block_queries)
         ranked = ranked_rows[block]
-        excluded = ranked < 0
-        texts = passage_hashes[ranked]
-        for turn in range(counts[block].max()):
-            lines = np.flatnonzero(counts[block] > turn)
-            relevant = relevant_rows[first[block][lines] + turn]
-            excluded[lines] |= texts[lines] == passage_hashes[relevant, None]
+        ranked = np.where(known.are_itself(query_rows[block], ranked), -1, ranked)
+        excluded = (ranked < 0) | known.are_relevant(query_rows[block], ranked)
         if sieve is not None:
             excluded = ~sieve.leave(query_rows[block], ranked, ranked_scores[block], ~excluded, lowest[block])
         keys = random_keys(seed, episode, query_rows[block, None], ranked)
@@ -130,14 +124,6 @@ def relevant_pairs(qrels: Qrels, first: int, last: int) -> tuple[np.ndarray, np.
     """The relevant judgments of query rows first … last - 1, in their order: query and passage rows, int64."""
     kept = qrels.only((qrels.relevance > 0) & (first <= qrels.query_rows) & (qrels.query_rows < last))
     return kept.query_rows, kept.passage_rows
-
-
-def _find_relevant(qrels: Qrels, query_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All relevant passage rows, and of each query the place of its first one there and their number, int64 (Q,)."""
-    relevant = qrels.relevance > 0
-    queries = qrels.query_rows[relevant]
-    first = np.searchsorted(queries, query_rows)
-    return qrels.passage_rows[relevant], first, np.searchsorted(queries, query_rows, side="right") - first
 
 
 def deal_passes(
@@ -163,7 +149,9 @@ def deal_passes(
     With `queries_together` M, lines are grouped at random into blocks of M of one cluster (without clusters, of all);
     a cluster's last block of a pass may be shorter. Blocks stand in an order of their own in each pass.
     """
-    relevant_rows, first, counts = _find_relevant(qrels, query_rows)
+    relevant = qrels.only(qrels.relevance > 0)
+    first = np.searchsorted(relevant.query_rows, query_rows)
+    counts = np.searchsorted(relevant.query_rows, query_rows, side="right") - first
     assert counts.all(), "a query without a relevant passage"
     blocks_so_far = 0
     for number in range(passes):
@@ -180,7 +168,7 @@ def deal_passes(
             of_pass = np.column_stack([scores[1][positives], scores[0][order, number::passes]])
         yield MinedLines(
             query_rows=query_rows[order],
-            positive_rows=relevant_rows[positives],
+            positive_rows=relevant.passage_rows[positives],
             negatives=negatives[order, number::passes],
             clusters=None if clusters is None else clusters[order],
             blocks=blocks,

@@ -40,12 +40,20 @@ class KnownPassages:
         self._first = np.searchsorted(relevant.query_rows, np.arange(len(queries) + 1))
         self._own = own_passages(queries.iter_ids(), passages.iter_ids(), passages.meta.source_file)
 
-    def no_negatives(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
-        """Whether a passage is no negative of a query, bool (Q, P), of each of both: int64 (Q,) and (P,)."""
-        hashes = self._passage_hashes[passage_rows]
+    def are_itself(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
+        """Which passages are the query: its own, or of its very tokens; bool (Q, k), of int64 (Q,) and (Q, k)."""
         itself = passage_rows == self._own[query_rows, None]
-        itself |= hashes == self._query_hashes[query_rows, None]
-        for known, query_row in zip(itself, query_rows, strict=True):
-            relevant = self._relevant_hashes[self._first[query_row] : self._first[query_row + 1]]
-            known |= np.isin(hashes, relevant)
-        return itself
+        return itself | (self._passage_hashes[passage_rows] == self._query_hashes[query_rows, None])
+
+    def are_relevant(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
+        """Which passages have the tokens of one that is relevant to the query; bool (Q, k), of int64 (Q,) and (Q, k).
+
+        It takes a turn for each positive of the query that has most of them.
+        """
+        hashes, relevant = self._passage_hashes[passage_rows], np.zeros(passage_rows.shape, dtype=bool)
+        first = self._first[query_rows]
+        counts = self._first[query_rows + 1] - first
+        for turn in range(counts.max(initial=0)):
+            lines = np.flatnonzero(counts > turn)
+            relevant[lines] |= hashes[lines] == self._relevant_hashes[first[lines] + turn, None]
+        return relevant

@@ -1,7 +1,6 @@
 """Filters of candidates: each drops what a plain loop drops, and counts it; the draw of the rest is as it was."""
 
 import statistics
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,12 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.processes import run_processes
+from tests.utils.mining.stub_store import StubStore, unlike
 from utils.mining import negatives as negatives_module
 from utils.mining.drawing import EXAMPLES, SHOWN, Drawn, choose_examples, draw_for_all
 from utils.mining.filters import FILTERS, Sieve, make_filters
 from utils.mining.negatives import draw_negatives, random_keys
 from utils.runtime import distributed
 from utils.runtime.errors import InputError
+from utils.stores.known_passages import KnownPassages
 from utils.stores.qrels import Qrels
 
 QUERIES, PASSAGES, DEPTH = 50, 60, 20
@@ -83,26 +84,13 @@ def draw(
     windows = [numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]]
     rankings = ((int(rows[0]), data.ranked_scores[rows], data.rows[rows]) for rows in windows)
     own = [str(100 + query) if row is None else f"p{row}" for query, row in enumerate(data.itself)]
-    queries = Store(own, np.full(QUERIES, 2**60, np.uint64))
-    passages = Store([f"p{row}" for row in range(PASSAGES)], data.texts)
+    queries = StubStore(own, np.full(QUERIES, 2**60, np.uint64))
+    passages = StubStore([f"p{row}" for row in range(PASSAGES)], data.texts)
     scores, made = (lambda q, p: data.scores[q, p]), make_filters(filters)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(negatives_module, "BLOCK_CANDIDATES", blocks * DEPTH)
         drawing = {"given": given, "filters": made, "seed": 3, "episode": 1}
         return draw_for_all(rankings, queries, passages, data.qrels, scores, DEPTH, **drawing)
-
-
-class Store:
-    """What drawing asks of a token store; the passages are of BEIR's layout, where a query may be a passage."""
-
-    meta = SimpleNamespace(source_file="corpus.jsonl")
-
-    def __init__(self, ids: list[str], hashes: np.ndarray) -> None:
-        self.iter_ids, self.row_hashes = (lambda: iter(ids)), (lambda: hashes)
-        self._count = len(ids)
-
-    def __len__(self) -> int:
-        return self._count
 
 
 def in_drawing_order(query: int, rows: set[int]) -> list[int]:
@@ -174,8 +162,7 @@ def test_without_filters_nothing_is_dropped_counted_or_said(capsys):
             [[-1 if row == data.itself[q] else row for row in line] for q, line in enumerate(data.rows.tolist())]
         ),
         data.ranked_scores,
-        data.qrels,
-        data.texts,
+        KnownPassages(*unlike(QUERIES, data.texts), data.qrels),
         DEPTH,
         seed=3,
         episode=1,
@@ -196,6 +183,18 @@ def test_negatives_that_the_data_bring_along_are_not_filtered():
     assert np.array_equal(drawn.rows[others], mined.rows[others])
     candidates = sum(len(data.candidates(query)) for query in others.tolist())
     assert drawn.filtered["filters"]["candidates"] == candidates
+
+
+def test_the_query_itself_is_no_negative_of_it_though_the_data_bring_it_along():
+    data = Data(12)
+    copied = [query for query, row in enumerate(data.itself) if row is not None and row not in data.positives(query)]
+    brought = [(query, data.itself[query], 0) for query in copied]
+    others = [(query, next(row for row in range(PASSAGES) if row != data.itself[query]), -1) for query in copied]
+    judged = {(query, row): grade for query, row, grade in [*others, *brought, *data.qrels]}
+    data.qrels = Qrels.of((query, row, grade) for (query, row), grade in judged.items())
+    drawn = draw(data, {}, given=True)
+    assert len(copied) > 5
+    assert all(data.itself[query] not in drawn.rows[query] for query in copied)
 
 
 def draw_share() -> dict[str, list]:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.utils.mining.stub_store import unlike
 from utils.mining import negatives as negatives_module
 from utils.mining.negatives import (
     SHUFFLE,
@@ -17,6 +18,7 @@ from utils.mining.negatives import (
     relevant_pairs,
 )
 from utils.runtime.errors import InputError
+from utils.stores.known_passages import KnownPassages
 from utils.stores.qrels import Qrels
 
 QUERIES, PASSAGES, DEPTH = 12, 40, 15
@@ -42,10 +44,13 @@ def scores_of(query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
     return (PASSAGES * query_rows + passage_rows).astype(np.float32)
 
 
-def draw(query_rows: np.ndarray, ranking: np.ndarray, *arguments, **drawing) -> np.ndarray:
-    """The rows that `draw_negatives` draws, whose scores must be those of the ranking."""
+def draw(
+    query_rows: np.ndarray, ranking: np.ndarray, qrels: Qrels, texts: np.ndarray, count: int, **drawing
+) -> np.ndarray:
+    """The rows that `draw_negatives` draws, whose scores must be those of the ranking. No query is a passage."""
+    known = KnownPassages(*unlike(query_rows.max() + 1, texts), qrels)
     scores = np.where(ranking >= 0, scores_of(query_rows[:, None], ranking), -np.inf)
-    rows, found = draw_negatives(query_rows, ranking, scores.astype(np.float32), *arguments, **drawing)
+    rows, found = draw_negatives(query_rows, ranking, scores.astype(np.float32), known, count, **drawing)
     assert found.dtype == np.float32
     assert np.array_equal(found, np.where(rows >= 0, scores_of(query_rows[:, None], rows), -np.inf))
     return rows
