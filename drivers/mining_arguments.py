@@ -49,7 +49,7 @@ class Arguments(ModelArguments, LengthArguments):
     index_parameters: str = option("", "of an approximate index's search, like nprobe=64 or efSearch=128")
     ann_chunk_factor: int = option(5, "passes over the queries that the negatives are dealt into")
     negatives_a_query: int = option(
-        0, "negatives of a query in a pass, and as many passes as all take; 0: by ann_chunk_factor"
+        0, "negatives of a query in a pass, at most, and as many passes as all take; 0: by ann_chunk_factor"
     )
     queries_together: int = option(
         0,

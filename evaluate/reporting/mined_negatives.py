@@ -40,7 +40,7 @@ def shown_examples(run: RunFolder, number: int) -> list[ShownExample]:
     stores = [TokenStore(run.tokens / name) for name in ("train-query", "passages")]
     examples = read_examples(run.path / "ann_data", run.path / "results", number, *map(len, stores))
     if examples is None:
-        raise InputError(f"episode {number} was mined by a version that kept none")
+        raise InputError(f"episode {number + 1} was mined by a version that kept none")
     queries = _read(Texts(stores[0], run.data_dir, selected=True), (example.query for example in examples))
     shown = (each.passage for example in examples for each in _passages(example))
     passages = _read(Texts(stores[1], run.data_dir), shown)

@@ -457,7 +457,7 @@ def test_mined_negatives_are_shown_with_their_texts_and_what_filters_dropped(run
     rows = rows_of(content[content.index("<h2>Mined negatives") :])
     assert rows[:2] == [
         ["episode", "candidates", "min_margin 0.5", "queries with none left"],
-        ["0", "4,000", "1,500", "1,234"],
+        ["1", "4,000", "1,500", "1,234"],
     ]
     heading = ["passage", "score", "text"]
     hostile = " ".join(HOSTILE.split()).replace("\u202e", r"\u202e").replace("\x07", r"\x07")
@@ -482,7 +482,7 @@ def test_without_filters_the_hardest_negatives_are_shown_alone(run):
     keep_examples(run, {})
     call(report, "--run_dir", run)
     content = (run / "report.html").read_text()
-    assert "2 training queries by chance, with the hardest negatives that episode 0 drew for them." in content
+    assert "2 training queries by chance, with the hardest negatives that episode 1 drew for them." in content
     assert "dropped" not in content[content.index("<h2>Mined negatives") : content.index("<h2>Settings")]
 
 
