@@ -23,31 +23,23 @@ import torch
 
 from drivers.training_arguments import Arguments
 from drivers.training_notes import note_few_clusters, note_skipped
-from model.dro import ERM, make_objective
-from model.encoders import Encoder, load_encoder
-from model.group_gradients import GroupGradients
+from drivers.training_parts import make_step, new_objective, read_known
+from model.encoders import load_encoder
 from model.losses import LOSSES
-from model.optimizers import LearningRate, make_optimizer
+from model.optimizers import LearningRate
 from model.reading import find_reading
-from model.retriever import Retriever
 from model.training_state import resume, save
-from model.training_step import TrainingStep
-from model.watched_layers import watched_layers
-from utils.batching import Sequences
 from utils.mining.encoding import open_sequences
 from utils.runtime import distributed
 from utils.runtime.arguments import parse
 from utils.runtime.errors import run
 from utils.runtime.logs import progress, say
 from utils.runtime.memory import keep_freed_memory
-from utils.runtime.precision import choose_precision
 from utils.runtime.stopping import EXIT_CODE, StopRequest
 from utils.samples import Samples, StepBatches, step_batches
 from utils.stores.checkpoint import TrainerState, newest_or_initial, remove_old_checkpoints
 from utils.stores.episode import mined_clusters, mined_file, newest_ready, open_episode, read_result
-from utils.stores.known_passages import KnownPassages
 from utils.stores.lock import hold_lock
-from utils.stores.qrels import read_train_and_dev_qrels
 from utils.stores.training_log import TrainingLog
 
 
@@ -56,35 +48,6 @@ def is_trained(args: Arguments, saved: TrainerState) -> bool:
     if args.follow:
         return saved.ended and saved.global_step >= args.total_training_steps
     return saved.has_finished(args.round, args.max_steps) and (saved.ended or saved.round > args.round)
-
-
-def new_objective(args: Arguments) -> ERM:
-    """The objective as every episode begins with it."""
-    n_groups = args.n_groups if args.group else 1
-    return make_objective(args.objective, n_groups, alpha=args.alpha, ema=args.ema, rho=args.rho, eps=args.eps)
-
-
-def make_step(args: Arguments, encoder: Encoder, device: torch.device) -> TrainingStep:
-    """The training step of this objective on this encoder, which is moved to the device and put in training mode."""
-    objective = new_objective(args)
-    encoder = encoder.to(device).train()
-    encoder.model.gradient_checkpointing = args.gradient_checkpointing
-    watch = None
-    if objective.needs_gradient_products:
-        layers = watched_layers(encoder, args.model_size, args.idro_layers)
-        watch = GroupGradients(layers, args.n_groups, sketch_dim=args.idro_sketch_dim or None, seed=args.seed)
-    model = Retriever(encoder, watch, LOSSES[args.loss])
-    optimizer = make_optimizer(args.optimizer, model, args.learning_rate, args.weight_decay, args.adam_epsilon)
-    precision = choose_precision(args.fp16, device)
-    return TrainingStep(model, objective, optimizer, precision, args.max_grad_norm, device, watch)
-
-
-def read_known(args: Arguments, queries: Sequences, passages: Sequences) -> list[KnownPassages]:
-    """What the loss's samples are made from beside an episode: what is judged, or nothing. A minute of MS MARCO's."""
-    if not LOSSES[args.loss].samples.asks_known:
-        return []
-    qrels, _ = read_train_and_dev_qrels(args.data_dir)
-    return [KnownPassages(queries.store, passages.store, qrels)]
 
 
 def last_step(args: Arguments, state: TrainerState, samples: Samples) -> int:
@@ -131,7 +94,6 @@ def main() -> None:
     )
     log = TrainingLog(args.log_dir, first_step=state.global_step)
     log.unlogged.load(state.unlogged, len(step.objective.weights))
-
     known = read_known(args, queries, passages)
 
     def open_round() -> tuple[Samples, StepBatches]:
