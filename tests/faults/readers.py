@@ -313,7 +313,7 @@ def _checkpoint(folder: Path) -> dict[str, Reader]:
     objective = make_objective("idro", CLUSTERS, alpha=0.25, ema=0.1, rho=0.05, eps=0.01)
     optimizer, device = torch.optim.AdamW(encoder.parameters()), torch.device("cpu")
     step = TrainingStep(Retriever(encoder), objective, optimizer, Precision("cpu", torch.float32), 1.0, device)
-    names = {"optimizer": "adamW", "objective": "idro"}
+    names = {"optimizer": "adamW", "objective": "idro", "loss": "pairwise"}
     checkpoint = save(folder / "models", encoder, tokenizer, 48, 24, step, TrainerState(global_step=7, **names))
 
     def training_state() -> None:
