@@ -13,6 +13,7 @@ is_older() {
 older_total() { echo "$((${EPISODES/auto/3} * STEPS))"; } # three episodes were that version's default
 is_async() { [[ "${ASYNC:-0}" != 0 ]]; } # also before it is settled
 demo_on_one_gpu() { (($(processes_on ${gpus[@]+"${gpus[@]}"}) == 1)); } # one process then takes the triplets of two
+contrasts_by_idro() { [[ "$LOSS $OBJECTIVE" == "contrastive idro" ]]; }
 half_of_the_gpus() { # 0 | 1: the first or the second
     local half=$((${#gpus[@]} / 2))
     if (($1 == 0)); then with_commas ${gpus[@]+"${gpus[@]:0:half}"}; else with_commas ${gpus[@]+"${gpus[@]:half}"}; fi
@@ -81,8 +82,10 @@ setting TOTAL_TRAINING_STEPS "auto|count" \
     '$(is_older && older_total || echo auto)' '$(is_older && older_total || echo "$((2 * STEPS))")' \
     "an episode that begins at step s of the run has the peak LEARNING_RATE x max(0.2, 1 - s / TOTAL_TRAINING_STEPS) (default: auto; demo: 2 x STEPS)"
 setting OBJECTIVE "idro|dro-greedy|balanced|erm" idro "how clusters, or groups by name, are weighed (docs/objectives.md)"
-setting ABSENT "drop|keep" drop "iDRO: drop: a cluster that is absent from a step falls to the least weight, as published; keep: it keeps its own"
-setting NORMALIZE_WEIGHTS "0|1" 0 "iDRO, DRO-greedy: 1: a step's coefficients sum to 1, whichever clusters are in it"
+setting ABSENT "auto|drop|keep" auto '$(contrasts_by_idro && echo keep || echo drop)' \
+    "iDRO: drop: a cluster that is absent from a step falls to the least weight, as published; keep: it keeps its own (default: auto; demo: keep)"
+setting NORMALIZE_WEIGHTS "auto|0|1" auto '$(contrasts_by_idro && echo 1 || echo 0)' \
+    "iDRO, DRO-greedy: 1: a step's coefficients sum to 1, whichever clusters are in it (default: auto; demo: 1)"
 setting ALPHA number 0.25 "iDRO: power of the losses; DRO-greedy: share of the data that weighs most"
 setting EMA number 0.1 "iDRO: power of the old weights; DRO-greedy: decay of the running means"
 setting RHO number 0.05 "iDRO: step size of the weights"

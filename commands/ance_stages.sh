@@ -21,9 +21,9 @@ check_settings() {
     check_blocks
     [[ "$MAX_RELATIVE_SCORE" =~ ^(auto|off)$ ]] || awk -v share="$MAX_RELATIVE_SCORE" 'BEGIN { exit !(share > 0 && share <= 1) }' ||
         fail "MAX_RELATIVE_SCORE is '$MAX_RELATIVE_SCORE'; a share above 0, at most 1, is needed"
-    [[ "$ABSENT" == drop || "$OBJECTIVE" == idro ]] ||
+    [[ "$ABSENT" != keep || "$OBJECTIVE" == idro ]] ||
         fail "ABSENT is $ABSENT, and OBJECTIVE is $OBJECTIVE, which takes no weight from a cluster for its absence; that is of idro"
-    ((NORMALIZE_WEIGHTS == 0)) || [[ "$OBJECTIVE" == idro || "$OBJECTIVE" == dro-greedy ]] ||
+    [[ "$NORMALIZE_WEIGHTS" != 1 || "$OBJECTIVE" == idro || "$OBJECTIVE" == dro-greedy ]] ||
         fail "NORMALIZE_WEIGHTS is 1, and OBJECTIVE is $OBJECTIVE, whose coefficients sum to 1 in every step as it is"
     ((ASYNC)) || return 0
     if is_given NUM_TRAINING_STEPS || is_given TOTAL_TRAINING_STEPS; then
@@ -129,7 +129,7 @@ declare -A before=( # what a version without a setting did
 )
 schedule=(NUM_TRAINING_STEPS TOTAL_TRAINING_STEPS)
 chosen_for_mining=(TOPK NEGATIVES MAX_RELATIVE_SCORE NEGATIVES_A_QUERY QUERIES_TOGETHER CLUSTERS) # where they are auto
-chosen_for_training=(LOSS BATCH_SIZE ACCUMULATION STEPS WARMUP_STEPS "${schedule[@]}" OPTIMIZER LEARNING_RATE)
+chosen_for_training=(LOSS ABSENT NORMALIZE_WEIGHTS BATCH_SIZE ACCUMULATION STEPS WARMUP_STEPS "${schedule[@]}" OPTIMIZER LEARNING_RATE)
 chosen=("${chosen_for_mining[@]}" EPISODES "${chosen_for_training[@]}" SAVE_STEPS)
 BY_SIZE="" # 1: what is auto is chosen by size, 0: as published; empty: not known yet
 
@@ -221,7 +221,7 @@ choose_settings() {
     # What a launcher starts, it alone knows.
     if [[ -n "$LAUNCHER" ]]; then start=("${launcher[@]}"); else flags+=(--processes "$(training_processes)"); fi
     run "${start[@]}" "$root/drivers/choose_settings.py" --model_name_or_path "$CHECKPOINT" --model_type "$MODEL_TYPE" \
-        --data_dir "$preprocessed" --model_size "$MODEL_SIZE" --normalize "$NORMALIZE" "${flags[@]}" --settings_file "$OUT_DIR/.chosen"
+        --data_dir "$preprocessed" --model_size "$MODEL_SIZE" --normalize "$NORMALIZE" --objective "$OBJECTIVE" "${flags[@]}" --settings_file "$OUT_DIR/.chosen"
     take_found "$OUT_DIR/.chosen"
     check_blocks
 }

@@ -26,8 +26,8 @@ from utils.stores.files import atomic_file
 from utils.stores.pretrained import pretrained_config
 from utils.stores.token_store import TokenStore
 
-NOT_COUNTS = ("LOSS", "MAX_RELATIVE_SCORE", "OPTIMIZER", "LEARNING_RATE")
-FROM_ZERO = ("QUERIES_TOGETHER", "NEGATIVES_A_QUERY", "WARMUP_STEPS")
+NOT_COUNTS = ("LOSS", "ABSENT", "MAX_RELATIVE_SCORE", "OPTIMIZER", "LEARNING_RATE")
+FROM_ZERO = ("QUERIES_TOGETHER", "NEGATIVES_A_QUERY", "NORMALIZE_WEIGHTS", "WARMUP_STEPS")
 
 
 @dataclass(kw_only=True)
@@ -44,6 +44,9 @@ class Arguments:
     queries_together: int | None = option(None, "queries of a block, for a contrastive loss")
     negatives_a_query: int | None = option(None, "negatives of a query in a pass; 0: by the number of passes")
     max_relative_score: str | None = option(None, "filter of negatives: a share of the positive's score, or off")
+    objective: str = option("idro", "idro, dro-greedy, balanced or erm")
+    absent: str | None = option(None, "what becomes of absent clusters' weights: drop or keep")
+    normalize_weights: int | None = option(None, "1: a step's coefficients sum to 1")
     topk: int | None = option(None, "passages ranked per training query")
     negatives: int | None = option(None, "negatives drawn from them")
     clusters: int | None = option(None, "clusters of the training queries")
@@ -115,7 +118,9 @@ def main() -> None:
         return  # the first process says it and writes it
     size, given = read_size(args), args.given
     by_size = not size.is_published if args.by_size is None else bool(args.by_size)
-    choices = choose(size, given) if by_size else choose_published(args.model_size, given)
+    choices = (
+        choose(size, given, args.objective) if by_size else choose_published(args.model_size, given, args.objective)
+    )
     if choices:
         say("\n".join(report(size, choices)))
     if args.settings_file:

@@ -7,6 +7,8 @@ here (`choose`), by these rules:
 
     LOSS           contrastive from an encoder that is made for vectors already, with QUERIES_TOGETHER 8 and
                    NEGATIVES_A_QUERY 1; pairwise from any other
+    ABSENT         keep, and NORMALIZE_WEIGHTS 1, with iDRO and a contrastive loss, since a step of a few blocks holds
+                   few of the clusters; otherwise as published
     NEGATIVES      5: one a query in each of the 5 passes that a mined file consists of, so that a step sees as many
                    queries as it can
     filter         MAX_RELATIVE_SCORE 0.95 with a contrastive loss and vectors of length 1, else none
@@ -43,6 +45,8 @@ COMMON = {
     "QUERIES_TOGETHER": 0,
     "NEGATIVES_A_QUERY": 0,
     "MAX_RELATIVE_SCORE": OFF,
+    "ABSENT": "drop",
+    "NORMALIZE_WEIGHTS": 0,
     "TOPK": 200,
     "NEGATIVES": 30,
     "CLUSTERS": 50,
@@ -92,14 +96,15 @@ class Size:
         return self.queries >= PUBLISHED_QUERIES and not self.declared
 
 
-def choose_published(model_size: str, given: Mapping[str, Value]) -> dict[str, Choice]:
+def choose_published(model_size: str, given: Mapping[str, Value], objective: str = "idro") -> dict[str, Choice]:
     """The published values of what is not `given`, for `model_size` base or large.
 
     An episode and its schedule fit each other also where one of them is given, and so do a loss and its blocks.
     """
     values = PUBLISHED[model_size] | given
     if values["LOSS"] == "contrastive":
-        values = values | {"QUERIES_TOGETHER": min(TOGETHER, values["BATCH_SIZE"]), "NEGATIVES_A_QUERY": 1} | given
+        blocks = {"QUERIES_TOGETHER": min(TOGETHER, values["BATCH_SIZE"]), "NEGATIVES_A_QUERY": 1}
+        values = values | blocks | _options(objective, "contrastive") | given
     if "NUM_TRAINING_STEPS" not in given:
         values["NUM_TRAINING_STEPS"] = max(values["NUM_TRAINING_STEPS"], values["STEPS"])
     elif "STEPS" not in given:
@@ -107,8 +112,11 @@ def choose_published(model_size: str, given: Mapping[str, Value]) -> dict[str, C
     return {name: Choice(values[name], "as published") for name in NAMES if name not in given}
 
 
-def choose(size: Size, given: Mapping[str, Value]) -> dict[str, Choice]:
-    """The values of what is not `given`, by size; at least 1 each (WARMUP_STEPS 0), and never less than a step."""
+def choose(size: Size, given: Mapping[str, Value], objective: str = "idro") -> dict[str, Choice]:
+    """The values of what is not `given`, by size, for training with this kind of objective.
+
+    Numbers of steps and of samples are at least 1, and there is never less than a step.
+    """
     choices: dict[str, Choice] = {}
 
     def settle(name: str, value: Value, why: str) -> Value:
@@ -124,6 +132,8 @@ def choose(size: Size, given: Mapping[str, Value]) -> dict[str, Choice]:
     of_loss = f"for a {loss} loss"
     together = settle("QUERIES_TOGETHER", min(TOGETHER, given.get("BATCH_SIZE", TOGETHER)) * contrasts, of_loss)
     a_query = settle("NEGATIVES_A_QUERY", int(contrasts), of_loss)
+    for name, value in _options(objective, loss).items():
+        settle(name, value, of_loss)
     settle("MAX_RELATIVE_SCORE", "0.95" if contrasts and size.normalized else OFF, of_loss)
 
     negatives = settle("NEGATIVES", min(5, given.get("TOPK", 5)), "one a query in each pass")
@@ -159,6 +169,13 @@ def choose(size: Size, given: Mapping[str, Value]) -> dict[str, Choice]:
     why = f"of an encoder {size.width:,} wide" + ", less for few queries" * few
     settle("LEARNING_RATE", _learning_rate(size, optimizer), why)
     return choices
+
+
+def _options(objective: str, loss: str) -> dict[str, Value]:
+    """The options of an objective with this loss: the steps of a contrastive one hold few of the clusters."""
+    if objective == "idro" and loss == "contrastive":
+        return {"ABSENT": "keep", "NORMALIZE_WEIGHTS": 1}
+    return {"ABSENT": "drop", "NORMALIZE_WEIGHTS": 0}
 
 
 def _batch(samples: int, size: Size, given: Mapping[str, Value], block: int) -> tuple[int, int]:

@@ -60,7 +60,8 @@ case "$script" in
             > "${flag[settings_file]}" ;;
     choose_settings)
         declare -A chosen=([BY_SIZE]="${flag[by_size]-0}" [TOPK]=200 [NEGATIVES]=30 [CLUSTERS]=50 [EPISODES]=3
-            [LOSS]=pairwise [QUERIES_TOGETHER]=0 [NEGATIVES_A_QUERY]=0 [MAX_RELATIVE_SCORE]=off
+            [LOSS]=pairwise [ABSENT]=drop [NORMALIZE_WEIGHTS]=0
+            [QUERIES_TOGETHER]=0 [NEGATIVES_A_QUERY]=0 [MAX_RELATIVE_SCORE]=off
             [STEPS]=45000 [BATCH_SIZE]=64 [ACCUMULATION]=1 [OPTIMIZER]=lamb [LEARNING_RATE]=5e-6 [WARMUP_STEPS]=3000
             [NUM_TRAINING_STEPS]=60000 [TOTAL_TRAINING_STEPS]=300000 [SAVE_STEPS]=5000)
         [[ "${flag[model_size]}" == base ]] || chosen+=([STEPS]=30000 [BATCH_SIZE]=32)

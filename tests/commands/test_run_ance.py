@@ -82,7 +82,7 @@ def only(calls: list[Call], script: str) -> list[dict[str, str]]:
         (["--episodes", "none"], "EPISODES is 'none'"),
         (["--model_size", "huge"], "MODEL_SIZE is 'huge'; it can be: base large"),
         (["--objective", "vrex"], "OBJECTIVE is 'vrex'; it can be: idro dro-greedy balanced erm"),
-        (["--absent", "stay"], "ABSENT is 'stay'; it can be: drop keep"),
+        (["--absent", "stay"], "ABSENT is 'stay'; it can be: auto drop keep"),
         (
             ["--absent=keep", "--objective=balanced"],
             "ABSENT is keep, and OBJECTIVE is balanced, which takes no weight",
@@ -694,6 +694,7 @@ OLD_DEMO = {
     "MAX_SEQ_LENGTH": 99,
     "CLUSTERS": 9,
     "STEPS": 120,
+    "QUERIES_TOGETHER": 0,
     "BATCH_SIZE": 5,
     "ACCUMULATION": 3,
     "OPTIMIZER": "lamb",

@@ -22,6 +22,8 @@ CHOSEN = {
     "QUERIES_TOGETHER": "8",
     "MAX_RELATIVE_SCORE": "0.95",
     "LOSS": "contrastive",
+    "ABSENT": "keep",
+    "NORMALIZE_WEIGHTS": "1",
     "CLUSTERS": "8",
     "EPISODES": "2",
     "STEPS": "32",
@@ -44,6 +46,7 @@ MINED = {
 }
 TRAINED = {
     "loss": "LOSS",
+    "absent": "ABSENT",
     "max_steps": "STEPS",
     "per_gpu_train_batch_size": "BATCH_SIZE",
     "gradient_accumulation_steps": "ACCUMULATION",
@@ -98,6 +101,7 @@ def test_what_is_chosen_reaches_the_drivers_and_is_noted(run):
         "data_dir": f"{run.out}/preprocessed",
         "model_size": "base",
         "normalize": "1",
+        "objective": "idro",
         "processes": "1",
         "settings_file": f"{run.out}/.chosen",
     }

@@ -19,6 +19,8 @@ from utils.stores.token_store import TokenStore
 CHECKS = {  # what commands/common.sh accepts of each setting
     "OPTIMIZER": r"lamb|adamW",
     "LOSS": "pairwise|contrastive",
+    "ABSENT": "drop|keep",
+    "NORMALIZE_WEIGHTS": "0|1",
     "QUERIES_TOGETHER": r"0|[1-9][0-9]*",
     "NEGATIVES_A_QUERY": r"0|[1-9][0-9]*",
     "MAX_RELATIVE_SCORE": r"off|0\.95",
@@ -83,7 +85,7 @@ def test_what_is_given_is_not_written_and_the_rest_is_chosen_around_it(place):
     steps = choose(size, {"BATCH_SIZE": 2, "ACCUMULATION": 3})["STEPS"].value
     assert int(found["STEPS"]) == steps
     assert int(found["NUM_TRAINING_STEPS"]) == steps
-    words = {"OPTIMIZER": "adamW", "LOSS": "pairwise"}
+    words = {"OPTIMIZER": "adamW", "LOSS": "pairwise", "ABSENT": "drop"}
     everything = [word for name in NAMES for word in (f"--{name.lower()}", words.get(name, "1"))]
     assert settings(place, "declared", *everything) == {"BY_SIZE": "1"}
 

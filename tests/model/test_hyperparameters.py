@@ -130,6 +130,8 @@ def test_the_published_values_are_those_of_the_publication(model_size):
         "QUERIES_TOGETHER": 0,
         "NEGATIVES_A_QUERY": 0,
         "MAX_RELATIVE_SCORE": "off",
+        "ABSENT": "drop",
+        "NORMALIZE_WEIGHTS": 0,
         "TOPK": 200,
         "NEGATIVES": 30,
         "CLUSTERS": 50,
@@ -195,6 +197,13 @@ def test_what_is_given_moves_what_follows_from_it():
     assert values(size, NEGATIVES=30, LOSS="pairwise")["STEPS"] == ceil(10_000 * 30 / MINED_PASSES / 2 / 48)
     assert values(Size(10_000, 100_000, 384, True, normalized=True))["MAX_RELATIVE_SCORE"] == "0.95"
     assert values(size, LOSS="pairwise")["QUERIES_TOGETHER"] == 0
+    for loss, objective, options in (
+        ("contrastive", "idro", ("keep", 1)),
+        ("contrastive", "balanced", ("drop", 0)),
+        ("pairwise", "idro", ("drop", 0)),
+    ):
+        for chosen in (choose(size, {"LOSS": loss}, objective), choose_published("large", {"LOSS": loss}, objective)):
+            assert (chosen["ABSENT"].value, chosen["NORMALIZE_WEIGHTS"].value) == options
     assert values(size, QUERIES_TOGETHER=0)["LOSS"] == "pairwise"
     assert values(size, QUERIES_TOGETHER=4)["LOSS"] == "contrastive"
     plain = Size(10_000, 100_000, 384, False)
