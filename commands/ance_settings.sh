@@ -49,10 +49,10 @@ setting TOPK "auto|count" auto 100 "passages ranked per training query"
 setting NEGATIVES "auto|count" auto 5 "negatives drawn from them"
 setting GIVEN_NEGATIVES "0|1" 0 "1: the first episode trains on the negatives that the data bring along, where a query has some"
 setting SKIP_RANKS "off|whole" off "so many of a query's best-ranked candidates are no negatives (docs/inside.md)"
-setting MAX_RELATIVE_SCORE "auto|off|number" auto \
-    "nor are those that score above this share of the positive, like 0.95: for vectors of length 1"
 setting MIN_MARGIN "off|number" off \
-    "nor those that score less than this below the positive, in standard deviations of the scores of the query's TOPK"
+    "nor are those that score less than this below the positive, in standard deviations of the scores of the query's TOPK"
+setting MAX_RELATIVE_SCORE "auto|off|number" '$([[ "$SKIP_RANKS $MIN_MARGIN" == "off off" ]] && echo auto || echo off)' \
+    "nor those that score above this share of the positive, like 0.95: for vectors of length 1 (default: auto, with another filter off)"
 setting NEGATIVES_A_QUERY "auto|whole" auto 1 "of them in a pass over the queries; a mined file has as many passes as that takes. 0: 5 passes"
 setting QUERIES_TOGETHER "auto|whole" auto 8 "queries of one cluster that stand together in a block, whose passages a contrastive loss shares; 0: none, as published"
 setting CLUSTERS "auto|count" auto 16 "clusters of the training queries"

@@ -388,6 +388,14 @@ def test_filters_reach_the_miner_and_are_held_to(run):
     assert (refused.returncode, "MIN_MARGIN was '0.5' and is 'off'" in refused.stderr) == (2, True)
 
 
+def test_a_filter_that_is_given_takes_the_place_of_the_one_that_is_chosen(run):
+    run.settings = {"OUT_DIR": "out of all", "EPISODES": 1}  # the demo, whose vectors have length 1
+    for given, filters in (({}, {"max_relative_score"}), ({"MIN_MARGIN": "0.5"}, {"min_margin"})):
+        assert run(**given, OUT_DIR=f"with {len(given)}").returncode == 0
+        (mined,) = only(run.calls(), "run_ann_data_gen")
+        assert {name.lower() for name in FILTERS} & {*mined} == filters
+
+
 def test_without_filters_the_miner_is_told_of_none_and_a_run_of_a_version_without_them_has_none(run):
     assert run().returncode == 0
     for mined in only(run.calls(), "run_ann_data_gen"):
