@@ -144,7 +144,7 @@ def choose(size: Size, given: Mapping[str, Value], objective: str = "idro") -> d
     samples = min(max(8 * round(sqrt(size.queries) / 16), 16), 512)
     batch, accumulation = _batch(samples, size, given, together if contrasts else 1)
     step = batch * accumulation * size.processes
-    unit = "lines of the mined file" if contrasts else "triplets"
+    unit = "lines" if contrasts else "triplets"
     meaning = f"{step:,} {unit} a step in all, by the number of queries"
     settle("BATCH_SIZE", batch, meaning)
     settle("ACCUMULATION", accumulation, meaning)
