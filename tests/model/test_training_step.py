@@ -72,31 +72,47 @@ def train(
     }
 
 
-def test_idro_weighs_clusters_as_with_one_backward_pass_a_cluster(tmp_path):
+READINGS = {
+    "mean": Reading("mean"),
+    "mean, head, length 1": Reading("mean", True, head=(HeadLayer("Dense", 16, 8, activation="Tanh"),), scale=5.0),
+    "first token, head": Reading(head=(HeadLayer("Dense", 16, 8), HeadLayer("LayerNorm", 8, 8))),
+}
+
+
+@pytest.mark.parametrize("reading", READINGS.values(), ids=READINGS)
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_steps_are_those_of_plain_autograd_with_one_backward_pass_a_cluster_in_float64(tmp_path, name, loss, reading):
     queries, passages = random_store(tmp_path / "q", 12, seed=1), random_store(tmp_path / "p", 30, seed=2)
-    episode = random_episode(12, 30, n_groups=K, lines=14, seed=3)
-    step, plain = make_step("idro"), Retriever(tiny_bert(layers=3))
+    episode = random_episode(12, 30, n_groups=K, lines=LINES[loss], seed=3, together=TOGETHER[loss])
+    samples = samples_of(LOSSES[loss], episode, queries, passages)
+    step = make_step(name, reading=reading, loss=LOSSES[loss])
+    step.model.double()
+    step.objective.double()
+    plain = Retriever(Encoder(tiny_bert(layers=3).model, reading), loss=LOSSES[loss]).double()
+    plain.encoder.load_state_dict(step.model.encoder.state_dict())
     watched = list(plain.encoder.model.encoder.layer[-2:].parameters())
-    objective = make_objective("idro", K, alpha=0.25, ema=0.1, rho=0.5, eps=0.01)
+    objective = make_objective(name, K, alpha=0.25, ema=0.1, rho=0.5, eps=0.01).double()
     optimizer = torch.optim.SGD(plain.parameters(), lr=1e-2, momentum=0.9)
-    for number in range(4):
-        (batch,) = make_step_batches(
-            Triplets(episode), [np.arange(9) + 9 * number], Sequences(queries), Sequences(passages)
-        )
+    position = 0
+    for _ in range(4):
+        parts, position = samples.take(position, 9, 1)
+        (batch,) = make_step_batches(samples, parts, Sequences(queries), Sequences(passages))
         step([batch], 1e-2)
 
         losses, counts = plain(batch), torch.bincount(batch.clusters, minlength=K)
         means = torch.stack([losses[batch.clusters == g].mean() if counts[g] else losses.sum() * 0 for g in range(K)])
         rows = [torch.autograd.grad(mean, watched, retain_graph=True) for mean in means]
         rows = torch.stack([torch.cat([gradient.flatten() for gradient in row]) for row in rows])
-        (objective.weights * means).sum().backward()
+        (objective.coefficients(batch.clusters, counts) * losses).sum().backward()
         torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         objective.update(means.detach(), counts, rows @ rows.T)
-        torch.testing.assert_close(step.objective.weights, objective.weights, rtol=1e-4, atol=1e-6)
+        for state, expected in objective.state_dict().items():
+            torch.testing.assert_close(step.objective.state_dict()[state], expected, rtol=1e-9, atol=1e-12)
     for parameter, expected in zip(step.parameters, plain.parameters(), strict=True):
-        torch.testing.assert_close(parameter, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(parameter, expected, rtol=1e-8, atol=1e-10)
 
 
 def train_with_every_objective(
@@ -123,13 +139,6 @@ def test_several_ranks_equal_one_process_with_the_whole_batch_also_in_uneven_las
         changes = not torch.equal(one[name]["weights"][-1], one[name]["weights"][0])
         assert changes == (name not in ("erm", "balanced"))
     assert len({tuple(of_name["losses"].tolist()) for of_name in one.values()}) == len(OBJECTIVES)
-
-
-READINGS = {
-    "mean": Reading("mean"),
-    "mean, head, length 1": Reading("mean", True, head=(HeadLayer("Dense", 16, 8, activation="Tanh"),), scale=5.0),
-    "first token, head": Reading(head=(HeadLayer("Dense", 16, 8), HeadLayer("LayerNorm", 8, 8))),
-}
 
 
 def train_with_every_reading(folder: str, batch_size: int, steps: int) -> dict[str, dict[str, torch.Tensor]]:
