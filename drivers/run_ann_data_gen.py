@@ -19,8 +19,6 @@ not fill the disk, the embeddings of a checkpoint are then removed once a newer 
 """
 
 import sys
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -29,93 +27,23 @@ import numpy as np
 import torch
 
 from drivers.mining_arguments import Arguments
-from model.encoders import load_store_encoder
-from model.reading import find_reading
-from utils.batching import Sequences
+from drivers.mining_parts import embedding_dir, encode_all, load, open_stores, search
 from utils.mining.clustering import Clusters, cluster, evaluate_clusters
-from utils.mining.drawing import Drawn, draw_for_all
-from utils.mining.encoding import StoreEncoder
-from utils.mining.evaluation import DEPTH, evaluate_collections, gather_rankings, measure
+from utils.mining.drawing import Drawn
+from utils.mining.evaluation import DEPTH, evaluate_collections, measure
 from utils.mining.named_groups import NamedGroups, read_named_groups
 from utils.mining.negatives import check_given, deal_passes
-from utils.mining.search import score_pairs, search_rows
 from utils.runtime import distributed
 from utils.runtime.arguments import parse
 from utils.runtime.errors import run
 from utils.runtime.logs import say
-from utils.runtime.precision import choose_precision
-from utils.stores.checkpoint import checkpoint_step, checkpoint_to_mine, newest_or_initial
-from utils.stores.embedding_store import EmbeddingMatrix, remove_earlier_embeddings
+from utils.stores.checkpoint import checkpoint_to_mine, newest_or_initial
+from utils.stores.embedding_store import remove_earlier_embeddings
 from utils.stores.episode import mined_file, newest_episode, scores_file, write_mined_file, write_result
 from utils.stores.files import sha256_of_file
 from utils.stores.lock import hold_lock
 from utils.stores.mined_examples import write_examples
 from utils.stores.qrels import Qrels, read_train_and_dev_qrels
-from utils.stores.token_store import TokenStore
-
-
-def open_stores(args: Arguments, *names: str) -> list[TokenStore]:
-    """Token stores of the training collection."""
-    return [TokenStore(Path(args.data_dir, name)) for name in names]
-
-
-def load(args: Arguments, checkpoint: str, device: torch.device) -> StoreEncoder:
-    """The checkpoint, ready to encode token stores."""
-    how = {"batch_size": args.per_gpu_eval_batch_size, "precision": choose_precision(args.fp16, device)}
-    reading = distributed.on_main(lambda: find_reading(checkpoint, **args.reading))
-    for each in args.filters:
-        each.check_reading(reading.normalized)  # before anything is encoded, which may take hours
-    what = checkpoint, reading, args.cache_dir or None
-    return load_store_encoder(*what, **how, device=device, dtype=args.embedding_dtype)
-
-
-def embedding_dir(args: Arguments, checkpoint: str) -> Path:
-    """Where embeddings of this checkpoint are found or kept."""
-    step = checkpoint_step(checkpoint, args.training_dir)
-    own = Path(args.output_dir, f"embeddings-{step}")
-    return own if step else Path(args.public_ann_data_dir or own)
-
-
-def encode_all(args: Arguments, encoder: StoreEncoder, folder: Path) -> dict[str, EmbeddingMatrix]:
-    """The embeddings of both query sets and of the passages."""
-    data, query_length = Path(args.data_dir), args.max_query_length
-    stores = [encoder.open_queries(data / name, query_length) for name in ("train-query", "dev-query")]
-    stores.append(encoder.open_passages(data / "passages", args.max_seq_length))
-    return {sequences.store.folder.name: encoder.encode(sequences, folder) for sequences in stores}
-
-
-def search(
-    args: Arguments,
-    number: int,
-    embeddings: dict[str, EmbeddingMatrix],
-    chunk_length: int | None,
-    train_qrels: Qrels,
-    device: torch.device,
-) -> tuple[tuple[np.ndarray, np.ndarray], Drawn]:
-    """What dev queries find (rows, scores), training queries' negatives: all on the main process, else its share."""
-    train_queries, passages = open_stores(args, "train-query", "passages")
-    sequences = Sequences(passages, chunk_length)
-
-    def rankings(name: str, depth: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        exchange, index = Path(args.output_dir, f"search-{name}"), (args.index_factory, args.index_parameters)
-        return search_rows(embeddings[name], embeddings["passages"], sequences, depth, device, exchange, *index)
-
-    dev = gather_rankings(rankings("dev-query", DEPTH + 1))
-    scoring = device if args.index_factory == "Flat" else torch.device("cpu")  # where the rankings' scores are made
-    score = partial(score_pairs, embeddings["train-query"], embeddings["passages"], sequences, device=scoring)
-    drawn = draw_for_all(
-        rankings("train-query", args.topk_training),
-        train_queries,
-        passages,
-        train_qrels,
-        score,
-        args.negative_sample,
-        given=args.given_negatives and number == 0,
-        filters=args.filters,
-        seed=args.seed,
-        episode=number,
-    )
-    return dev, drawn
 
 
 def deal(
