@@ -13,6 +13,7 @@ is_older() {
 older_total() { echo "$((${EPISODES/auto/3} * STEPS))"; } # three episodes were that version's default
 is_async() { [[ "${ASYNC:-0}" != 0 ]]; } # also before it is settled
 demo_on_one_gpu() { (($(processes_on ${gpus[@]+"${gpus[@]}"}) == 1)); } # one process then takes the triplets of two
+is_published_type() { [[ "$MODEL_TYPE" != auto ]]; }
 contrasts_by_idro() { [[ "$LOSS $OBJECTIVE" == "contrastive idro" ]]; }
 half_of_the_gpus() { # 0 | 1: the first or the second
     local half=$((${#gpus[@]} / 2))
@@ -53,8 +54,10 @@ setting MIN_MARGIN "off|number" off \
     "nor are those that score less than this below the positive, in standard deviations of the scores of the query's TOPK"
 setting MAX_RELATIVE_SCORE "auto|off|number" '$([[ "$SKIP_RANKS $MIN_MARGIN" == "off off" ]] && echo auto || echo off)' \
     "nor those that score above this share of the positive, like 0.95: for vectors of length 1 (default: auto, with another filter off)"
-setting NEGATIVES_A_QUERY "auto|whole" auto 1 "of them in a pass over the queries; a mined file has as many passes as that takes. 0: 5 passes"
-setting QUERIES_TOGETHER "auto|whole" auto 8 "queries of one cluster that stand together in a block, whose passages a contrastive loss shares; 0: none, as published"
+setting NEGATIVES_A_QUERY "auto|whole" auto '$(is_published_type && echo 0 || echo 1)' \
+    "of them in a pass over the queries; a mined file has as many passes as that takes. 0: 5 passes (default: auto; demo: 1)"
+setting QUERIES_TOGETHER "auto|whole" auto '$(is_published_type && echo 0 || echo 8)' \
+    "queries of one cluster that stand together in a block, whose passages a contrastive loss shares; 0: none, as published (default: auto; demo: 8)"
 setting CLUSTERS "auto|count" auto 16 "clusters of the training queries"
 setting QUERY_GROUPS text clusters \
     "what the objective weighs, and metrics are told of (flag: --groups too): clusters of the training queries by k-means; source: the sources of mixed data; or a TSV of query id and group name"

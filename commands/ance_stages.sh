@@ -120,7 +120,8 @@ name_zero_shot_collections() {
 # follows from it (`mined`, `trained`: not empty where there is); until then a mistake can be mended.
 held_by_tokens=(DATA_TYPE CHECKPOINT_CONTENT MODEL_TYPE MAX_SEQ_LENGTH MAX_QUERY_LENGTH QUERY_PROMPT PASSAGE_PROMPT LOWERCASE)
 held_by_mining=(POOLING NORMALIZE TOPK NEGATIVES GIVEN_NEGATIVES SKIP_RANKS MAX_RELATIVE_SCORE MIN_MARGIN
-    NEGATIVES_A_QUERY QUERIES_TOGETHER QUERY_GROUPS_CONTENT CLUSTERS MINING_SEED MIXED_PRECISION EMBEDDING_DTYPE INDEX_FACTORY INDEX_PARAMETERS)
+    NEGATIVES_A_QUERY QUERIES_TOGETHER QUERY_GROUPS_CONTENT CLUSTERS MINING_SEED MIXED_PRECISION EMBEDDING_DTYPE
+    INDEX_FACTORY INDEX_PARAMETERS)
 held_by_training=(ASYNC SEED MODEL_SIZE LOSS STEPS BATCH_SIZE ACCUMULATION OPTIMIZER LEARNING_RATE WARMUP_STEPS OBJECTIVE
     ABSENT NORMALIZE_WEIGHTS SCALE ALPHA EMA RHO EPS IDRO_LAYERS IDRO_SKETCH_DIM)
 declare -A before=( # what a version without a setting did
@@ -129,7 +130,8 @@ declare -A before=( # what a version without a setting did
 )
 schedule=(NUM_TRAINING_STEPS TOTAL_TRAINING_STEPS)
 chosen_for_mining=(TOPK NEGATIVES MAX_RELATIVE_SCORE NEGATIVES_A_QUERY QUERIES_TOGETHER CLUSTERS) # where they are auto
-chosen_for_training=(LOSS ABSENT NORMALIZE_WEIGHTS BATCH_SIZE ACCUMULATION STEPS WARMUP_STEPS "${schedule[@]}" OPTIMIZER LEARNING_RATE)
+chosen_for_training=(LOSS ABSENT NORMALIZE_WEIGHTS BATCH_SIZE ACCUMULATION STEPS WARMUP_STEPS "${schedule[@]}"
+    OPTIMIZER LEARNING_RATE)
 chosen=("${chosen_for_mining[@]}" EPISODES "${chosen_for_training[@]}" SAVE_STEPS)
 BY_SIZE="" # 1: what is auto is chosen by size, 0: as published; empty: not known yet
 
@@ -208,7 +210,8 @@ find_reading() {
     [[ "$MAX_RELATIVE_SCORE" =~ ^(auto|off)$ || "$NORMALIZE" == 1 ]] ||
         fail "MAX_RELATIVE_SCORE is a share of the positive's score, and this checkpoint's vectors are not of length 1; give MIN_MARGIN instead"
     # The demo's filter, as others have it chosen with what else is auto.
-    ((demo == 0)) || [[ "$MAX_RELATIVE_SCORE" != auto ]] || MAX_RELATIVE_SCORE="$( ((NORMALIZE)) && echo 0.95 || echo off)"
+    ((demo == 0)) || [[ "$MAX_RELATIVE_SCORE" != auto ]] ||
+        MAX_RELATIVE_SCORE="$([[ "$LOSS $NORMALIZE" == "contrastive 1" ]] && echo 0.95 || echo off)"
     reading_flags
 }
 # What is left to be chosen is, by the number of training queries and by the encoder, once the token stores are there.
@@ -221,7 +224,8 @@ choose_settings() {
     # What a launcher starts, it alone knows.
     if [[ -n "$LAUNCHER" ]]; then start=("${launcher[@]}"); else flags+=(--processes "$(training_processes)"); fi
     run "${start[@]}" "$root/drivers/choose_settings.py" --model_name_or_path "$CHECKPOINT" --model_type "$MODEL_TYPE" \
-        --data_dir "$preprocessed" --model_size "$MODEL_SIZE" --normalize "$NORMALIZE" --objective "$OBJECTIVE" "${flags[@]}" --settings_file "$OUT_DIR/.chosen"
+        --data_dir "$preprocessed" --model_size "$MODEL_SIZE" --normalize "$NORMALIZE" --objective "$OBJECTIVE" \
+        "${flags[@]}" --settings_file "$OUT_DIR/.chosen"
     take_found "$OUT_DIR/.chosen"
     check_blocks
 }

@@ -112,7 +112,8 @@ mine=("$root/drivers/run_ann_data_gen.py" "${reading[@]}" "${lengths[@]}" ${prec
     --output_dir "$ann_data" --result_dir "$results" --public_ann_data_dir "$PUBLIC_ANN_DATA_DIR"
     --embedding_dtype "$EMBEDDING_DTYPE" --index_factory "$INDEX_FACTORY" --index_parameters "$INDEX_PARAMETERS"
     --per_gpu_eval_batch_size "$EVAL_BATCH_SIZE" --topk_training "$TOPK" --negative_sample "$NEGATIVES"
-    --ann_chunk_factor 5 --negatives_a_query "$NEGATIVES_A_QUERY" --queries_together "$QUERIES_TOGETHER" --group "$group" "${grouping[@]}" --seed "$MINING_SEED")
+    --ann_chunk_factor 5 --negatives_a_query "$NEGATIVES_A_QUERY" --queries_together "$QUERIES_TOGETHER"
+    --group "$group" "${grouping[@]}" --seed "$MINING_SEED")
 ((GIVEN_NEGATIVES == 0)) || mine+=(--given_negatives)
 [[ "$SKIP_RANKS" == off ]] || mine+=(--skip_ranks "$SKIP_RANKS")
 [[ "$MAX_RELATIVE_SCORE" == off ]] || mine+=(--max_relative_score "$MAX_RELATIVE_SCORE")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from model.dro import OPTIONS
 from model.hyperparameters import NAMES, PUBLISHED, Choice, Size, Value, choose, choose_published
 from model.losses import LOSSES
 from model.reading import AUTO, declared_reading
@@ -67,6 +68,8 @@ class Arguments:
             raise InputError(f"--model_size {self.model_size!r} is unknown; there are {', '.join(PUBLISHED)}")
         if self.loss not in (None, *LOSSES):
             raise InputError(f"--loss {self.loss!r} is unknown; there are {', '.join(LOSSES)}")
+        if self.objective not in OPTIONS:
+            raise InputError(f"--objective {self.objective!r} is unknown; there are {', '.join(OPTIONS)}")
         if self.loss == "contrastive" and self.queries_together == 0:
             raise InputError(
                 "--loss contrastive and --queries_together 0: there are no blocks whose passages it takes"

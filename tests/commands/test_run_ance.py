@@ -388,6 +388,16 @@ def test_filters_reach_the_miner_and_are_held_to(run):
     assert (refused.returncode, "MIN_MARGIN was '0.5' and is 'off'" in refused.stderr) == (2, True)
 
 
+@pytest.mark.parametrize("settings", [{"MODEL_TYPE": "rdot_nll_condenser"}, {"QUERIES_TOGETHER": 0}])
+def test_the_demo_of_a_published_type_or_without_blocks_trains_by_the_published_loss_without_a_filter(run, settings):
+    run.settings = {"OUT_DIR": "out of all", "EPISODES": 1}
+    assert run(**settings).returncode == 0
+    calls = run.calls()
+    (mined,), (trained,) = only(calls, "run_ann_data_gen"), only(calls, "run_ann")
+    assert (mined["queries_together"], "max_relative_score" in mined) == ("0", False)
+    assert (trained["loss"], trained["absent"], "normalize_weights" in trained) == ("pairwise", "drop", False)
+
+
 def test_a_filter_that_is_given_takes_the_place_of_the_one_that_is_chosen(run):
     run.settings = {"OUT_DIR": "out of all", "EPISODES": 1}  # the demo, whose vectors have length 1
     for given, filters in (({}, {"max_relative_score"}), ({"MIN_MARGIN": "0.5"}, {"min_margin"})):
@@ -702,7 +712,6 @@ OLD_DEMO = {
     "MAX_SEQ_LENGTH": 99,
     "CLUSTERS": 9,
     "STEPS": 120,
-    "QUERIES_TOGETHER": 0,
     "BATCH_SIZE": 5,
     "ACCUMULATION": 3,
     "OPTIMIZER": "lamb",

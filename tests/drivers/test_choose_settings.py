@@ -119,6 +119,7 @@ def test_started_in_several_processes_it_counts_them_and_the_first_one_writes(pl
         (("--steps", 0), "--steps is 0; at least 1"),
         (("--model_size", "huge"), "--model_size 'huge' is unknown; there are base, large"),
         (("--data_dir", "nowhere"), "no such token store"),
+        (("--objective", "vrex"), "--objective 'vrex' is unknown; there are erm, balanced"),
     ],
 )
 def test_misuse_is_told(place, flags, reason):
