@@ -1,56 +1,95 @@
-"""Attention within each sequence of a pack.
+"""Attention within each sequence of a pack, in one of three ways, which `packed_attention` chooses.
 
-On a CPU, neighbouring sequences of equal length are one call, and no work goes into padding; who makes a pack sorts
-it by length. A GPU would wait for that many launches: there, the sequences are padded into a few blocks of like
-length, for this one operation alone.
+- On a CPU, neighbouring sequences of equal length are one call, and no work goes into padding; who makes a pack sorts
+  it by length.
+- A GPU would wait for that many launches. torch has one kernel for sequences of any lengths, which takes what
+  `_fits_varlen` says.
+- For all else a GPU has the sequences padded into a few blocks of like length, for this one operation alone.
 
-Families whose scores are more than products of queries and keys prepare masks, once a pass and for all layers: one a
-run or block, bool where a token may attend to another or float numbers to add. Any other pass has no masks, apart
+Families whose scores are more than products of queries and keys have masks, made once a pass and for all layers: one
+a run or block, bool where a token may attend to another or float numbers to add. Any other pass has no masks, apart
 from a block's padding.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
 import torch
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 from model.dropout import dropout
+from model.placing import put, take
 from utils.batching import PackedTokens
+
+VARLEN_DTYPES = torch.bfloat16, torch.float16
+
+
+@dataclass
+class Window:
+    """Token i attends to the tokens j with |i - j| ≤ `size` alone. The masks are made when they are asked for."""
+
+    tokens: PackedTokens
+    size: int
+
+    @cached_property
+    def masks(self) -> list[Tensor | None]:
+        """One a run, a view (length, length), None for texts that short; or one a block, (b, 1, 1 or L, L)."""
+        near = torch.ones(*[longest_row(self.tokens)] * 2, dtype=torch.bool, device=self.tokens.input_ids.device)
+        near.triu_(-self.size).tril_(self.size)
+        if self.tokens.blocks is None:
+            return [near[:length, :length] if length > self.size + 1 else None for _, length in self.tokens.runs]
+        masks = []
+        for present in self.tokens.blocks.present:
+            length = present.shape[-1]
+            if length > self.size + 1:
+                # Rows of padding see every token: kernels differ in what they make of a row that sees none, 0 or NaN.
+                masks.append(present & (near[:length, :length] | ~present.transpose(-2, -1)))
+            else:
+                masks.append(present)
+        return masks
+
+
+Masks = list[Tensor | None] | Window | None
 
 
 def packed_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    tokens: PackedTokens,
-    p: float = 0.0,
-    masks: list[Tensor | None] | None = None,
+    query: Tensor, key: Tensor, value: Tensor, tokens: PackedTokens, p: float = 0.0, masks: Masks = None
 ) -> Tensor:
     """softmax(q kᵀ / √d) v within each sequence; the result has the shape of `query`.
 
     `key` and `value` are (T, heads, d). `query` is the same, or (n, heads, d): the first token's query of each
     sequence. (Where all sequences have one token, that is the same thing.) A share `p` of the weights is dropped.
-    `masks` are those of `biased_scores` or `windowed_scores`.
+    `masks` are those of `biased_scores`, or a window.
     """
+    if _fits_varlen(query, key, value, tokens, p, masks):
+        return _by_varlen(query, key, value, tokens, masks)
+    masks = masks.masks if isinstance(masks, Window) else masks
     if tokens.blocks is not None:
         return _by_blocks(query, key, value, tokens, p, masks)
-    sizes = [count * length for count, length in tokens.runs]
-    one_query = len(query) == len(tokens)
+    attend = _attend_with_dropout if p else scaled_dot_product_attention
+    return _by_runs(query, key, value, tokens.runs, masks or [None] * len(tokens.runs), p, attend)
+
+
+def _by_runs(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    runs: list[tuple[int, int]],
+    masks: list[Tensor | None],
+    p: float,
+    attend: Callable[..., Tensor],
+) -> Tensor:
+    """Attention of runs, (count, length) each: neighbouring sequences of equal length, `count` of them."""
+    counts, sizes = [count for count, _ in runs], [count * length for count, length in runs]
+    queries = query.split(counts if len(query) == sum(counts) else sizes)
     outputs = []
-    for (count, _), q, k, v, mask in zip(
-        tokens.runs,
-        query.split([count for count, _ in tokens.runs] if one_query else sizes),
-        key.split(sizes),
-        value.split(sizes),
-        masks or [None] * len(sizes),
-        strict=True,
-    ):
+    for count, q, k, v, mask in zip(counts, queries, key.split(sizes), value.split(sizes), masks, strict=True):
         q, k, v = (part.unflatten(0, (count, -1)).transpose(1, 2) for part in (q, k, v))  # count, heads, length, d
         mask = mask[..., : q.shape[2], :] if mask is not None else None
-        if p:
-            output = _attend_with_dropout(q, k, v, mask, p)
-        else:
-            output = scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        outputs.append(output.transpose(1, 2).flatten(0, 1))
+        outputs.append(attend(q, k, v, mask, p).transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)
 
 
@@ -63,22 +102,56 @@ def _attend_with_dropout(query: Tensor, key: Tensor, value: Tensor, mask: Tensor
 
 
 def _by_blocks(
-    query: Tensor, key: Tensor, value: Tensor, tokens: PackedTokens, p: float, masks: list[Tensor | None] | None
+    query: Tensor, key: Tensor, value: Tensor, tokens: PackedTokens, p: float, masks: list[Tensor] | None
 ) -> Tensor:
-    blocks, one_query, outputs = tokens.blocks, len(query) == len(tokens), []
-    for own, mask, sequences in zip(blocks.tokens, masks or blocks.present, blocks.sequences, strict=True):
-        q = query[sequences[:, None] if one_query else own]
-        q, k, v = (part.transpose(1, 2) for part in (q, key[own], value[own]))  # b, heads, L, d
-        mask = mask[:, :, : q.shape[2]]
-        output = scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
-        outputs.append(output.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs)[blocks.sequence_place if one_query else blocks.token_place]
+    """Padded with zeros, blocks are runs. Padding is masked as a key, and not read where it was a query."""
+    blocks = tokens.blocks
+    runs = [(len(present), present.shape[-1]) for present in blocks.present]
+    places, lines = blocks.token_place, sum(count * length for count, length in runs)
+    query_places, query_lines = places, lines
+    if len(query) == len(tokens):
+        query_places, query_lines = blocks.sequence_place, len(tokens)
+    padded = put(query, query_places, query_lines), put(key, places, lines), put(value, places, lines)
+    output = _by_runs(*padded, runs, masks or blocks.scores(query.dtype), p, scaled_dot_product_attention)
+    return take(output, query_places)
+
+
+def _fits_varlen(query: Tensor, key: Tensor, value: Tensor, tokens: PackedTokens, p: float, masks: Masks) -> bool:
+    """Whether torch's kernel for sequences of any lengths computes this.
+
+    It takes 16-bit numbers, no dropout, and a window but no other mask. With a window it takes a sequence's only
+    query for that of the last token, and here it is the first one's.
+    """
+    takes_masks = masks is None or (isinstance(masks, Window) and len(query) == len(key))
+    takes_numbers = query.dtype == key.dtype == value.dtype and query.dtype in VARLEN_DTYPES
+    takes_width = query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
+    fits = p == 0 and takes_masks and takes_numbers and takes_width
+    return fits and tokens.bounds is not None and has_varlen(query.device)
+
+
+def has_varlen(device: torch.device) -> bool:
+    """Whether this GPU has the kernel: FlashAttention 2, from compute capability 8.0 (Ampere) on."""
+    return torch.backends.cuda.is_flash_attention_available() and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _by_varlen(query: Tensor, key: Tensor, value: Tensor, tokens: PackedTokens, window: Window | None) -> Tensor:
+    """Without padding. What comes out for a sequence does not depend on the others of its pack.
+
+    (The kernel splits a sequence's keys only where they are paged or several heads share them. So num_splits=1, which
+    not every version of torch takes for it, would change nothing.)
+    """
+    bounds, longest = tokens.bounds, max(tokens.lengths)
+    query_bounds, longest_query = bounds, longest
+    if len(query) == len(tokens):
+        query_bounds, longest_query = torch.arange(len(bounds), dtype=torch.int32, device=bounds.device), 1
+    size = window.size if window else -1  # -1: none
+    return varlen_attn(query, key, value, query_bounds, bounds, longest_query, longest, window_size=(size, size))
 
 
 def longest_row(tokens: PackedTokens) -> int:
     """The most tokens, padding included, that a row of attention's matrices has."""
     if tokens.blocks is not None:
-        return max(own.shape[1] for own in tokens.blocks.tokens)
+        return max(present.shape[-1] for present in tokens.blocks.present)
     return max(tokens.lengths)
 
 
@@ -93,23 +166,3 @@ def biased_scores(tokens: PackedTokens, bias: Tensor) -> list[Tensor]:
         return [corner[length] for _, length in tokens.runs]
     corners = (bias[:, : present.shape[-1], : present.shape[-1]] for present in tokens.blocks.present)
     return [own.where(present, -torch.inf) for own, present in zip(corners, tokens.blocks.present, strict=True)]
-
-
-def windowed_scores(tokens: PackedTokens, window: int) -> list[Tensor | None]:
-    """Masks that let token i attend to the tokens j with |i - j| ≤ `window`; None for a run of texts that short.
-
-    A run's mask is a view, (length, length); a block's is (b, 1, 1 or length, length).
-    """
-    near = torch.ones(*[longest_row(tokens)] * 2, dtype=torch.bool, device=tokens.input_ids.device)
-    near.triu_(-window).tril_(window)
-    if tokens.blocks is None:
-        return [near[:length, :length] if length > window + 1 else None for _, length in tokens.runs]
-    masks = []
-    for present in tokens.blocks.present:
-        length = present.shape[-1]
-        if length > window + 1:
-            # Rows of padding see every token: kernels differ in what they make of a row that sees none (0 or NaN).
-            masks.append(present & (near[:length, :length] | ~present.transpose(-2, -1)))
-        else:
-            masks.append(present)
-    return masks

@@ -93,6 +93,11 @@ class Encoder(nn.Module):
         vectors = self.head(pooled)
         return nn.functional.normalize(vectors, dim=-1) if self.reading.normalized else vectors
 
+    def set_attention_dropout(self, p: float) -> None:
+        """Has attention drop a share `p` of its weights in training; the configuration keeps what it says."""
+        for layer in self.family.layers(self.model):
+            self.family.set_attention_dropout(layer, p)
+
     @property
     def head_layers(self) -> list[tuple[HeadLayer, nn.Module]]:
         """The layers of the head with the modules that have their weights."""

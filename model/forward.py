@@ -6,6 +6,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from model.families import Family
+from model.placing import take
 from utils.batching import PackedTokens
 
 
@@ -25,7 +26,7 @@ def last_hidden(model: PreTrainedModel, family: Family, tokens: PackedTokens, fi
             hidden = checkpoint(family.layer, layer, hidden, hidden, tokens, context, use_reentrant=False)
         else:
             hidden = family.layer(layer, hidden, hidden, tokens, context)
-    rows = hidden[tokens.first] if first_only else hidden
+    rows = take(hidden, tokens.first) if first_only else hidden
     return family.finish(model, family.layer(last, rows, hidden, tokens, context))
 
 

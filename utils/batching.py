@@ -9,9 +9,9 @@ tokens alone and no padding; attention is told where the sequences end.
 
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import TypeVar
 
 import numpy as np
@@ -29,16 +29,22 @@ ATTENTION_BLOCKS = 4
 class AttentionBlocks:
     """The sequences of a pack as a few padded matrices of like length, for attention on a GPU.
 
-    A block has b sequences, padded to L: `tokens` int64 (b, L), the index of each token in the pack; `present` bool
-    (b, 1, 1, L), false where the token is padding; `sequences` int64 (b,), their numbers. Over all blocks one after
-    another, `token_place` int64 (T,) is where each of the pack's tokens stands, `sequence_place` (n,) each sequence.
+    A block has b sequences, padded to L tokens: `present` bool (b, 1, 1, L) is false where a token is padding. Over
+    all blocks one after another, padding included, `token_place` int64 (T,) is where each of the pack's tokens
+    stands; among all sequences, `sequence_place` (n,) is where each sequence stands.
     """
 
-    tokens: list[Tensor]
     present: list[Tensor]
-    sequences: list[Tensor]
     token_place: Tensor
     sequence_place: Tensor
+    _scores: dict[torch.dtype, list[Tensor]] = field(default_factory=dict)
+
+    def scores(self, dtype: torch.dtype) -> list[Tensor]:
+        """0 where a token is present and -inf where it is padding, (b, 1, 1, L) each; made once for all layers."""
+        if dtype not in self._scores:
+            zero = torch.zeros((), dtype=dtype, device=self.token_place.device)
+            self._scores[dtype] = [zero.where(present, -torch.inf) for present in self.present]
+        return self._scores[dtype]
 
     @classmethod
     def of(cls, lengths: list[int], device: torch.device) -> "AttentionBlocks":
@@ -49,15 +55,11 @@ class AttentionBlocks:
         for sequences in np.array_split(order, min(ATTENTION_BLOCKS, len(order))):
             columns = np.arange(-(-counts[sequences].max() // 8) * 8)  # as the kernels' loads are aligned
             present = columns < counts[sequences, None]
-            tokens = first[sequences, None] + np.where(present, columns, 0)
-            token_place[tokens[present]] = offset + np.flatnonzero(present)
+            token_place[(first[sequences, None] + columns)[present]] = offset + np.flatnonzero(present)
             offset += present.size
-            blocks.append((tokens, present[:, None, None], sequences))
-        columns_of_blocks = (
-            [move(torch.from_numpy(array), device) for array in arrays] for arrays in zip(*blocks, strict=True)
-        )
+            blocks.append(move(torch.from_numpy(present[:, None, None]), device))
         places = (move(torch.from_numpy(array), device) for array in (token_place, np.argsort(order)))
-        return cls(*columns_of_blocks, *places)
+        return cls(blocks, *places)
 
 
 @dataclass
@@ -65,8 +67,8 @@ class PackedTokens:
     """n sequences of T tokens in all, one after another.
 
     `input_ids` int64 (T,); `positions` int64 (T,), each token's place in its sequence, from 0; `first` int64 (n,),
-    the index of each sequence's first token. `lengths` are plain numbers, so that nothing waits for a GPU. `blocks`
-    is there on a GPU only.
+    the index of each sequence's first token. `lengths` are plain numbers, so that nothing waits for a GPU. On a GPU
+    only there are `blocks` and `bounds`, int32 (n + 1,): sequence i is the tokens bounds[i] … bounds[i + 1] - 1.
     """
 
     input_ids: Tensor
@@ -74,6 +76,7 @@ class PackedTokens:
     first: Tensor
     lengths: list[int]
     blocks: AttentionBlocks | None = None
+    bounds: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -85,9 +88,10 @@ class PackedTokens:
 
     def to(self, device: torch.device) -> "PackedTokens":
         moved = [move(tensor, device) for tensor in (self.input_ids, self.positions, self.first)]
-        return PackedTokens(
-            *moved, self.lengths, AttentionBlocks.of(self.lengths, device) if device.type == "cuda" else None
-        )
+        if device.type != "cuda":
+            return PackedTokens(*moved, self.lengths)
+        bounds = torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32)
+        return PackedTokens(*moved, self.lengths, AttentionBlocks.of(self.lengths, device), move(bounds, device))
 
 
 def move(value: Tensor | PackedTokens, device: torch.device) -> Tensor | PackedTokens:

@@ -27,3 +27,6 @@ class Bert(Family):
         key, value = (split_heads(project(hidden), own.num_attention_heads) for project in (own.key, own.value))
         mixed = packed_attention(query, key, value, tokens, own.dropout.p if own.training else 0.0)
         return layer.feed_forward_chunk(layer.attention.output(mixed.flatten(1), rows))
+
+    def set_attention_dropout(self, layer: BertLayer, p: float) -> None:
+        layer.attention.self.dropout.p = p

@@ -27,3 +27,6 @@ class DistilBert(Family):
         mixed = packed_attention(query, key, value, tokens, own.dropout.p if own.training else 0.0)
         attended = layer.sa_layer_norm(own.out_lin(mixed.flatten(1)) + rows)
         return layer.output_layer_norm(layer.ffn.ff_chunk(attended) + attended)
+
+    def set_attention_dropout(self, layer: TransformerBlock, p: float) -> None:
+        layer.attention.dropout.p = p

@@ -39,8 +39,12 @@ class Family(ABC):
     def layer(self, layer: nn.Module, rows: Tensor, hidden: Tensor, tokens: PackedTokens, context: Any) -> Tensor:
         """A layer's output for `rows`, which attend to `hidden` (T, H); the shape is that of `rows`.
 
-        `rows` is `hidden`, or `hidden[tokens.first]` (n, H): the first tokens alone.
+        `rows` is `hidden`, or those of `tokens.first` (n, H): the first tokens alone.
         """
+
+    @abstractmethod
+    def set_attention_dropout(self, layer: nn.Module, p: float) -> None:
+        """Has the layer drop a share `p` of its attention's weights in training."""
 
     def finish(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
         """What follows the last layer, in the same shape."""

@@ -10,18 +10,19 @@ from torch import Tensor, nn
 from transformers import ModernBertModel
 from transformers.models.modernbert.modeling_modernbert import ModernBertEncoderLayer, apply_rotary_pos_emb
 
-from model.attention import packed_attention, windowed_scores
+from model.attention import Window, packed_attention
 from model.families.family import Family
+from model.placing import take
 from utils.batching import PackedTokens
 
 
 @dataclass
 class Positions:
-    """What layers of one kind share: cosines and sines of the rotations, (T, d) each, and masks of the window."""
+    """What layers of one kind share: cosines and sines of the rotations, (T, d) each, and the window."""
 
     cosines: Tensor
     sines: Tensor
-    masks: list[Tensor | None] | None
+    window: Window | None
 
 
 class ModernBert(Family):
@@ -34,11 +35,11 @@ class ModernBert(Family):
         return model.embeddings(tokens.input_ids)
 
     def context(self, model: ModernBertModel, tokens: PackedTokens, hidden: Tensor) -> dict[str, Positions]:
-        masks = {"full_attention": None, "sliding_attention": windowed_scores(tokens, model.config.sliding_window)}
+        windows = {"full_attention": None, "sliding_attention": Window(tokens, model.config.sliding_window)}
         positions = {}
         for kind in set(model.config.layer_types):
             cosines, sines = model.rotary_emb(hidden, tokens.positions[None], kind)
-            positions[kind] = Positions(cosines[0], sines[0], masks[kind])
+            positions[kind] = Positions(cosines[0], sines[0], windows[kind])
         return positions
 
     def layer(
@@ -53,11 +54,14 @@ class ModernBert(Family):
         query, key, value = own.Wqkv(layer.attn_norm(hidden)).unflatten(-1, (3, -1, own.head_dim)).unbind(-3)
         query, key = apply_rotary_pos_emb(query, key, positions.cosines, positions.sines)
         if len(rows) < len(hidden):  # one matrix gives all three: the other queries were made in vain
-            query = query[tokens.first]
+            query = take(query, tokens.first)
         p = own.attention_dropout if own.training else 0.0
-        mixed = packed_attention(query, key, value, tokens, p, positions.masks)
+        mixed = packed_attention(query, key, value, tokens, p, positions.window)
         rows = rows + own.out_drop(own.Wo(mixed.flatten(1)))
         return rows + layer.mlp(layer.mlp_norm(rows))
+
+    def set_attention_dropout(self, layer: ModernBertEncoderLayer, p: float) -> None:
+        layer.attn.attention_dropout = p
 
     def finish(self, model: ModernBertModel, hidden: Tensor) -> Tensor:
         return model.final_norm(hidden)

@@ -42,3 +42,6 @@ class MPNet(Family):
         mixed = packed_attention(query, key, value, tokens, own.dropout.p if own.training else 0.0, context)
         attended = layer.attention.LayerNorm(layer.attention.dropout(own.o(mixed.flatten(1))) + rows)
         return layer.output(layer.intermediate(attended), attended)
+
+    def set_attention_dropout(self, layer: MPNetLayer, p: float) -> None:
+        layer.attention.attn.dropout.p = p

@@ -1,11 +1,14 @@
 """Packed sequences give what transformers gives for padded ones."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 
 from model import attention
-from model.attention import biased_scores, packed_attention, windowed_scores
+from model.attention import Window, biased_scores, packed_attention
+from tests.model.test_placing import Called
 from tests.tiny_models import padded_vectors, random_store, tiny_bert, tiny_roberta
 from utils.batching import AttentionBlocks, PackedTokens, Sequences, pack
 
@@ -71,6 +74,22 @@ def test_blocks_give_what_runs_give(one_query):
     torch.testing.assert_close(packed_attention(query, key, value, tokens), runs)
 
 
+def test_blocks_take_few_launches_and_none_that_adds_up():
+    lengths = torch.randint(1, 30, (23,)).tolist()
+    tokens = PackedTokens(*[torch.zeros(0)] * 3, lengths, AttentionBlocks.of(lengths, CPU))
+    parts = [torch.randn(sum(lengths), 2, 4, requires_grad=True) for _ in range(3)]
+    packed_attention(*parts, tokens)  # makes the masks, which all layers share
+    with Called() as forward:
+        output = packed_attention(*parts, tokens)
+    with Called() as backward:
+        torch.autograd.grad(output, parts, torch.ones_like(output))
+    moved = {"index_select": 1, "index_copy_": 3, "new_zeros": 3, "cat": 1}
+    kernel = "_scaled_dot_product_flash_attention_for_cpu"
+    assert Counter(forward.names) == moved | {kernel: 4}
+    moved = {"index_select": 3, "index_copy_": 1, "new_zeros": 1, "cat": 3, "ones_like": 1}
+    assert Counter(backward.names) == moved | {f"{kernel}_backward": 4}
+
+
 def test_dropout_falls_on_the_attention_and_keeps_its_mean():
     torch.manual_seed(0)
     lengths = [50] * 4
@@ -118,7 +137,7 @@ def test_masks_give_what_attention_by_its_definition_gives(kind, blocks, one_que
     given, expected = (query[first], expected[first]) if one_query else (query, expected)
 
     size = 24 if blocks else 17
-    masks = windowed_scores(tokens, 3) if kind == "windowed" else biased_scores(tokens, added[:, :size, :size])
+    masks = Window(tokens, 3) if kind == "windowed" else biased_scores(tokens, added[:, :size, :size])
     wanted = [query, key, value] + [added] * (kind == "biased")
     weights = torch.randn_like(expected)
     monkeypatch.setattr(attention, "dropout", lambda weights, p: weights)
@@ -135,14 +154,14 @@ def test_masks_give_what_attention_by_its_definition_gives(kind, blocks, one_que
 def test_texts_within_the_window_have_no_mask_and_the_others_share_one():
     lengths = [3, 4, 5, 7]
     tokens = PackedTokens(*[torch.zeros(0)] * 3, lengths)
-    *none, five, seven = windowed_scores(tokens, 3)
+    *none, five, seven = Window(tokens, 3).masks
     assert none == [None, None]
     assert five.untyped_storage().data_ptr() == seven.untyped_storage().data_ptr()
     corners = biased_scores(tokens, bias := torch.randn(2, 7, 7))
     assert all(own.untyped_storage().data_ptr() == bias.untyped_storage().data_ptr() for own in corners)
     tokens.blocks = AttentionBlocks.of([3, 4, 5, 20], CPU)
-    masks = windowed_scores(tokens, 8)
+    masks = Window(tokens, 8).masks
     assert [mask is present for mask, present in zip(masks, tokens.blocks.present, strict=True)] == [True] * 3 + [
         False
     ]
-    assert all(mask.any(-1).all() for mask in windowed_scores(tokens, 2)), "padding sees something"
+    assert all(mask.any(-1).all() for mask in Window(tokens, 2).masks), "padding sees something"

@@ -16,7 +16,9 @@ from model.optimizers import OPTIMIZERS, make_optimizer
 from model.reading import Reading
 from model.watched_layers import watched_layers
 from tests.model.test_group_gradients import one_backward_pass_a_group
+from tests.model.test_placing import Called
 from tests.tiny_models import VOCABULARY, random_store, tiny_config, tiny_model
+from tests.varlen import stand_in
 from utils.batching import AttentionBlocks, PackedTokens, Sequences, pack
 from utils.runtime.errors import InputError
 from utils.stores.pretrained import longest_sequence
@@ -35,6 +37,7 @@ def packed(lengths: list[int], blocks: bool = False, vocabulary: int = VOCABULAR
     tokens = PackedTokens(*map(torch.from_numpy, (texts, positions, ends - lengths)), lengths)
     if blocks:
         tokens.blocks = AttentionBlocks.of(lengths, CPU)
+        tokens.bounds = torch.tensor([0, *ends], dtype=torch.int32)
     return tokens
 
 
@@ -75,6 +78,54 @@ def test_values_and_gradients_are_those_of_padded_texts(name, blocks, lengths, w
     assert_equal_with_gradients(last_hidden(model, family, tokens, first_only=True), firsts, model)
     assert_equal_with_gradients(pooled_vectors(model, family, tokens, "cls"), firsts, model)
     assert_equal_with_gradients(pooled_vectors(model, family, tokens, "mean"), means, model)
+
+
+@every_family
+@pytest.mark.parametrize("first_only", [False, True])
+@pytest.mark.parametrize("lengths", [LENGTHS, [1] * 5], ids=["texts", "tokens"])
+def test_torchs_kernel_for_any_lengths_gives_what_blocks_give(name, first_only, lengths, monkeypatch):
+    model, tokens = tiny_model(tiny_config(name)).double(), packed(lengths, blocks=True)
+    expected = last_hidden(model, FAMILIES[name], tokens, first_only)
+    calls = stand_in(monkeypatch, torch.float64)
+    assert_equal_with_gradients(last_hidden(model, FAMILIES[name], tokens, first_only), expected, model)
+    queries = [len(tokens.input_ids)] * 2 + [len(tokens) if first_only else len(tokens.input_ids)]
+    if name == "modernbert" and first_only and lengths == LENGTHS:
+        queries.pop()  # its last layer has a window, which the kernel would lay about the last token
+    assert calls == ([] if name == "mpnet" else queries), "MPNet has a bias"
+
+
+@every_family
+def test_in_16_bits_and_without_dropout_gpus_take_that_kernel(name, monkeypatch):
+    model, tokens, calls = tiny_model(tiny_config(name, dropout=0.2)), packed(LENGTHS, True), stand_in(monkeypatch)
+    assert tokens.bounds is not None
+    expected = pooled_vectors(model.eval().double(), FAMILIES[name], tokens, "mean").detach()
+    model.float()
+    for dtype, training, own_dropout, taken in (
+        (torch.bfloat16, False, True, True),
+        (torch.float16, False, True, True),
+        (torch.float32, False, True, False),
+        (torch.bfloat16, True, True, False),
+        (torch.bfloat16, True, False, True),
+    ):
+        calls.clear()
+        if not own_dropout:
+            for layer in FAMILIES[name].layers(model):
+                FAMILIES[name].set_attention_dropout(layer, 0.0)
+        with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            vectors = pooled_vectors(model.train(training), FAMILIES[name], tokens, "mean")
+        assert len(calls) == 3 * (taken and name != "mpnet")
+        if not training:
+            assert float((vectors - expected).norm() / expected.norm()) < 0.05
+
+
+@every_family
+def test_no_gradient_is_added_up_by_index_on_a_gpu(name):
+    model, tokens = tiny_model(tiny_config(name)), packed(LENGTHS, blocks=True)
+    loss = last_hidden(model, FAMILIES[name], tokens, first_only=True).square().sum()
+    with Called() as called:
+        loss.backward()
+    by_index = [n for n in called.names if "index_put" in n or "index_add" in n or "scatter_add" in n]
+    assert by_index == []
 
 
 @every_family
@@ -165,17 +216,23 @@ def test_the_fast_dropout_is_everywhere_where_transformers_has_its_own(name):
 
 @every_family
 @pytest.mark.parametrize("first_only", [False, True])
-def test_attention_has_the_dropout_of_the_configuration_in_training_only(name, first_only, monkeypatch):
+@pytest.mark.parametrize("other", [None, 0.0, 0.4])
+def test_attention_has_the_configurations_dropout_or_another_in_training_only(name, first_only, other, monkeypatch):
     lengths = [5, 5, 24]
     model, family, tokens = tiny_model(tiny_config(name, dropout=0.3)), FAMILIES[name], packed(lengths)
-    expected, shares = last_hidden(model.eval(), family, tokens, first_only), []
+    config, expected, shares = model.config.to_dict(), last_hidden(model.eval(), family, tokens, first_only), []
+    for layer in family.layers(model) if other is not None else ():
+        family.set_attention_dropout(layer, other)
+    assert model.config.to_dict() == config
     monkeypatch.setattr(nn.Dropout, "forward", lambda module, values: values)  # only attention's is left
     monkeypatch.setattr(attention, "dropout", lambda weights, p: shares.append(p) or weights)
     torch.testing.assert_close(last_hidden(model.train(), family, tokens, first_only), expected)
-    assert shares == [0.3] * (len(tokens.runs) * len(family.layers(model)))
+    share = 0.3 if other is None else other
+    assert shares == [share] * (len(tokens.runs) * len(family.layers(model))) * (share > 0)
 
     tokens = packed(lengths, blocks=True)  # torch's own dropout
-    assert not torch.allclose(*(last_hidden(model, family, tokens, first_only) for _ in range(2)))
+    twice = (last_hidden(model, family, tokens, first_only) for _ in range(2))
+    assert torch.allclose(*twice) == (share == 0)
     torch.testing.assert_close(last_hidden(model.eval(), family, tokens, first_only), expected)
 
 

@@ -9,7 +9,8 @@ import torch
 
 from model.losses import CONTRASTIVE
 from tests.tiny_models import random_episode, random_store, samples_of
-from utils.batching import Sequences, pack, prefetch
+from utils import batching
+from utils.batching import PackedTokens, Sequences, pack, prefetch
 from utils.runtime import distributed
 from utils.runtime.errors import InputError
 from utils.samples import Triplets, make_batch, make_step_batches, step_batches
@@ -35,6 +36,24 @@ def test_a_pack_holds_each_sequence_and_nothing_else(tmp_path, chunk_length):
     assert tokens.positions.tolist() == [place for length in tokens.lengths for place in range(length)]
     assert (tokens.positions[tokens.first] == 0).all()
     assert [length for count, length in tokens.runs for _ in range(count)] == tokens.lengths
+
+
+def test_on_a_gpu_a_pack_has_bounds_and_blocks_with_every_token_in_one_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(batching, "move", lambda value, device: value)
+    lengths = [5, 1, 30, 2, 2, 17, 9]
+    tokens = PackedTokens(*[torch.arange(sum(lengths))] * 3, lengths).to(torch.device("cuda"))
+    assert tokens.bounds.dtype == torch.int32
+    assert tokens.bounds.tolist() == [0, 5, 6, 36, 38, 40, 57, 66]
+    present = [block.squeeze((1, 2)) for block in tokens.blocks.present]
+    assert [tuple(block.shape) for block in present] == [(2, 8), (2, 8), (2, 24), (1, 32)]
+    assert torch.equal(
+        torch.cat([block.flatten() for block in present]).nonzero()[:, 0], tokens.blocks.token_place.sort()[0]
+    )
+    rows = [row for block in present for row in block]
+    assert [int(rows[place].sum()) for place in tokens.blocks.sequence_place.tolist()] == lengths
+    line = torch.cat([torch.full(row.shape, number) for number, row in enumerate(rows)])
+    owners = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    assert torch.equal(line[tokens.blocks.token_place], tokens.blocks.sequence_place[owners])
 
 
 def test_a_pack_of_two_stores_in_an_order(tmp_path):
