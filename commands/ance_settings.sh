@@ -95,6 +95,8 @@ setting RHO number 0.05 "iDRO: step size of the weights"
 setting EPS number 0.01 "the least weight of a cluster"
 setting IDRO_LAYERS whole 0 "last layers that iDRO compares gradients over; 0: 3, large 2"
 setting IDRO_SKETCH_DIM whole 0 "numbers that a cluster's gradient is projected to; 0: exact"
+setting ATTENTION_DROPOUT "auto|number" auto \
+    "share of attention's weights that training drops; auto: the checkpoint's own; 0: none, and GPUs then do without padding, in mixed precision"
 setting SAVE_STEPS "auto|count" auto 20 "steps between checkpoints"
 setting SAVE_TOTAL_LIMIT whole 0 \
     "newest checkpoints that an episode keeps; 0: all. The last checkpoint of each episode stays in any case, for mining and evaluation"

@@ -19,6 +19,8 @@ check_settings() {
         fail "LICENSE is '$LICENSE'; one of the hub's identifiers is needed, like mit or other (evaluate/licenses.txt)"
     check_groups
     check_blocks
+    [[ "$ATTENTION_DROPOUT" == auto ]] || awk -v share="$ATTENTION_DROPOUT" 'BEGIN { exit !(share >= 0 && share < 1) }' ||
+        fail "ATTENTION_DROPOUT is '$ATTENTION_DROPOUT'; a share from 0 to below 1 is needed"
     [[ "$MAX_RELATIVE_SCORE" =~ ^(auto|off)$ ]] || awk -v share="$MAX_RELATIVE_SCORE" 'BEGIN { exit !(share > 0 && share <= 1) }' ||
         fail "MAX_RELATIVE_SCORE is '$MAX_RELATIVE_SCORE'; a share above 0, at most 1, is needed"
     [[ "$ABSENT" != keep || "$OBJECTIVE" == idro ]] ||
@@ -123,10 +125,10 @@ held_by_mining=(POOLING NORMALIZE TOPK NEGATIVES GIVEN_NEGATIVES SKIP_RANKS MAX_
     NEGATIVES_A_QUERY QUERIES_TOGETHER QUERY_GROUPS_CONTENT CLUSTERS MINING_SEED MIXED_PRECISION EMBEDDING_DTYPE
     INDEX_FACTORY INDEX_PARAMETERS)
 held_by_training=(ASYNC SEED MODEL_SIZE LOSS STEPS BATCH_SIZE ACCUMULATION OPTIMIZER LEARNING_RATE WARMUP_STEPS OBJECTIVE
-    ABSENT NORMALIZE_WEIGHTS SCALE ALPHA EMA RHO EPS IDRO_LAYERS IDRO_SKETCH_DIM)
+    ABSENT NORMALIZE_WEIGHTS SCALE ALPHA EMA RHO EPS IDRO_LAYERS IDRO_SKETCH_DIM ATTENTION_DROPOUT)
 declare -A before=( # what a version without a setting did
     [QUERY_GROUPS_CONTENT]=clusters [GIVEN_NEGATIVES]=0 [SKIP_RANKS]=off [MAX_RELATIVE_SCORE]=off [MIN_MARGIN]=off
-    [NEGATIVES_A_QUERY]=0 [QUERIES_TOGETHER]=0 [LOSS]=pairwise [ABSENT]=drop [NORMALIZE_WEIGHTS]=0
+    [NEGATIVES_A_QUERY]=0 [QUERIES_TOGETHER]=0 [LOSS]=pairwise [ABSENT]=drop [NORMALIZE_WEIGHTS]=0 [ATTENTION_DROPOUT]=auto
 )
 schedule=(NUM_TRAINING_STEPS TOTAL_TRAINING_STEPS)
 chosen_for_mining=(TOPK NEGATIVES MAX_RELATIVE_SCORE NEGATIVES_A_QUERY QUERIES_TOGETHER CLUSTERS) # where they are auto

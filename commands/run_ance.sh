@@ -131,6 +131,7 @@ train=("$root/drivers/run_ann.py" "${reading[@]}" "${lengths[@]}" ${precision[@]
     --idro_layers "$IDRO_LAYERS" --idro_sketch_dim "$IDRO_SKETCH_DIM"
     --logging_steps 10 --save_steps "$SAVE_STEPS" --save_total_limit "$SAVE_TOTAL_LIMIT"
     --log_dir "$OUT_DIR/logs" --seed "$SEED")
+[[ "$ATTENTION_DROPOUT" == auto ]] || train+=(--attention_dropout "$ATTENTION_DROPOUT")
 ((NORMALIZE_WEIGHTS == 0)) || train+=(--normalize_weights)
 ((GRADIENT_CHECKPOINTING == 0)) || train+=(--gradient_checkpointing)
 

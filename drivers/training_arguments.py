@@ -43,6 +43,11 @@ class Arguments(ModelArguments, LengthArguments):
     learning_rate: float = option(5e-6, "peak learning rate of the first episode")
     weight_decay: float = option(0.0, "weight decay of matrices")
     adam_epsilon: float = option(1e-8, "epsilon in the optimizer's denominator")
+    attention_dropout: float | None = option(
+        None,
+        "share of attention's weights that training drops (default: the checkpoint's own); 0: none, and GPUs then do "
+        "without padding, in 16 bits",
+    )
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: never")
     warmup_steps: int = option(0, "steps of linear warm-up, from the episode's first one (round -1: the run's)")
     num_training_steps: int | None = option(
@@ -121,6 +126,8 @@ class Arguments(ModelArguments, LengthArguments):
         if not self.training_dir:
             raise InputError("give --training_dir or --output_dir: where checkpoints are and go")
         self.batch_sizes = self.per_gpu_train_batch_size, self.gradient_accumulation_steps
+        if self.attention_dropout is not None and not 0 <= self.attention_dropout < 1:
+            raise InputError(f"--attention_dropout is {self.attention_dropout}; a share from 0 to below 1 is needed")
         if not self.triplet:
             raise InputError("--triplet false: mined files hold triplets only")
         check_at_least_one(

@@ -28,6 +28,8 @@ def make_step(args: Arguments, encoder: Encoder, device: torch.device) -> Traini
     objective = new_objective(args)
     encoder = encoder.to(device).train()
     encoder.model.gradient_checkpointing = args.gradient_checkpointing
+    if args.attention_dropout is not None:
+        encoder.set_attention_dropout(args.attention_dropout)
     watch = None
     if objective.needs_gradient_products:
         layers = watched_layers(encoder, args.model_size, args.idro_layers)

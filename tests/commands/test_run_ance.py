@@ -113,6 +113,7 @@ def only(calls: list[Call], script: str) -> list[dict[str, str]]:
         (["--dev_share", "1"], "DEV_SHARE is '1'; a share between 0 and 1 is needed"),
         (["--given_negatives", "2"], "GIVEN_NEGATIVES is '2'; it can be: 0 1"),
         (["--max_relative_score", "95"], "MAX_RELATIVE_SCORE is '95'; a share above 0, at most 1, is needed"),
+        (["--attention_dropout", "1"], "ATTENTION_DROPOUT is '1'; a share from 0 to below 1 is needed"),
         (["--skip_ranks", "-1"], "SKIP_RANKS is '-1'; a whole number"),
         (["--zero_shot_dirs", "raw:nowhere"], "names 'nowhere', which is no folder"),
         (["--zero_shot_dirs", "raw:beir/../raw"], "two folders 'raw'"),
@@ -206,7 +207,8 @@ def test_the_published_hyperparameters_reach_the_drivers(run, size, steps, batch
         assert flags | {"dro_type": "idro", "absent": "drop", "group": "1", "n_groups": "50"} == flags
         assert flags | {"alpha": "0.25", "ema": "0.1", "rho": "0.05", "eps": "0.01"} == flags
         assert flags | {"idro_layers": "0", "idro_sketch_dim": "0", "gradient_accumulation_steps": "1"} == flags
-        assert not {"single_warmup", "gradient_checkpointing", "normalize_weights"} & set(flags)
+        unset = {"single_warmup", "gradient_checkpointing", "normalize_weights", "attention_dropout"}
+        assert not unset & set(flags)
     assert {call.processes for call in calls if "run_ann" in call.script} == {1}, "no GPU: one process"
 
 
@@ -214,7 +216,16 @@ def test_flags_and_variables_reach_the_drivers_and_a_flag_wins(run):
     finished = run(
         *("--objective", "erm", "--idro_layers", 5, "--idro_sketch_dim", 256, "--rho", "0.2", "--processes", 3),
         *("--mixed_precision", 0, "--steps", 7, "--public_ann_data_dir", "shared embeddings"),
-        *("--gradient_checkpointing", 1, "--embedding_dtype", "float16", "--index_factory", "IVF4096,Flat"),
+        *(
+            "--gradient_checkpointing",
+            1,
+            "--attention_dropout",
+            0,
+            "--embedding_dtype",
+            "float16",
+            "--index_factory",
+            "IVF4096,Flat",
+        ),
         INDEX_PARAMETERS="nprobe=64",
         NUM_TRAINING_STEPS=8,
         TOTAL_TRAINING_STEPS=20,
@@ -232,6 +243,7 @@ def test_flags_and_variables_reach_the_drivers_and_a_flag_wins(run):
     assert trained | {"max_steps": "7", "num_training_steps": "8", "total_training_steps": "20"} == trained
     assert trained["n_groups"] == "4"
     assert "gradient_checkpointing" in trained
+    assert trained["attention_dropout"] == "0"
     assert not any("fp16" in call.flags for call in calls)
     assert {call.processes for call in calls} == {0, 3}
     initial = only(calls, "evaluate_beir")[0]
@@ -425,12 +437,15 @@ def test_a_share_of_scores_is_refused_for_vectors_of_any_length_before_the_data_
     assert names(run.calls()) == READING[:1]
 
 
-def test_a_run_of_a_version_without_options_of_objectives_goes_on_as_published(run):
+def test_a_run_of_a_version_without_options_of_training_goes_on_as_it_began(run):
     assert run().returncode == 0
-    settings = run.out / "settings.train"
-    settings.write_text(re.sub(r"^(ABSENT|NORMALIZE_WEIGHTS).*\n", "", settings.read_text(), flags=re.MULTILINE))
+    settings, before = (
+        run.out / "settings.train",
+        {"ABSENT": "drop", "NORMALIZE_WEIGHTS": "0", "ATTENTION_DROPOUT": "auto"},
+    )
+    settings.write_text(re.sub(rf"^({'|'.join(before)}).*\n", "", settings.read_text(), flags=re.MULTILINE))
     assert name_of(RunFolder(run.out)) == "idro"
-    for name, was, value in (("ABSENT", "drop", "keep"), ("NORMALIZE_WEIGHTS", "0", "1")):
+    for (name, was), value in zip(before.items(), ("keep", "1", "0"), strict=True):
         refused = run(**{name: value})
         assert (refused.returncode, f"{name} was '{was}' and is '{value}'" in refused.stderr) == (2, True)
     assert run().returncode == 0

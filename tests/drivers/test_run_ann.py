@@ -1,11 +1,14 @@
-"""Where training ends, and which flags name an objective."""
+"""Where training ends, which flags name an objective, and what attention drops."""
 
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from drivers.run_ann import last_step
 from drivers.training_arguments import Arguments
+from drivers.training_parts import make_step
+from tests.tiny_models import tiny_bert
 from utils.runtime.errors import InputError
 from utils.samples import Triplets
 from utils.stores.checkpoint import TrainerState
@@ -71,3 +74,15 @@ def test_an_objective_is_named_by_its_flags():
 def test_options_that_an_objective_has_no_use_for_are_refused(flags, reason):
     with pytest.raises(InputError, match=reason):
         arguments(**flags)
+
+
+def test_attention_drops_the_checkpoints_own_share_or_the_one_that_is_asked_for():
+    for flags, expected in (({}, 0.2), ({"attention_dropout": 0.0}, 0.0), ({"attention_dropout": 0.3}, 0.3)):
+        encoder = tiny_bert(dropout=0.2)
+        make_step(arguments(**flags), encoder, torch.device("cpu"))
+        layers = encoder.model.encoder.layer
+        assert [layer.attention.self.dropout.p for layer in layers] == [expected] * 2
+        assert [layer.attention.output.dropout.p for layer in layers] == [0.2] * 2, "others stay"
+    for share in (-0.1, 1.0):
+        with pytest.raises(InputError, match=rf"--attention_dropout is {share}; a share from 0 to below 1 is needed"):
+            arguments(attention_dropout=share)
