@@ -64,6 +64,7 @@ PUBLISHED = {
     "large": COMMON | {"STEPS": 30_000, "BATCH_SIZE": 32},
 }
 NAMES = tuple(PUBLISHED["base"])
+IDRO_LAYERS = {"base": 3, "large": 2}  # the last ones, over which iDRO compares gradients
 
 Value = int | float | str
 

@@ -3,6 +3,7 @@
 from torch import nn
 
 from model.encoders import Encoder
+from model.hyperparameters import IDRO_LAYERS
 from utils.runtime.errors import InputError
 
 
@@ -11,11 +12,11 @@ def watched_layers(encoder: Encoder, model_size: str, count: int = 0) -> nn.Modu
 
     An encoder with fewer layers than BERT-base has by default the last min(3, half) watched.
     """
-    if model_size not in ("base", "large"):
+    if model_size not in IDRO_LAYERS:
         raise InputError(f"--model_size {model_size!r}: there are base and large")
     layers = encoder.family.layers(encoder.model)
     if not 0 <= count <= len(layers):
         raise InputError(f"--idro_layers is {count}, and the encoder has {len(layers)} layers")
     if not count:
-        count = {"base": 3, "large": 2}[model_size] if len(layers) >= 12 else min(3, max(1, len(layers) // 2))
+        count = IDRO_LAYERS[model_size] if len(layers) >= 12 else min(3, max(1, len(layers) // 2))
     return layers[-count:]

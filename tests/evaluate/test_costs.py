@@ -2,20 +2,29 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import BertConfig, BertModel
 
 from evaluate import costs
 from evaluate.costs import MINED_PASSES, SIZES, TOPK, Arguments, Size
 from evaluate.operations import useful_operations
+from model import group_gradients
 from model.encoders import Encoder
+from model.group_gradients import GroupGradients
 from model.reading import Reading
+from model.watched_layers import watched_layers
 from tests.tiny_models import random_store
-from utils.batching import Sequences
+from utils.batching import PackedTokens, Sequences
 from utils.mining import search
 from utils.runtime import distributed
 from utils.runtime.errors import InputError
@@ -42,19 +51,20 @@ def row(page: str, label: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")][1:]
 
 
+def make_encoder(size: Size) -> Encoder:
+    shape = {"num_hidden_layers": size.layers, "hidden_size": size.width, "intermediate_size": 4 * size.width}
+    config = BertConfig(vocab_size=costs.VOCABULARY, num_attention_heads=size.width // 64, **shape)
+    return Encoder(BertModel(config, add_pooling_layer=False), Reading())
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_parameters_are_those_of_the_encoder(name):
     size = SIZES[name]
-    shape = {"num_hidden_layers": size.layers, "hidden_size": size.width, "intermediate_size": 4 * size.width}
     with torch.device("meta"):
-        encoder = Encoder(
-            BertModel(
-                BertConfig(vocab_size=costs.VOCABULARY, num_attention_heads=size.width // 64, **shape),
-                add_pooling_layer=False,
-            ),
-            Reading(),
-        )
+        encoder = make_encoder(size)
     assert size.parameters == sum(parameter.numel() for parameter in encoder.parameters())
+    watched = watched_layers(encoder, name)
+    assert size.watched * size.layer_parameters == sum(parameter.numel() for parameter in watched.parameters())
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -118,7 +128,7 @@ class Matrix:
         return len(self)
 
 
-SMALL = Size(layers=2, width=64, batch=8, steps=9)
+SMALL = Size(layers=2, width=64, batch=8, steps=9, watched=1)
 CPU = torch.device("cpu")
 
 
@@ -154,27 +164,45 @@ def test_a_process_that_searches_holds_a_window_of_queries(tmp_path, monkeypatch
     assert window == max(held)
 
 
-def test_a_gpu_that_searches_holds_a_block_twice_and_in_half_precision_and_a_tile(monkeypatch):
-    tiles = []
-    best = search._best_by_segments
-    monkeypatch.setattr(search, "_best_by_segments", lambda tile, count: tiles.append(tile) or best(tile, count))
-    vectors = Matrix(500, SMALL.width).rows(0, 500)
+class Peak(TorchDispatchMode):
+    """The most bytes that tensors made inside have held at once, after any operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes, self._alive = 0, {}
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self._alive[storage.data_ptr()] = StorageWeakRef(storage), storage.nbytes()
+        self._alive = {at: (alive, size) for at, (alive, size) in self._alive.items() if not alive.expired()}
+        self.bytes = max(self.bytes, sum(size for _, size in self._alive.values()))
+        return result
+
+
+@pytest.mark.parametrize("most", ["block", "tiles", "pairs"])
+def test_a_gpu_that_searches_holds_a_block_and_what_is_made_of_it_where_that_is_most(monkeypatch, most):
+    vectors, lines = Matrix(505, SMALL.width).rows(0, 505), 600 if most == "tiles" else 64
+    sizes = {"BLOCK_BYTES": vectors.nbytes, "TILE_SCORES": 8 * len(vectors), "RESCORED": 300, "LINES": lines}
+    sizes |= {"block": {}, "tiles": {"TILE_SCORES": lines * len(vectors)}, "pairs": {"RESCORED": 1_000}}[most]
+    monkeypatch.setattr(search, "SPARE", 8)
     for module in (search, costs):
-        monkeypatch.setattr(module, "BLOCK_BYTES", vectors.nbytes)
-        monkeypatch.setattr(module, "TILE_SCORES", 4 * len(vectors))
-    block = search.HalfBlock(vectors, CPU)
-    block.propose(torch.from_numpy(vectors[:10]), TOPK)
-    held = sum(tensor.nbytes for tensor in vars(block).values()) + vectors.nbytes + max(t.nbytes for t in tiles)
+        monkeypatch.setattr(module, "SPARE", 8)
+        for name, value in sizes.items():
+            monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(costs, "TOPK", 20)
+    queries = torch.from_numpy(Matrix(lines, SMALL.width).rows(0, lines))
+    with Peak() as peak:
+        block = search.HalfBlock(vectors, CPU)
+        search.best_of_block(block, queries.clone(), 20, torch.full((lines,), -torch.inf))
     _, gpu, *_ = costs.memory_bytes(Arguments(), SMALL).values()
-    assert gpu == pytest.approx(held, rel=5e-3)
+    assert gpu == pytest.approx(peak.bytes, rel=0.1)
 
 
 def test_a_process_that_trains_holds_parameters_gradients_and_moments():
-    shape = {"num_hidden_layers": SMALL.layers, "hidden_size": SMALL.width, "intermediate_size": 4 * SMALL.width}
-    encoder = Encoder(
-        BertModel(BertConfig(vocab_size=costs.VOCABULARY, num_attention_heads=1, **shape), add_pooling_layer=False),
-        Reading(),
-    )
+    encoder = make_encoder(SMALL)
     optimizer = torch.optim.AdamW(encoder.parameters())
     sum(parameter.sum() for parameter in encoder.parameters()).backward()
     optimizer.step()
@@ -184,12 +212,68 @@ def test_a_process_that_trains_holds_parameters_gradients_and_moments():
     assert memory["a process that trains: parameters, gradients, moments"] == held
 
 
-def test_more_gpus_mine_faster_and_train_more_triplets_a_step(printed):
+def test_processes_send_as_many_bytes_as_the_exchange_of_the_clusters_gradients_does(monkeypatch):
+    processes, sent = 4, []
+    shared = {  # every process has the same batch; of what it sends to all, a share stays
+        "is_initialized": lambda: True,
+        "get_world_size": lambda: processes,
+        "get_rank": lambda: 0,
+        "all_to_all_single": lambda got, given, *_: sent.append(given.nbytes * 3 / 4) or got.copy_(given),
+        "all_gather": lambda got, given: sent.append(given.nbytes * 3) or [part.copy_(given) for part in got],
+        "all_gather_into_tensor": lambda got, given: (
+            sent.append(given.nbytes * 3) or got.copy_(given.flatten().repeat(processes).view(got.shape))
+        ),
+        "all_reduce": lambda tensor, *_: sent.append(tensor.nbytes * 3 / 2),
+        "ReduceOp": dist.ReduceOp,
+    }
+    monkeypatch.setattr(group_gradients, "dist", SimpleNamespace(**shared))
+    encoder = make_encoder(SMALL)
+    watch = GroupGradients(watched_layers(encoder, "base", SMALL.watched), costs.CLUSTERS)
+    clusters, ids = torch.arange(7), torch.arange(14)
+    with watch.rows(clusters.repeat_interleave(2), clusters):
+        encoder(PackedTokens(ids, ids % 2, ids[::2], [2] * 7)).square().sum().backward()
+    watch.collect()
+    monkeypatch.setattr(costs, "CLUSTERS", 10**9)  # each line has one of its own
+    size = replace(SMALL, batch=7 * (costs.NEGATIVES // MINED_PASSES))
+    reduced, exchanged = costs.sent_bytes(size, processes)
+    assert exchanged == pytest.approx(sum(sent), rel=0.02)
+    rest = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
+    assert reduced == 2 * 4 * 3 / 4 * rest
+    assert costs.sent_bytes(SIZES["base"], 1) == (0, 0)
+
+
+def test_a_base_batch_holds_ten_of_the_clusters():
+    clusters = np.random.default_rng(0).integers(0, costs.CLUSTERS, (20_000, SIZES["base"].lines))
+    seen = np.mean([len(set(batch)) for batch in clusters])
+    watched = 3 * SIZES["base"].layer_parameters
+    assert costs.sent_bytes(SIZES["base"], 8)[1] == pytest.approx((seen + 1) * 4 * 7 / 8 * watched, rel=0.01)
+    assert round(seen) == 10
+
+
+def test_more_gpus_mine_faster_and_train_more_triplets_a_step_for_what_the_exchange_takes(printed):
     page = printed("--gpus", 1, 2)
     one, two, *_ = row(page, "search")
     assert float(one.split()[0]) == pytest.approx(2 * float(two.split()[0]), rel=0.02)
-    one, two, *_ = row(page, "a training step")
-    assert one == two
+    own, exchange = (
+        [float(cell.removesuffix(" ms")) for cell in row(page, label)[:2]]
+        for label in ("a training step", "after it: the exchange of the clusters' gradients")
+    )
+    assert exchange[0] == 0 < exchange[1]
+    assert own[1] - own[0] == pytest.approx(exchange[1], abs=1)
+
+
+def test_an_all_reduce_counts_as_far_as_it_is_longer_than_the_backward_pass():
+    args, size = Arguments(), SIZES["base"]
+    step = {
+        share: costs.seconds(args, size, costs.Rates(1e14, 1e14, 1e14, share * 1e9), 8) for share in (1e9, 100, 1)
+    }
+    names = "beside a backward pass: the all-reduce of gradients", "after it: the exchange of the clusters' gradients"
+    products = step[1e9]["a training step"]
+    for share in (100, 1):
+        reduced, exchanged = (step[share][name] for name in names)
+        expected = products + exchanged + max(0, reduced - products * 2 / 3)
+        assert step[share]["a training step"] == pytest.approx(expected, rel=1e-6)
+    assert step[100][names[0]] < products * 2 / 3 < step[1][names[0]]
 
 
 def test_a_measured_machine_has_a_column_of_its_own(printed, tmp_path):
@@ -212,9 +296,39 @@ def test_a_measured_machine_has_a_column_of_its_own(printed, tmp_path):
         printed("--measured", path)
 
 
+def test_a_gpu_that_was_measured_counts_with_its_peak_and_shares(printed, tmp_path):
+    content = {
+        "device": "NVIDIA H100 80GB HBM3",
+        "peak_operations_a_second": 6e14,
+        "encoding": {"useful_share": 0.55},
+        "training": {"erm": {"useful_share": 0.41}, "idro": {"useful_share": 0.38}},
+        "search": {"useful_share": 0.25},
+        "more": 1,
+    }
+    path = tmp_path / "gpu_check.json"
+    path.write_text(json.dumps(content))
+    page = printed("--measured_gpu", path)
+    measured = f"measured, {path.name}"
+    assert row(page, "peak in bfloat16 and float16") == ["600 TFLOP/s", f"{measured}: NVIDIA H100 80GB HBM3"]
+    assert row(page, "share of the peak in encoding (bfloat16)") == ["55%", measured]
+    assert row(page, "share of the peak in training (bfloat16)") == ["38%", measured]
+    assert row(page, "share of the peak in searching (float16)") == ["25%", measured]
+    assert row(page, "link between GPUs, in one direction") == ["450 GB/s", "data sheet, NVLink"]
+    shares = "--encode_share", 0.55, "--train_share", 0.38, "--search_share", 0.25
+    given = printed("--gpu", "h100", "--peak_tflops", 600, *shares)
+    assert given.split("\n\n")[1] == page.split("\n\n")[1], "the same as by flags"
+    for lacking in ("device", "peak_operations_a_second", "encoding", "training", "search"):
+        path.write_text(json.dumps({name: value for name, value in content.items() if name != lacking}))
+        with pytest.raises(InputError, match="no result of a GPU check: it lacks device, peak"):
+            printed("--measured_gpu", path)
+
+
 def test_a_gpu_has_its_own_data_sheets_numbers_or_none(printed):
     assert "| 989 TFLOP/s | data sheet, NVIDIA H100 SXM |" in printed("--gpu", "H100")
-    assert "| 125 TFLOP/s | data sheet, NVIDIA V100 |" in printed("--gpu", "NVIDIA V100", "--peak_tflops", 125)
+    page = printed("--gpu", "NVIDIA V100", "--peak_tflops", 125)
+    assert "| 125 TFLOP/s | data sheet, NVIDIA V100 |" in page
+    assert row(page, "link between GPUs, in one direction") == ["32 GB/s", "assumed, not measured: PCIe 4.0 x16"]
+    assert row(printed("--link_gbytes", 50), "link between GPUs, in one direction") == ["50 GB/s", "given"]
     with pytest.raises(InputError, match=r"--gpu 'v100' is none of a100, h100.*give its --peak_tflops"):
         printed("--gpu", "v100")
 

@@ -40,6 +40,7 @@ SPARE = 56  # proposals beyond k: near-ties at the cut seldom need more
 MANY = 0.1  # of the queries: near-ties at the cut are out of the ordinary
 MOST_PROPOSALS = 2**25  # held at once where they need more
 TILE_COLUMNS, TILE_SCORES = 2**18, 2**29  # of a product on a GPU: 1 GiB
+RESCORED = 2**18  # pairs whose vectors a GPU gathers at once: 800 MB each of queries and passages, 768 wide
 SEGMENT = 32  # columns of a tile that stand or fall by their best
 MARGIN = 1.001  # on bounds, for the rounding of the lengths that they are made of
 TRAINING_SAMPLE = 2**18  # passages that an approximate index is trained on
@@ -141,7 +142,7 @@ class HalfBlock:
     def score(self, queries: Tensor, columns: Tensor) -> Tensor:
         scores = torch.full(columns.shape, -torch.inf, device=queries.device)
         lines, places = (columns >= 0).nonzero(as_tuple=True)
-        for line, place in zip(lines.split(2**18), places.split(2**18), strict=True):
+        for line, place in zip(lines.split(RESCORED), places.split(RESCORED), strict=True):
             scores[line, place] = _sum_in_pairs(queries[line] * self._vectors[columns[line, place]])
         return scores
 
