@@ -25,7 +25,8 @@ def plain_varlen(
     for q, k, v in zip(*map(Tensor.split, (query, key, value), sizes), strict=True):
         scores = torch.einsum("ihd,jhd->hij", q, k) / q.shape[-1] ** 0.5
         left, right = (size if size >= 0 else len(k) for size in window_size)
-        distance = torch.arange(len(k)) - torch.arange(len(k) - len(q), len(k))[:, None]  # i, j
+        places = torch.arange(len(k), device=k.device)
+        distance = places - places[len(k) - len(q) :, None]  # i, j
         scores = scores.masked_fill((distance < -left) | (distance > right), -torch.inf)
         outputs.append(torch.einsum("hij,jhd->ihd", scores.softmax(-1), v))
     return torch.cat(outputs)

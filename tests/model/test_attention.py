@@ -90,6 +90,23 @@ def test_blocks_take_few_launches_and_none_that_adds_up():
     assert Counter(backward.names) == moved | {f"{kernel}_backward": 4}
 
 
+@pytest.mark.parametrize("one_query", [False, True])
+def test_the_installed_torchs_kernel_for_any_lengths_takes_what_it_is_given(one_query, monkeypatch):
+    """By shapes alone, on the device meta: values are those of a GPU."""
+    monkeypatch.setattr(attention, "has_varlen", lambda device: True)
+    lengths = [3, 5, 5]
+    tokens = PackedTokens(*[torch.zeros(0)] * 3, lengths)
+    tokens.bounds = torch.empty(4, dtype=torch.int32, device="meta")
+    parts = [torch.empty(13, 2, 8, dtype=torch.bfloat16, device="meta", requires_grad=True) for _ in range(3)]
+    query = torch.empty(3, 2, 8, dtype=torch.bfloat16, device="meta", requires_grad=True) if one_query else parts[0]
+    with Called() as called:
+        output = packed_attention(query, *parts[1:], tokens, masks=None if one_query else Window(tokens, 4))
+        gradients = torch.autograd.grad(output, [query, *parts[1:]], torch.ones_like(output))
+    assert output.shape == query.shape
+    assert [gradient.shape for gradient in gradients] == [query.shape, (13, 2, 8), (13, 2, 8)]
+    assert {"torch_attn::_varlen_attn", "torch_attn::_varlen_attn_backward"} < set(called.names)
+
+
 def test_dropout_falls_on_the_attention_and_keeps_its_mean():
     torch.manual_seed(0)
     lengths = [50] * 4
