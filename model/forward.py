@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from model.families import Family
 from model.placing import take
-from utils.batching import PackedTokens
+from utils.batching import PackedTokens, move
 
 
 def last_hidden(model: PreTrainedModel, family: Family, tokens: PackedTokens, first_only: bool = False) -> Tensor:
@@ -42,7 +42,7 @@ def means(hidden: Tensor, lengths: list[int]) -> Tensor:
     It is a product with a matrix (n, T) of shares: on a GPU, sums by index come in another order every time, and a
     run that goes on would not be the one that was stopped.
     """
-    counts = torch.tensor(lengths, device=hidden.device)
+    counts = move(torch.tensor(lengths), hidden.device)
     sequence = torch.arange(len(lengths), device=hidden.device).repeat_interleave(counts, output_size=len(hidden))
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     shares = hidden.new_zeros(len(lengths), len(hidden), dtype=dtype)
