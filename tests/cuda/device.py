@@ -12,7 +12,7 @@ they have arrived (they hold garbage until then), and random numbers, which are 
 what says nccl is gloo.
 
 Not simulated: how fast or in what order anything runs, memory, how a GPU rounds, and kernels of its own: an operation
-that has none on a CPU is given one in `STAND_INS`. Import this module before torch, or as a plugin of pytest
+that has none on a CPU needs one in tests/cuda/stand_ins.py. Import this module before torch, or as a plugin of pytest
 (-p tests.cuda.device).
 """
 
@@ -36,16 +36,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.cuda.rules import is_copy_on_its_way_to_the_host, launches, leaves, refuse_other_devices, wait_of
+from tests.cuda.stand_ins import STAND_INS
 
 aten = torch.ops.aten
 ROOT = Path(__file__).resolve().parents[2]
 DEVICES = LIBRARY.simulated_device_count()
 NAME, MEMORY, PROCESSORS = "Simulated CUDA device", 80 * 2**30, 108
 GARBAGE = 113  # what integers are until their copy has arrived; floats are NaN
-
-# By the name of an operation that has kernels on GPUs alone, such as torch_attn::_varlen_attn: a function of CPU
-# tensors that gives the same.
-STAND_INS: dict[str, Callable] = {}
 
 
 class SimulatedTensor(Tensor):
@@ -374,6 +371,7 @@ def simulated_cuda(capability: tuple[int, int] = (8, 0)) -> Iterator[SimulatedDe
             "synchronize": lambda of=None: device.wait("torch.cuda.synchronize"),
             "Event": Event,
         },
+        torch.backends.cuda: {"is_flash_attention_available": lambda: True},
         torch.cuda.random: {
             "device_count": lambda: DEVICES,
             "current_device": LIBRARY.simulated_current_device,

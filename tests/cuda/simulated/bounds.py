@@ -8,12 +8,12 @@ import torch
 
 WAITS = {torch.float32: 1, torch.bfloat16: 1, torch.float16: 2}  # the scaler asks by itself
 LAUNCHES = {
-    ("erm", torch.float32): 790,
-    ("erm", torch.bfloat16): 1000,
-    ("erm", torch.float16): 1010,
-    ("idro", torch.float32): 1050,
-    ("idro", torch.bfloat16): 1270,
-    ("idro", torch.float16): 1280,
+    ("erm", torch.float32): 710,
+    ("erm", torch.bfloat16): 510,
+    ("erm", torch.float16): 520,
+    ("idro", torch.float32): 970,
+    ("idro", torch.bfloat16): 770,
+    ("idro", torch.float16): 780,
 }
 
 # Of a process that is one of two.

@@ -66,6 +66,18 @@ def test_one_kernel_for_all_groups_gives_what_one_a_group_gives(loss):
     assert_alike(got, expected, 0.02)
 
 
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_the_kernel_for_sequences_of_any_lengths_gives_what_padded_blocks_give(family):
+    setting = Setting(family, dtype=torch.float16)
+    with simulated_cuda((7, 5)) as device:
+        expected = trained(setting, CUDA)
+        assert not device.launches["_varlen_attn"]
+    with simulated_cuda((8, 0)) as device:
+        got = trained(setting, CUDA)
+        assert device.launches["_varlen_attn"] == device.launches["_varlen_attn_backward"] > 0
+    assert_alike(got, expected, 0.02)
+
+
 def test_float16_steps_that_overflow_are_skipped_and_the_others_are_those_of_float32():
     setting = Setting(dtype=torch.float16, init_scale=2.0**20, steps=8)
     with simulated_cuda():
