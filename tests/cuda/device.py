@@ -103,6 +103,16 @@ class _Mode(TorchDispatchMode):
     def __init__(self, device: "SimulatedDevice") -> None:
         super().__init__()
         self.device = device
+        self._lifted: list[bool] = []
+
+    def __enter__(self) -> "_Mode":
+        self._lifted.append(torch._C._only_lift_cpu_tensors())
+        torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(…, device="cuda") copies where the mode sees it
+        return super().__enter__()
+
+    def __exit__(self, *exception: object) -> None:
+        super().__exit__(*exception)
+        torch._C._set_only_lift_cpu_tensors(self._lifted.pop())
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         return self.device.dispatch(operation, args, kwargs or {}, self)
@@ -318,8 +328,8 @@ _joined, _run_thread = dist.init_process_group, threading.Thread.run
 
 
 @contextmanager
-def simulated_cuda(capability: tuple[int, int] = (8, 0)) -> Iterator[SimulatedDevice]:
-    """A machine with simulated GPUs of this compute capability, cuda:0 and cuda:1, for what runs inside."""
+def simulated_cuda(capability: tuple[int, int] = (8, 0), gpus: int = 1) -> Iterator[SimulatedDevice]:
+    """A machine with so many simulated GPUs (at most two) of this compute capability, for what runs inside."""
     global _current
     if _current is not None:
         raise RuntimeError("simulated_cuda() inside simulated_cuda()")
@@ -355,7 +365,7 @@ def simulated_cuda(capability: tuple[int, int] = (8, 0)) -> Iterator[SimulatedDe
             "_maybe_exchange_device": exchange,
             "default_generators": device.generators,
             "is_available": lambda: True,
-            "device_count": lambda: DEVICES,
+            "device_count": lambda: gpus,
             "current_device": LIBRARY.simulated_current_device,
             "set_device": lambda of: LIBRARY.simulated_set_device(index_of(of)),
             "get_device_name": lambda of=None: NAME,
@@ -373,7 +383,7 @@ def simulated_cuda(capability: tuple[int, int] = (8, 0)) -> Iterator[SimulatedDe
         },
         torch.backends.cuda: {"is_flash_attention_available": lambda: True},
         torch.cuda.random: {
-            "device_count": lambda: DEVICES,
+            "device_count": lambda: gpus,
             "current_device": LIBRARY.simulated_current_device,
         },
         Tensor: {"pin_memory": _pin_memory},
@@ -386,9 +396,6 @@ def simulated_cuda(capability: tuple[int, int] = (8, 0)) -> Iterator[SimulatedDe
             stack.enter_context(mock.patch.multiple(owner, **own))
         torch.__future__.set_swap_module_params_on_conversion(True)  # a module's parameters stay the same objects
         stack.callback(torch.__future__.set_swap_module_params_on_conversion, swaps)
-        lifts = torch._C._only_lift_cpu_tensors()
-        torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(…, device="cuda") copies where the mode sees it
-        stack.callback(torch._C._set_only_lift_cpu_tensors, lifts)
         stack.callback(LIBRARY.simulated_set_device, 0)
         _current = device
         try:

@@ -21,7 +21,7 @@ def _work(rank: int, function: Callable, size: int, port: int, folder: str, argu
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    with simulated_cuda() as simulated:
+    with simulated_cuda(gpus=size) as simulated:
         own = distributed.set_up()
         torch.save(function(simulated, own, *arguments), f"{folder}/{rank}.pt")
         distributed.leave()

@@ -57,6 +57,8 @@ class Setting:
 
 def make_step(setting: Setting, device: torch.device) -> TrainingStep:
     model = tiny_model(tiny_config(setting.family, layers=setting.layers, dropout=setting.dropout))
+    for parameter in model.parameters():
+        parameter.data.mul_(0.5)  # scores so small that rounding to 16 bits changes little
     encoder = Encoder(model, READINGS[setting.reading])
     for parameter in encoder.head.parameters():
         torch.nn.init.normal_(parameter)

@@ -23,7 +23,7 @@ MIXED = "Expected all tensors to be on the same device"
 
 @pytest.fixture
 def device():
-    with simulated_cuda() as device:
+    with simulated_cuda(gpus=2) as device:
         yield device
 
 
