@@ -36,7 +36,7 @@ from utils.runtime.errors import run
 from utils.runtime.logs import progress, say
 from utils.runtime.memory import keep_freed_memory
 from utils.runtime.stopping import EXIT_CODE, StopRequest
-from utils.samples import Samples, StepBatches, step_batches
+from utils.samples import Samples, Steps, step_batches
 from utils.stores.checkpoint import TrainerState, newest_or_initial, remove_old_checkpoints
 from utils.stores.episode import mined_clusters, mined_file, newest_ready, open_episode, read_result
 from utils.stores.lock import hold_lock
@@ -96,7 +96,7 @@ def main() -> None:
     log.unlogged.load(state.unlogged, len(step.objective.weights))
     known = read_known(args, queries, passages)
 
-    def open_round() -> tuple[Samples, StepBatches]:
+    def open_round() -> tuple[Samples, Steps]:
         """The samples of the episode where training stands, and its batches from there on."""
         n_groups = args.n_groups if args.group else None
         counts = queries.row_count, passages.row_count
@@ -125,8 +125,8 @@ def main() -> None:
     asked, stopped = StopRequest(), False
     with progress(total=last - first, initial=state.global_step - first, unit="steps", label="train") as bar:
         while state.global_step < last and not stopped:
-            learning_rate, (batches, following) = rate.at(state.global_step), next(steps)
-            result = step(batches, learning_rate, bool(asked))
+            learning_rate, (taken, following) = rate.at(state.global_step), next(steps)
+            result = step(taken.batches, learning_rate, bool(asked), taken.clusters)
             state.advance(following, result.skipped)
             stopped = result.stop
             done, at_end = state.global_step - first, state.global_step == last or stopped

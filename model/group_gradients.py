@@ -19,15 +19,21 @@ arXiv:2110.02619; Fish, arXiv:2104.09937). Nothing is approximated and no produc
 This module knows nothing of retrieval, of a model or of a trainer, and needs torch alone.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-BLOCK_BYTES = 16 * 2**20  # of one block of group gradients; a handful of such blocks are alive at a time
+# Of a block of group gradients; about four are alive at a time. A CPU wants them small, as its cache is, and a GPU
+# large and few. Their size does not depend on how much of a GPU is free just now: the order of sums follows from it.
+BLOCK_BYTES = 16 * 2**20
+GPU_BLOCK_BYTES, GPU_MEMORY_SHARE = 512 * 2**20, 1 / 128
+SIZE_CLASSES = 4  # of groups of like size, which a GPU multiplies padded
 
 
 class GroupGradients:
@@ -57,7 +63,8 @@ class GroupGradients:
         self.sketch_dim = sketch_dim
         self._names = _watched_modules(modules)
         self._calls: dict[nn.Module, list[_Call]] = {module: [] for module in self._names}
-        self._rows: dict[int, _Rows] = {}
+        self._rows: dict[int, Tensor] = {}
+        self._block_bytes = 0
         self._last_cast: tuple[Tensor, Tensor] | None = None
         self.parameters = [p for module in self._names for p in module.parameters(recurse=False) if p.requires_grad]
         generator = torch.Generator().manual_seed(seed)
@@ -92,12 +99,12 @@ class GroupGradients:
             raise RuntimeError("rows() inside rows()")
         if not groups:
             raise TypeError("rows() wants the groups of the rows")
-        rows: dict[int, _Rows] = {}
+        rows: dict[int, Tensor] = {}
         for one in groups:
             own = one.detach().cpu()
             if own.ndim != 1 or not ((own >= -1) & (own < self.n_groups)).all():
                 raise ValueError(f"groups must be one-dimensional, from -1 to {self.n_groups - 1}")
-            if not torch.equal(rows.setdefault(len(own), _Rows(own)).given, own):
+            if not torch.equal(rows.setdefault(len(own), own), own):
                 raise ValueError(f"two different groups of {len(own)} rows: they cannot be told apart")
         self._rows = rows
         try:
@@ -106,37 +113,67 @@ class GroupGradients:
             self._rows, self._last_cast = {}, None
 
     @torch.no_grad()
-    def collect(self) -> Tensor:
+    def collect(self, groups: Sequence[Tensor] | None = None) -> Tensor:
         """The inner products of what was recorded since the last call; adds the gradients to .grad.
 
         Returns <g_i, g_j>, (K, K) in the parameters' dtype and on their device, 0 for a group that is absent. Every
         process must call it after its backward passes.
+
+        `groups`, if given, are those that each process has rows of, int64 on the CPU, a tensor a process; all must be
+        given the same. Otherwise several processes tell each other, and the host waits for a GPU meanwhile.
+        ValueError where rows were recorded of a group that this process is not said to have.
         """
         recorded = {
-            module: [call.by_group() for call in calls if call.deltas is not None]
-            for module, calls in self._calls.items()
+            module: [call for call in calls if call.deltas is not None] for module, calls in self._calls.items()
         }
         self._calls = {module: [] for module in self._names}
-        exchange = _Exchange(recorded.values(), self.n_groups, self.sketch_dim, like=self.parameters[0])
-        vectors: list[tuple[nn.Parameter, Tensor]] = []
+        device = self.parameters[0].device
+        own = {id(call.groups): call.groups for calls in recorded.values() for call in calls}
+        if groups is None:
+            groups = _tell_each_other([*own.values()], self.n_groups, device)
+        _check_groups(groups, [*own.values()])
+        exchange = _Exchange(groups, self.n_groups, self.sketch_dim, like=self.parameters[0])
+        layouts = {key: _Layout(of_rows, exchange.here, self.parameters[0]) for key, of_rows in own.items()}
+        start = 0  # of the block among all entries
+        for pieces in self._blocks(recorded, exchange.most):
+            sizes = [piece.size for piece in pieces]
+            block = exchange.new_block(sum(sizes))
+            for piece, part in zip(pieces, block.split(sizes, dim=1), strict=True):
+                part = part.view(len(block), piece.last - piece.first, *piece.parameter.shape[1:])
+                for number, call in enumerate(recorded[piece.module]):
+                    layout = layouts[id(call.groups)]
+                    if number == 0 and not layout.covers:
+                        part.zero_()
+                    _add_gradients(part, piece, call, layout, fresh=number == 0)
+            signs = torch.cat([piece.of(self._signs) for piece in pieces]) if self._signs else None
+            mean = exchange.add(block, signs, start)
+            for piece, gradient in zip(pieces, mean.split(sizes), strict=True):
+                piece.add_to_grad(gradient)
+            start += sum(sizes)
+        return exchange.products()
+
+    def _blocks(self, recorded: dict[nn.Module, list["_Call"]], groups: int) -> Iterator[list["_Piece"]]:
+        """The watched parameters of modules that were called, in pieces that make blocks for so many groups.
+
+        They are the same in all processes.
+        """
+        watched = {id(parameter) for parameter in self.parameters}
+        self._block_bytes = self._block_bytes or _agreed_block_bytes(self.parameters[0].device)
+        most = self._block_bytes // (self.parameters[0].element_size() * max(1, groups))  # entries
+        pieces: list[_Piece] = []
         for module, calls in recorded.items():
             for parameter in module.parameters(recurse=False) if calls else ():
-                if not any(parameter is watched for watched in self.parameters):
+                if id(parameter) not in watched:
                     continue
-                if parameter.ndim == 1:
-                    vectors.append((parameter, _vector_gradients(module, parameter, calls, exchange.here)))
-                    continue
-                for first, last in exchange.slices(parameter):
-                    block = _matrix_gradients(module, calls, exchange.here, first, last)
-                    signs = self._signs[parameter].view_as(parameter)[first:last].flatten() if self._signs else None
-                    _grad_of(parameter)[first:last] += exchange.add(block.flatten(1), signs).view(last - first, -1)
-        if vectors:  # biases and norms are small: one block holds them all
-            parameters = [parameter for parameter, _ in vectors]
-            signs = torch.cat([self._signs[parameter] for parameter in parameters]) if self._signs else None
-            total = exchange.add(torch.cat([block for _, block in vectors], dim=1), signs)
-            for parameter, gradient in zip(parameters, total.split([len(p) for p in parameters]), strict=True):
-                _grad_of(parameter).add_(gradient)
-        return exchange.products()
+                step = max(8, most // parameter[0].numel() // 8 * 8)  # in eights, as a GPU's loads are aligned
+                for first in range(0, len(parameter), step):
+                    piece = _Piece(module, parameter, first, min(first + step, len(parameter)))
+                    if pieces and sum(one.size for one in pieces) + piece.size > most:
+                        yield pieces
+                        pieces = []
+                    pieces.append(piece)
+        if pieces:
+            yield pieces
 
     @torch.compiler.disable
     def _record(self, module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
@@ -204,129 +241,294 @@ def _watched_modules(modules: Iterable[nn.Module]) -> dict[nn.Module, str]:
     return watched
 
 
-class _Rows:
-    """The groups of a forward call's rows, and how to sort the rows by group.
-
-    `given` (B,) is what the caller said. Rows of no group left out: `groups` int64, ascending; `present` the groups
-    that there are, and `stops` where the rows of each end.
-    """
-
-    def __init__(self, given: Tensor) -> None:
-        self.given = given
-        outside = int((given < 0).sum())
-        ascending = not (given.diff() < 0).any()
-        self._order = slice(outside, None) if ascending else given.argsort(stable=True)[outside:]
-        self.groups = given[self._order]
-        self.present, self._place, counts = self.groups.unique_consecutive(return_inverse=True, return_counts=True)
-        self.stops = counts.cumsum(0)
-
-    def sort(self, values: Tensor) -> Tensor:
-        """The rows of `values` (B, …) in the order of `groups`."""
-        if isinstance(self._order, Tensor):
-            self._order = _to(values.device, self._order)
-        return values[self._order]
-
-    def place(self, device: torch.device) -> Tensor:
-        """Which of `present` each of the sorted rows belongs to, int64, on the device."""
-        self._place = _to(device, self._place)
-        return self._place
-
-
 class _Call:
-    """One forward call: input (B, …, in), gradient of the output (B, …, out), and the groups of the B rows."""
+    """One forward call: input (B, …, in), gradient of the output (B, …, out), and the groups of the B rows, (B,)."""
 
-    def __init__(self, inputs: Tensor, rows: _Rows) -> None:
-        self.inputs, self.rows = inputs, rows
+    def __init__(self, inputs: Tensor, groups: Tensor) -> None:
+        self.groups = groups
         self.deltas: Tensor | None = None
-        self._version = inputs._version
+        self._inputs, self._version = inputs, inputs._version
+
+    @property
+    def inputs(self) -> Tensor:
+        """RuntimeError where they are no longer what the module was given."""
+        if self._inputs._version != self._version:
+            raise RuntimeError("a watched module's input was changed in place before the backward pass")
+        return self._inputs
 
     def add_deltas(self, deltas: Tensor) -> None:
         self.deltas = deltas if self.deltas is None else self.deltas + deltas
 
-    def by_group(self) -> "_Call":
-        """Itself with its rows sorted by group, rows of no group left out."""
-        if self.inputs._version != self._version:
-            raise RuntimeError("a watched module's input was changed in place before the backward pass")
-        self.inputs, self.deltas = self.rows.sort(self.inputs), self.rows.sort(self.deltas)
-        return self
+
+@dataclass(frozen=True)
+class _Piece:
+    """Rows first … last - 1 of a module's parameter; of a vector, its entries."""
+
+    module: nn.Module
+    parameter: nn.Parameter
+    first: int
+    last: int
+
+    @property
+    def size(self) -> int:
+        return (self.last - self.first) * self.parameter[0].numel()
+
+    def of(self, signs: dict[nn.Parameter, Tensor]) -> Tensor:
+        """Its part of what is kept of each entry of the parameters, (size,)."""
+        return signs[self.parameter].view_as(self.parameter)[self.first : self.last].flatten()
+
+    def add_to_grad(self, gradient: Tensor) -> None:
+        """Adds its gradient, (size,), to the parameter's; a whole one becomes it where there is none."""
+        gradient = gradient.view(self.last - self.first, *self.parameter.shape[1:])
+        if self.parameter.grad is None and len(gradient) == len(self.parameter):
+            self.parameter.grad = gradient
+            return
+        if self.parameter.grad is None:
+            self.parameter.grad = torch.zeros_like(self.parameter)
+        self.parameter.grad[self.first : self.last] += gradient
 
 
-def _matrix_gradients(module: nn.Module, calls: list[_Call], groups: Tensor, first: int, last: int) -> Tensor:
-    """Rows first … last - 1 of the weight's gradient, for each of `groups`: (groups, last - first, columns)."""
-    weight = module.weight
-    make = _embedding_gradients if isinstance(module, nn.Embedding) else _linear_gradients
-    if len(calls) == 1 and len(calls[0].rows.present) == len(groups):
-        return make(module, calls[0], first, last).to(weight.dtype)
-    block = weight.new_zeros(len(groups), last - first, weight.shape[1])
-    for call in calls:
-        places = _to(weight.device, torch.searchsorted(groups, call.rows.present))
-        block.index_add_(0, places, make(module, call, first, last).to(weight.dtype))
-    return block
+class _Layout:
+    """How the rows of forward calls lie, of which `given` (B,) are the groups; `here` are those of this process.
+
+    `places`, int64 ascending, are the groups that there are, by their numbers in `here`, and `counts` their rows.
+    `covers`: there are all of `here`. Rows of no group are left out of everything.
+    """
+
+    def __init__(self, given: Tensor, here: Tensor, like: Tensor) -> None:
+        self._like, self._device, self._here = like, like.device, len(here)
+        outside, self._order = int((given < 0).sum()), given.argsort(stable=True)
+        self._order = self._order[outside:]
+        self._already = slice(outside, None) if not (given.diff() < 0).any() else None
+        self._place = torch.searchsorted(here, given[self._order])
+        self.places, counts = self._place.unique_consecutive(return_counts=True)
+        self.counts: list[int] = counts.tolist()
+        self.covers = len(self.counts) == len(here)
+
+    @cached_property
+    def stops(self) -> Tensor:
+        """Where the rows of each of `places` end, int32 on the device."""
+        return _to(self._device, torch.tensor(self.counts).cumsum(0).int())
+
+    @cached_property
+    def places_there(self) -> Tensor:
+        """`places` on the device."""
+        return _to(self._device, self.places)
+
+    @cached_property
+    def place(self) -> Tensor:
+        """The number in `here` of each sorted row's group, int64 on the device."""
+        return _to(self._device, self._place)
+
+    @cached_property
+    def _order_there(self) -> Tensor:
+        return _to(self._device, self._order)
+
+    def sort(self, values: Tensor) -> Tensor:
+        """The rows of `values` (B, …) by group."""
+        return values[self._already] if self._already else values.index_select(0, self._order_there)
+
+    def sum(self, values: Tensor, into: Tensor, fresh: bool) -> None:
+        """Adds the sums of each group's rows of `values` (B, n) to `into` (here, n); `fresh`: puts them there.
+
+        It is a product with a matrix of zeros and ones: a GPU adds by index in another order every time.
+        """
+        into.addmm_(self._members, self.sort(values), beta=0 if fresh else 1)
+
+    @cached_property
+    def _members(self) -> Tensor:
+        """Ones where a sorted row is of a group, (here, rows)."""
+        numbers = torch.arange(self._here, device=self._device)
+        return (self.place == numbers[:, None]).to(self._like.dtype)
+
+    @cached_property
+    def padded(self) -> "_Padded":
+        """The rows in a few matrices of like length."""
+        return _Padded(self._order, self.counts, self.places, self._device)
 
 
-def _linear_gradients(module: nn.Linear, call: _Call, first: int, last: int) -> Tensor:
-    """Σ_{t in g} δ_t x_tᵀ of each group of one call, (groups present, last - first, in), in the type of δ."""
-    deltas = call.deltas.flatten(0, -2)[:, first:last]  # N, rows of the weight
-    inputs = call.inputs.flatten(0, -2).to(deltas.dtype)  # N, in
-    stops = call.rows.stops * call.inputs[:1].flatten(0, -2).shape[0]
-    if len(stops) and _can_be_grouped(deltas, inputs):
-        return functional.grouped_mm(deltas.T, inputs, offs=_to(deltas.device, stops.int()))
-    return _product_a_group(deltas, inputs, stops)
+class _Padded:
+    """The rows of groups, padded, in a few classes of groups of like size.
+
+    `rows` int64 (n,) are their numbers, of all classes one after another, and `real` (n,) tells them from padding,
+    which repeats a row; `classes` are the groups of each class and their rows with padding; `places`, (groups,), are
+    the groups in the classes' order.
+    """
+
+    def __init__(self, order: Tensor, counts: list[int], places: Tensor, device: torch.device) -> None:
+        sizes = torch.tensor(counts)
+        starts, by_size = sizes.cumsum(0) - sizes, sizes.argsort(descending=True, stable=True)
+        self.classes: list[tuple[int, int]] = []
+        rows, real = [], []
+        for groups in _size_classes(sizes, by_size):
+            columns = torch.arange(int(sizes[groups[0]]))
+            rows.append(order[starts[groups, None] + columns.minimum(sizes[groups, None] - 1)].flatten())
+            real.append((columns < sizes[groups, None]).flatten())
+            self.classes.append((len(groups), len(columns)))
+        self.rows, self.real, self.places = (
+            _to(device, one) for one in (torch.cat(rows), torch.cat(real), places[by_size])
+        )
 
 
-def _product_a_group(deltas: Tensor, inputs: Tensor, stops: Tensor) -> Tensor:
-    """deltasᵀ inputs over the rows of each group, which end at `stops`: (groups, out, in)."""
-    products = deltas.new_empty(len(stops), deltas.shape[1], inputs.shape[1])
-    sizes = stops.diff(prepend=stops.new_zeros(1)).tolist()
-    for product, delta, row in zip(products, deltas.split(sizes), inputs.split(sizes), strict=True):
-        torch.mm(delta.T, row, out=product)
+def _size_classes(sizes: Tensor, by_size: Tensor) -> Iterator[Tensor]:
+    """Cuts the groups, from large to small, where one has less than half the rows of its class's first."""
+    first = 0
+    for number in range(1, SIZE_CLASSES + 1):
+        fitting = int((2 * sizes[by_size] >= sizes[by_size[first]]).sum())
+        stop = len(by_size) if number == SIZE_CLASSES else fitting
+        yield by_size[first:stop]
+        if stop == len(by_size):
+            return
+        first = stop
+
+
+def _add_gradients(into: Tensor, piece: _Piece, call: _Call, layout: _Layout, fresh: bool) -> None:
+    """Adds a call's gradient of the piece, for each group, to `into` (here, …); `fresh`: puts it there.
+
+    Groups that the call has no rows of stay as they are.
+    """
+    if piece.parameter.ndim == 1:
+        _add_vector_gradients(into, piece, call, layout, fresh)
+    elif isinstance(piece.module, nn.Embedding):
+        _add_embedding_gradients(into, piece, call, layout, fresh)
+    elif layout.counts:
+        _add_linear_gradients(into, piece, call, layout, fresh)
+
+
+def _add_linear_gradients(into: Tensor, piece: _Piece, call: _Call, layout: _Layout, fresh: bool) -> None:
+    """Σ_{t in g} δ_t x_tᵀ, (here, rows of the piece, in); summed up in the type of δ."""
+    deltas = call.deltas[..., piece.first : piece.last]  # B, …, rows of the piece
+    inputs = call.inputs.to(deltas.dtype)  # B, …, in
+    if not _multiplies_together(deltas.device):
+        _add_a_product_a_group(into, layout.sort(deltas), layout.sort(inputs), layout, fresh)
+        return
+    if _can_be_grouped(deltas, inputs):
+        deltas, inputs = (layout.sort(values).flatten(0, -2) for values in (deltas, inputs))
+        stops = layout.stops * (len(inputs) // sum(layout.counts))
+        products, places = functional.grouped_mm(deltas.T, inputs, offs=stops), layout.places_there
+    else:
+        products, places = _padded_products(deltas, inputs, layout.padded), layout.padded.places
+    put = into.index_copy_ if fresh else into.index_add_
+    put(0, places, products.to(into.dtype))
+
+
+def _add_a_product_a_group(into: Tensor, deltas: Tensor, inputs: Tensor, layout: _Layout, fresh: bool) -> None:
+    """δᵀ x of sorted rows, a product a group: what a CPU does best."""
+    for place, delta, row in zip(
+        layout.places.tolist(), deltas.split(layout.counts), inputs.split(layout.counts), strict=True
+    ):
+        delta, row = delta.flatten(0, -2), row.flatten(0, -2)
+        if delta.dtype == into.dtype:
+            into[place].addmm_(delta.T, row, beta=0 if fresh else 1)
+        elif fresh:
+            into[place].copy_(delta.T @ row)
+        else:
+            into[place].add_(delta.T @ row)
+
+
+def _padded_products(deltas: Tensor, inputs: Tensor, padded: _Padded) -> Tensor:
+    """δᵀ x of each group, (groups, out, in), in the order of `padded.places`: as many launches as size classes."""
+    deltas = deltas.index_select(0, padded.rows)
+    deltas *= padded.real.view(-1, *[1] * (deltas.ndim - 1))
+    inputs = inputs.index_select(0, padded.rows)
+    products = deltas.new_empty(len(padded.places), deltas.shape[-1], inputs.shape[-1])
+    sizes = [groups * rows for groups, rows in padded.classes]
+    for (groups, _), delta, row, product in zip(
+        padded.classes,
+        deltas.split(sizes),
+        inputs.split(sizes),
+        products.split([groups for groups, _ in padded.classes]),
+        strict=True,
+    ):
+        torch.bmm(delta.reshape(groups, -1, delta.shape[-1]).mT, row.reshape(groups, -1, row.shape[-1]), out=product)
     return products
 
 
+def _multiplies_together(device: torch.device) -> bool:
+    """Whether there is to be one product for many groups: a GPU would wait for the launches of one a group."""
+    return device.type == "cuda"
+
+
 def _can_be_grouped(deltas: Tensor, inputs: Tensor) -> bool:
-    """Whether torch has one kernel for all groups, rather than one a group: bfloat16 on Hopper and Blackwell."""
+    """Whether torch has one kernel for all groups, unpadded: bfloat16 on Hopper and Blackwell."""
     if not (deltas.is_cuda and deltas.dtype == torch.bfloat16):
         return False
-    aligned = all(rows.stride(1) == 1 and rows.stride(0) and rows.stride(0) % 8 == 0 for rows in (deltas, inputs))
-    return aligned and torch.cuda.get_device_capability(deltas.device)[0] in (9, 10)
+    if torch.cuda.get_device_capability(deltas.device)[0] not in (9, 10):
+        return False
+    return all(
+        rows.stride(-1) == 1 and rows.stride(-2) > 0 and not (rows.stride(-2) % 8 or rows.shape[-1] % 8)
+        for rows in (deltas, inputs)
+    )
 
 
-def _embedding_gradients(module: nn.Embedding, call: _Call, first: int, last: int) -> Tensor:
-    """Σ_{t in g} δ_t of each group and token of one call, (groups present, last - first, out)."""
-    tokens = call.inputs.reshape(len(call.inputs), -1)  # B, tokens
-    chosen = (tokens >= first) & (tokens < last)
-    if module.padding_idx is not None:
-        chosen &= tokens != module.padding_idx
-    index = (call.rows.place(tokens.device)[:, None] * (last - first) + tokens - first)[chosen]
-    deltas = call.deltas.reshape(*tokens.shape, -1)[chosen]
-    block = deltas.new_zeros(len(call.rows.present) * (last - first), deltas.shape[1])
-    return block.index_add_(0, index, deltas).view(-1, last - first, deltas.shape[1])
+def _add_embedding_gradients(into: Tensor, piece: _Piece, call: _Call, layout: _Layout, fresh: bool) -> None:
+    """Σ_{t in g} δ_t of each group and token, (here, tokens of the piece, out)."""
+    tokens = layout.sort(call.inputs.reshape(len(call.inputs), -1))  # B, tokens
+    chosen = (tokens >= piece.first) & (tokens < piece.last)
+    if piece.module.padding_idx is not None:
+        chosen &= tokens != piece.module.padding_idx
+    count = into.shape[0] * into.shape[1]
+    index = (layout.place[:, None] * into.shape[1] + tokens - piece.first).where(chosen, count)
+    sums = into.new_zeros(count + 1, into.shape[2])  # the last one takes what is not chosen
+    sums.index_add_(0, index.flatten(), layout.sort(call.deltas).reshape(-1, into.shape[2]).to(into.dtype))
+    put = into.copy_ if fresh else into.add_
+    put(sums[:-1].view_as(into))
 
 
-def _vector_gradients(module: nn.Module, parameter: nn.Parameter, calls: list[_Call], groups: Tensor) -> Tensor:
-    """The gradient of a bias, or of LayerNorm's weight, for each of `groups`: (groups, entries)."""
-    block = parameter.new_zeros(len(groups), len(parameter))
-    for call in calls:
-        values = call.deltas.to(parameter.dtype)  # B, …, entries
-        if isinstance(module, nn.LayerNorm) and parameter is module.weight:
-            inputs = call.inputs.to(parameter.dtype)
-            values = values * functional.layer_norm(inputs, module.normalized_shape, eps=module.eps)
-        values = values if values.ndim == 2 else values.flatten(1, -2).sum(1)
-        own = block.new_zeros(len(call.rows.present), len(parameter))
-        own.index_add_(0, call.rows.place(block.device), values)
-        block.index_add_(0, _to(block.device, torch.searchsorted(groups, call.rows.present)), own)
-    return block
+def _add_vector_gradients(into: Tensor, piece: _Piece, call: _Call, layout: _Layout, fresh: bool) -> None:
+    """The gradient of a bias, or of LayerNorm's weight, (here, entries)."""
+    values = call.deltas.to(into.dtype)  # B, …, entries
+    if isinstance(piece.module, nn.LayerNorm) and piece.parameter is piece.module.weight:
+        inputs = call.inputs.to(into.dtype)
+        values = values * functional.layer_norm(inputs, piece.module.normalized_shape, eps=piece.module.eps)
+    values = values[..., piece.first : piece.last]
+    layout.sum(values if values.ndim == 2 else values.flatten(1, -2).sum(1), into, fresh)
 
 
 def _to(device: torch.device, numbers: Tensor) -> Tensor:
-    """A small tensor of the CPU on the device, without waiting for what the device has to do."""
-    return numbers.to(device, non_blocking=True)
+    """A small tensor of the CPU on the device, without waiting for what a GPU has to do."""
+    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers
 
 
-def _grad_of(parameter: nn.Parameter) -> Tensor:
-    if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
-    return parameter.grad
+def _size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _agreed_block_bytes(device: torch.device) -> int:
+    """The bytes of a block, the same in all processes: their GPUs may differ."""
+    if device.type != "cuda":
+        return BLOCK_BYTES
+    own = min(GPU_BLOCK_BYTES, int(torch.cuda.get_device_properties(device).total_memory * GPU_MEMORY_SHARE))
+    if _size() == 1:
+        return own
+    least = torch.tensor(own, device=device)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    return int(least)
+
+
+def _tell_each_other(own: list[Tensor], n_groups: int, device: torch.device) -> list[Tensor]:
+    """The groups that each process has rows of, when each says which are in its `own`."""
+    present = torch.zeros(n_groups, dtype=torch.int64)
+    for groups in own:
+        present[groups[groups >= 0]] = 1
+    gathered = present[None]
+    if _size() > 1:
+        gathered = torch.empty(_size(), n_groups, dtype=torch.int64, device=device)
+        dist.all_gather(list(gathered), present.to(device))
+    return [mask.nonzero().flatten() for mask in gathered.cpu()]
+
+
+def _check_groups(groups: Sequence[Tensor], own: list[Tensor]) -> None:
+    if len(groups) != _size():
+        raise ValueError(f"groups of {len(groups)} processes were given, and there are {_size()}")
+    rank = dist.get_rank() if len(groups) > 1 else 0
+    for recorded in own:
+        unknown = recorded[recorded >= 0].unique()
+        unknown = unknown[~torch.isin(unknown, groups[rank])]
+        if len(unknown):
+            raise ValueError(
+                f"rows of group {unknown[0]} were recorded, and process {rank} is not said to have any of it"
+            )
 
 
 class _Exchange:
@@ -334,51 +536,45 @@ class _Exchange:
 
     A block is (groups here, entries). Each process sends each other one the share of the entries that is the other's
     to sum up, for the groups that it has rows of: no process ever holds more than a block, and absent groups do not
-    travel. `here` are the groups present in this process, int64 ascending, `_union` those in any process; `_counts`
-    and `_places` are, a process each, how many it has and where they stand in the union.
+    travel. `groups` are those of each process; `here` this one's, int64 ascending, and `most` the most of any.
+    `_union` are those in any process; of each process, `_counts` is how many it has and `_places` where they stand in
+    the union.
     """
 
-    def __init__(
-        self, recorded: Iterable[list[_Call]], n_groups: int, sketch_dim: int | None, like: nn.Parameter
-    ) -> None:
-        present = torch.zeros(n_groups, dtype=torch.int64)
-        for calls in recorded:
-            for call in calls:
-                present[call.rows.present] = 1
-        self.here = present.nonzero().flatten()
-        self._size = dist.get_world_size() if dist.is_initialized() else 1
-        gathered = present[None]
-        if self._size > 1:
-            gathered = torch.empty(self._size, n_groups, dtype=torch.int64, device=like.device)
-            dist.all_gather(list(gathered), present.to(like.device))
-        everywhere = [mask.nonzero().flatten() for mask in gathered.cpu()]
-        self._union = torch.cat(everywhere).unique()
-        self._counts = [len(groups) for groups in everywhere]
-        self._places = [_to(like.device, torch.searchsorted(self._union, groups)) for groups in everywhere]
-        self._n_groups = n_groups
+    def __init__(self, groups: Sequence[Tensor], n_groups: int, sketch_dim: int | None, like: nn.Parameter) -> None:
+        self._size, self._rank = len(groups), dist.get_rank() if len(groups) > 1 else 0
+        groups = [of_process.unique() for of_process in groups]
+        self.here = groups[self._rank]
+        self._union = torch.cat(groups).unique()
+        self._counts = [len(of_process) for of_process in groups]
+        self.most = max(self._counts)
+        self._n_groups, self._like = n_groups, like
+        self._places = [_to(like.device, torch.searchsorted(self._union, of_process)) for of_process in groups]
         self._products = like.new_zeros(len(self._union), len(self._union))
         self._sketch = like.new_zeros(len(self._union), sketch_dim) if sketch_dim else None
 
-    def slices(self, parameter: nn.Parameter) -> Iterator[tuple[int, int]]:
-        """Row ranges of a matrix: a block of all groups' gradients stays within BLOCK_BYTES, or is of eight rows."""
-        row_bytes = parameter[0].numel() * parameter.element_size() * max(1, len(self._union))
-        step = max(8, BLOCK_BYTES // row_bytes // 8 * 8)  # in eights, as a GPU's loads are aligned
-        for first in range(0, len(parameter), step):
-            yield first, min(first + step, len(parameter))
+    def new_block(self, entries: int) -> Tensor:
+        """A block of so many entries, not filled in."""
+        return self._like.new_empty(len(self.here), entries)
 
-    def add(self, block: Tensor, signs: Tensor | None) -> Tensor:
-        """Takes in a block, (groups here, n), and returns the mean gradient over the processes, (n,)."""
+    def add(self, block: Tensor, signs: Tensor | None, start: int) -> Tensor:
+        """Takes in a block, (groups here, n), and returns the mean gradient over the processes, (n,).
+
+        `start` is the number of its first entry among those of all blocks.
+        """
         if self._sketch is not None:
-            signed = functional.pad(block * signs, (0, -block.shape[1] % self._sketch.shape[1]))
-            folded = signed.view(len(block), -1, self._sketch.shape[1]).sum(1)
-            self._sketch.index_add_(0, self._places[dist.get_rank() if self._size > 1 else 0], folded)
+            dimension = self._sketch.shape[1]
+            before = start % dimension
+            signed = functional.pad(block * signs, (before, -(before + block.shape[1]) % dimension))
+            self._sketch.index_add_(0, self._places[self._rank], signed.view(len(block), -1, dimension).sum(1))
             return self._sum(block.sum(0)) / self._size
         if self._size == 1:
             self._products.addmm_(block, block.T)
             return block.sum(0)
 
-        share = -(-block.shape[1] // self._size)
-        padded = functional.pad(block, (0, share * self._size - block.shape[1]))
+        entries = block.shape[1]
+        share = -(-entries // self._size)
+        padded = functional.pad(block, (0, share * self._size - entries))
         outgoing = padded.view(len(block), self._size, share).transpose(0, 1).reshape(-1, share)
         incoming = block.new_empty(sum(self._counts), share)
         dist.all_to_all_single(incoming, outgoing, self._counts, [len(block)] * self._size)
@@ -389,7 +585,7 @@ class _Exchange:
         self._products.addmm_(total, total.T)
         mean = block.new_empty(self._size, share)
         dist.all_gather(list(mean), total.sum(0))
-        return mean.flatten()[: block.shape[1]]
+        return mean.flatten()[:entries]
 
     def _sum(self, tensor: Tensor) -> Tensor:
         """The sum over the processes, in place."""

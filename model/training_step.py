@@ -64,10 +64,18 @@ class TrainingStep:
         self.parameters = list(model.parameters())
         self.watch = watch
 
-    def __call__(self, batches: list[Batch], learning_rate: float, stop: bool = False) -> StepResult:
+    def __call__(
+        self,
+        batches: list[Batch],
+        learning_rate: float,
+        stop: bool = False,
+        clusters_of: list[Tensor] | None = None,
+    ) -> StepResult:
         """Steps on this process's batches of the global batch (more than one: gradient accumulation).
 
-        `stop` says that this process was asked to stop: all learn of it without a message of its own.
+        `stop` says that this process was asked to stop: all learn of it without a message of its own. `clusters_of`
+        are the clusters in each process's batches, int64 on the CPU; where it is not given and they are needed,
+        processes ask each other.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -81,7 +89,7 @@ class TrainingStep:
         ]
         loss_sums = all_reduce_sum(_sums_by_cluster(clusters, torch.cat(losses), n_groups))
 
-        products = self.watch.collect() if self.watch else None
+        products = self.watch.collect(clusters_of) if self.watch else None
         self.scaler.unscale_(self.optimizer)
         limit = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
@@ -89,8 +97,8 @@ class TrainingStep:
         # The one place where the host waits for a GPU: an optimizer cannot be told afterwards not to have stepped.
         compared = norm if products is None else products.diagonal().sum() + norm
         finite, comparable, stop = torch.stack([norm.isfinite(), compared.isfinite(), asked[0] > 0]).tolist()
-        if self.scaler.is_enabled() or finite:  # the scaler skips by itself, and learns from it
-            self.scaler.step(self.optimizer)
+        if finite:  # the scaler's own step would ask the GPU once more; its update learns of what is not finite
+            self.optimizer.step()
         weights = self.objective.weights.clone()
         if comparable:
             self.objective.update(cluster_losses, counts, products)

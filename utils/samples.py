@@ -50,7 +50,17 @@ class Batch:
         return Batch(**moved, sequence_clusters=self.sequence_clusters)
 
 
-StepBatches = Generator[tuple[list[Batch], int], None, None]
+class Step(NamedTuple):
+    """What a process takes a step on: its `batches`, and, a process each, the clusters in all processes' batches.
+
+    `clusters` are int64 and stay on the CPU.
+    """
+
+    batches: list[Batch]
+    clusters: list[Tensor]
+
+
+Steps = Generator[tuple[Step, int], None, None]
 
 
 class Candidates(NamedTuple):
@@ -73,10 +83,11 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def take(self, position: int, batch_size: int, accumulation: int) -> tuple[list[np.ndarray], int]:
-        """This process's samples of the step that begins at `position`, a list a batch, and the next step's position.
+    def take(self, position: int, batch_size: int, accumulation: int) -> tuple[list[list[np.ndarray]], int]:
+        """The samples of the step that begins at `position`, and the next step's position.
 
-        At the end of the file a step takes what is left, shared out evenly, and the next one begins at the front.
+        They are a list a process, in which each batch has an array. At the end of the file a step takes what is left,
+        shared out evenly, and the next one begins at the front.
         """
 
     def steps_left(self, position: int, batch_size: int, accumulation: int) -> int:
@@ -84,6 +95,9 @@ class Samples(Protocol):
 
     def candidates(self, samples: np.ndarray) -> Candidates:
         """What these samples are scored against."""
+
+    def clusters(self, samples: np.ndarray) -> np.ndarray:
+        """The distinct clusters of these samples, int64."""
 
 
 class Triplets:
@@ -100,7 +114,7 @@ class Triplets:
     def __len__(self) -> int:
         return self.episode.triplets
 
-    def take(self, position: int, batch_size: int, accumulation: int) -> tuple[list[np.ndarray], int]:
+    def take(self, position: int, batch_size: int, accumulation: int) -> tuple[list[list[np.ndarray]], int]:
         parts, stop = _share_out(position, len(self), batch_size, accumulation)
         return parts, stop % len(self)
 
@@ -111,6 +125,9 @@ class Triplets:
         lines = self.episode.line_of(samples)
         rows = np.stack([self.episode.positive_rows[lines], self.episode.negative_rows[samples]], axis=1)
         return Candidates(lines, rows, np.ones(rows.shape, dtype=bool))
+
+    def clusters(self, samples: np.ndarray) -> np.ndarray:
+        return np.unique(self.episode.clusters[self.episode.line_of(samples)])
 
 
 class Blocks:
@@ -137,11 +154,14 @@ class Blocks:
     def __len__(self) -> int:
         return len(self.episode.query_rows)
 
-    def take(self, position: int, batch_size: int, accumulation: int) -> tuple[list[np.ndarray], int]:
+    def take(self, position: int, batch_size: int, accumulation: int) -> tuple[list[list[np.ndarray]], int]:
         starts = self.episode.block_starts
         first, blocks = self._block_at(position), len(starts) - 1
         parts, stop = _share_out(first, blocks, self._blocks_a_batch(batch_size), accumulation)
-        lines = [np.arange(starts[part[0]], starts[part[-1] + 1]) if len(part) else part for part in parts]
+        lines = [
+            [np.arange(starts[part[0]], starts[part[-1] + 1]) if len(part) else part for part in of_process]
+            for of_process in parts
+        ]
         return lines, int(starts[stop % blocks])
 
     def steps_left(self, position: int, batch_size: int, accumulation: int) -> int:
@@ -160,6 +180,9 @@ class Blocks:
             rows[here], allowed[here] = own_rows, own_allowed
             end += len(own_rows)
         return Candidates(samples, rows, allowed)
+
+    def clusters(self, samples: np.ndarray) -> np.ndarray:
+        return np.unique(self.episode.clusters[samples])
 
     def _of_block(self, lines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The candidates of the lines of one block, and which are allowed, (lines, 1 + distinct passages)."""
@@ -192,12 +215,12 @@ class Blocks:
         return batch_size // self._largest
 
 
-def _share_out(first: int, count: int, batch_size: int, accumulation: int) -> tuple[list[np.ndarray], int]:
-    """This process's batches of a step over what is numbered from `first` to `count` - 1, and where the step ends."""
-    size, rank = distributed.world_size(), distributed.rank()
+def _share_out(first: int, count: int, batch_size: int, accumulation: int) -> tuple[list[list[np.ndarray]], int]:
+    """Each process's batches of a step over what is numbered from `first` to `count` - 1, and where the step ends."""
+    size = distributed.world_size()
     stop = min(first + batch_size * accumulation * size, count)
     parts = np.array_split(np.arange(first, stop), size * accumulation)
-    return parts[rank * accumulation : (rank + 1) * accumulation], stop
+    return [parts[start : start + accumulation] for start in range(0, len(parts), accumulation)], stop
 
 
 def make_batch(samples: Samples, part: np.ndarray, queries: Sequences, passages: Sequences) -> Batch:
@@ -241,7 +264,7 @@ def _distinct(rows: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.nd
 def make_step_batches(
     samples: Samples, parts: list[np.ndarray], queries: Sequences, passages: Sequences
 ) -> list[Batch]:
-    """The batches of what `take` gives. Where no sample is left, one that counts for nothing (cluster -1)."""
+    """A batch of each of `parts`; of one without samples, a batch that counts for nothing (cluster -1)."""
     batches = []
     for part in parts:
         batch = make_batch(samples, part if len(part) else np.zeros(1, np.int64), queries, passages)
@@ -260,8 +283,8 @@ def step_batches(
     queries: Sequences,
     passages: Sequences,
     device: torch.device,
-) -> StepBatches:
-    """This process's batches, on the device, of each step from `position` on, and the next step's position.
+) -> Steps:
+    """Each step from `position` on, with this process's batches on the device, and the next step's position.
 
     They are made one step ahead, in the background (`prefetch`), and go over the mined file again and again.
     `InputError` where the mined file has no such position.
@@ -274,10 +297,12 @@ def step_batches(
         )
     samples.steps_left(position, batch_size, accumulation)  # what does not fit is refused here, not in the background
 
-    def make(position: int) -> tuple[list[Batch], int]:
+    def make(position: int) -> tuple[Step, int]:
         if device.type == "cuda":
             torch.cuda.set_device(device)  # each thread has a current device of its own
         parts, following = samples.take(position, batch_size, accumulation)
-        return [batch.to(device) for batch in make_step_batches(samples, parts, queries, passages)], following
+        batches = make_step_batches(samples, parts[distributed.rank()], queries, passages)
+        clusters = [torch.from_numpy(samples.clusters(np.concatenate(of_process))) for of_process in parts]
+        return Step([batch.to(device) for batch in batches], clusters), following
 
     return prefetch(make, position)

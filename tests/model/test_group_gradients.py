@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from model import group_gradients
@@ -212,12 +214,102 @@ def test_packed_samples_equal_one_backward_pass_a_cluster_in_float64(
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-11 * max(1.0, scale**0.5))
 
 
-def test_one_kernel_for_all_groups_gives_what_one_a_group_gives():
-    torch.manual_seed(0)
-    deltas, inputs = torch.randn(50, 24).bfloat16(), torch.randn(50, 16).bfloat16()
-    stops = torch.tensor([7, 8, 31, 50])
-    grouped = nn.functional.grouped_mm(deltas[:, 8:].T, inputs, offs=stops.int())
-    torch.testing.assert_close(grouped, group_gradients._product_a_group(deltas[:, 8:], inputs, stops))
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**31), st.integers(1, 9), st.booleans(), st.booleans())
+def test_groups_multiplied_together_give_what_one_product_a_group_gives(seed, n_groups, ascending, tokens):
+    torch.manual_seed(seed)
+    groups = torch.cat([torch.randint(-1, n_groups, (40,)), torch.full((seed % 90,), seed % n_groups)])
+    groups = groups.sort().values if ascending else groups[torch.randperm(len(groups))]
+    here = groups[groups >= 0].unique()
+    if not len(here):
+        return
+    inner = (3,) if tokens else ()
+    inputs, deltas = torch.randn(len(groups), *inner, 16).double(), torch.randn(len(groups), *inner, 24).double()
+    layout = group_gradients._Layout(groups, here, inputs)
+    expected = torch.stack(
+        [deltas[groups == g, ..., 8:].flatten(0, -2).T @ inputs[groups == g].flatten(0, -2) for g in here]
+    )
+
+    a_group, grouped = torch.empty_like(expected), torch.empty_like(expected)
+    sorted_rows = layout.sort(deltas)[..., 8:], layout.sort(inputs)
+    group_gradients._add_a_product_a_group(a_group, *sorted_rows, layout, fresh=True)
+    torch.testing.assert_close(a_group, expected)
+    padded = group_gradients._padded_products(deltas[..., 8:], inputs, layout.padded)
+    torch.testing.assert_close(torch.empty_like(expected).index_copy_(0, layout.padded.places, padded), expected)
+    flat_deltas, flat_inputs = (values.flatten(0, -2).float() for values in sorted_rows)
+    stops = layout.stops * (len(flat_inputs) // sum(layout.counts))
+    grouped = nn.functional.grouped_mm(flat_deltas.T, flat_inputs, offs=stops)
+    torch.testing.assert_close(grouped.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_padding_less_than_doubles_groups_but_the_smallest():
+    sizes = [1000, 700, 501, 499, 250, 249, 120, 3]
+    given = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    padded = group_gradients._Layout(given, torch.arange(len(sizes)), torch.empty(0)).padded
+    assert padded.classes == [(3, 1000), (2, 499), (1, 249), (2, 120)]
+    assert padded.places.tolist() == [*range(len(sizes))]
+    assert int(padded.real.sum()) == sum(sizes)
+
+
+class CountLaunches(TorchDispatchMode):
+    """Counts what would be kernels on a GPU: operations whose result is no view, and makes or changes numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        makes_nothing = function._schema.name in (
+            "aten::empty",
+            "aten::new_empty",
+            "aten::_pin_memory",
+            "aten::detach",
+        )
+        views = any(
+            argument.alias_info and not argument.alias_info.is_write for argument in function._schema.arguments
+        )
+        self.count += not makes_nothing and not views
+        return result
+
+
+def launches_of(monkeypatch, processes, here, union, known=True):
+    """Launches and collectives of `collect` for three layers of BERT-base, as a GPU without grouped_mm has them."""
+    monkeypatch.setattr(group_gradients, "BLOCK_BYTES", group_gradients.GPU_BLOCK_BYTES)
+    monkeypatch.setattr(group_gradients, "_multiplies_together", lambda device: True)
+    collectives = []
+    for name in ("all_to_all_single", "all_reduce", "all_gather"):
+        monkeypatch.setattr(dist, name, lambda *_, name=name: collectives.append(name))
+    monkeypatch.setattr(group_gradients, "_size", lambda: processes)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    groups = [(torch.arange(here) + 5 * process) % union for process in range(processes)]
+    if not known:
+        monkeypatch.setattr(group_gradients, "_tell_each_other", lambda *_: groups)
+    model = nn.ModuleList(
+        nn.ModuleList(
+            [nn.Linear(768, 768) for _ in range(4)]
+            + [nn.Linear(768, 3072), nn.Linear(3072, 768)]
+            + [nn.LayerNorm(768) for _ in range(2)]
+        )
+        for _ in range(3)
+    )
+    watch = GroupGradients(model, union)
+    own = torch.arange(here).repeat_interleave(torch.arange(here) % 7 + 2)  # two classes of sizes
+    with watch.rows(own):
+        for layer in model:
+            rows = torch.randn(len(own), 768, requires_grad=True)
+            attended = layer[0](rows) + layer[1](rows) + layer[2](rows)
+            layer[7](layer[5](layer[4](layer[6](layer[3](attended))))).sum().backward()
+    with CountLaunches() as counted:
+        watch.collect(groups if known else None)
+    return counted.count, len(collectives)
+
+
+def test_launches_do_not_grow_with_groups_or_slices(monkeypatch):
+    launches, collectives = launches_of(monkeypatch, 8, here=11, union=50)
+    assert launches <= 300
+    assert collectives <= 8
+    assert launches_of(monkeypatch, 1, here=11, union=11)[1] == 0
 
 
 def test_rows_of_no_group_have_no_part():
@@ -332,8 +424,11 @@ def test_gradients_differ_from_autograds_by_the_order_of_sums_only():
             assert torch.equal(parameter.grad, expected.grad), name
 
 
-def distributed_step(sketch_dim):
-    """Each rank takes its part of the samples; the loss is scaled as DistributedDataParallel averages."""
+def distributed_step(sketch_dim, known=False):
+    """Each rank takes its part of the samples; the loss is scaled as DistributedDataParallel averages.
+
+    `known`: nobody needs to ask which groups the others have.
+    """
     model, watch, batch = small_step(layers=2, sketch_dim=sketch_dim)
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
@@ -351,7 +446,8 @@ def distributed_step(sketch_dim):
         None,
     )
     (wrapped(part).sum() * size).backward()
-    return watch.collect(), [p.grad for p in model.parameters()]
+    groups = [batch[3][part].unique() for part in np.array_split(np.arange(len(pair)), size)]
+    return watch.collect(groups if known else None), [p.grad for p in model.parameters()]
 
 
 class Losses(nn.Module):
@@ -363,10 +459,10 @@ class Losses(nn.Module):
         return self.model.losses(batch, self.watch)
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_several_processes_give_what_one_gives_with_all_samples(processes):
+@pytest.mark.parametrize(("processes", "known"), [(2, True), (3, False)])
+def test_several_processes_give_what_one_gives_with_all_samples(processes, known):
     products, model = plain_step(layers=2)
-    for got, gradients in run_processes(distributed_step, processes, None):
+    for got, gradients in run_processes(distributed_step, processes, None, known):
         torch.testing.assert_close(got, products, rtol=1e-4, atol=1e-5 * float(products.abs().max()))
         for gradient, parameter in zip(gradients, model.parameters(), strict=True):
             torch.testing.assert_close(gradient, parameter.grad, rtol=1e-3, atol=1e-5)
@@ -432,6 +528,14 @@ def test_wrong_use_is_refused_with_the_cure():
         pass
     with pytest.raises(TypeError, match="wants the groups"), watch.rows():
         pass
+    with watch.rows(torch.tensor([0, 1])):
+        model(torch.randn(2, 3)).sum().backward()
+    with pytest.raises(
+        ValueError, match="rows of group 1 were recorded, and process 0 is not said to have any of it"
+    ):
+        watch.collect([torch.tensor([0])])
+    with pytest.raises(ValueError, match="groups of 2 processes were given, and there are 1"):
+        watch.collect([torch.tensor([0]), torch.tensor([1])])
     inputs = torch.randn(2, 3)
     with watch.rows(torch.tensor([0, 1])):  # the refusals have left nothing behind
         output = model(inputs).sum()

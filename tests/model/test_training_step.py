@@ -60,7 +60,9 @@ def train(
     for _ in range(steps):
         parts, position = samples.take(position, batch_size, accumulation)
         before = step.objective.weights.clone()
-        result = step(make_step_batches(samples, parts, Sequences(queries), Sequences(passages)), 1e-2)
+        batches = make_step_batches(samples, parts[distributed.rank()], Sequences(queries), Sequences(passages))
+        clusters = [torch.from_numpy(samples.clusters(np.concatenate(of_process))) for of_process in parts]
+        result = step(batches, 1e-2, clusters_of=clusters)
         assert torch.equal(result.weights, before), "those that it was taken with"
         assert result.at_eps.tolist() == [weight <= float(torch.tensor(0.01)) for weight in before.tolist()]
         losses.append(result.loss)
@@ -96,8 +98,8 @@ def test_steps_are_those_of_plain_autograd_with_one_backward_pass_a_cluster_in_f
     optimizer = torch.optim.SGD(plain.parameters(), lr=1e-2, momentum=0.9)
     position = 0
     for _ in range(4):
-        parts, position = samples.take(position, 9, 1)
-        (batch,) = make_step_batches(samples, parts, Sequences(queries), Sequences(passages))
+        (part,), position = samples.take(position, 9, 1)
+        (batch,) = make_step_batches(samples, part, Sequences(queries), Sequences(passages))
         step([batch], 1e-2)
 
         losses, counts = plain(batch), torch.bincount(batch.clusters, minlength=K)
@@ -198,7 +200,7 @@ def test_every_triplet_of_the_mined_order_is_taken_once_in_order():
     episode, taken, position = random_episode(12, 30, lines=8, seed=3), [], 0
     assert 20 < episode.triplets <= 30
     for _ in range(3):
-        parts, position = Triplets(episode).take(position, 5, 2)
+        (parts,), position = Triplets(episode).take(position, 5, 2)
         taken += [int(t) for part in parts for t in part]
     assert taken == list(range(episode.triplets))
     assert position == 0

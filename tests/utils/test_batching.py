@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.losses import CONTRASTIVE
+from model.losses import CONTRASTIVE, LOSSES
 from tests.tiny_models import random_episode, random_store, samples_of
 from utils import batching
 from utils.batching import PackedTokens, Sequences, pack, prefetch
@@ -145,6 +145,26 @@ def test_a_position_beyond_the_mined_file_is_of_another_one(tmp_path):
     steps.close()
 
 
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_a_process_knows_the_clusters_that_all_processes_have(tmp_path, monkeypatch, loss):
+    queries, passages = random_store(tmp_path / "q", 8, seed=1), random_store(tmp_path / "p", 12, seed=2)
+    episode = random_episode(8, 12, n_groups=5, lines=9, together=3)
+    samples = samples_of(loss, episode, queries, passages)
+    last = int(episode.block_starts[-2]) if loss is CONTRASTIVE else len(samples) - 1
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    told, own = [], []
+    for rank in range(3):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        steps = step_batches(samples, last, 3, 2, Sequences(queries), Sequences(passages), torch.device("cpu"))
+        taken = [next(steps)[0] for _ in range(2)]
+        steps.close()
+        told.append([[clusters.tolist() for clusters in step.clusters] for step in taken])
+        clusters = [torch.cat([batch.clusters for batch in step.batches]).unique() for step in taken]
+        own.append([of_step[of_step >= 0].tolist() for of_step in clusters])
+    assert told[0] == told[1] == told[2] == [list(of_step) for of_step in zip(*own, strict=True)]
+    assert [] in told[0][0], "there is nothing for a process"
+
+
 def test_prefetching_gives_every_step_in_order_and_is_one_ahead():
     made, ahead = [], threading.Event()
 
@@ -180,12 +200,9 @@ def test_steps_over_blocks_take_every_line_once_in_whole_blocks(tmp_path, monkey
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     expected = blocks.steps_left(0, 7, 2)  # 2 blocks of up to 3 lines in a batch of 7
     while True:
-        of_step = []
-        for rank in range(2):
-            monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-            parts, following = blocks.take(position, 7, 2)
-            assert len(parts) == 2
-            of_step += parts
+        parts, following = blocks.take(position, 7, 2)
+        assert [len(of_process) for of_process in parts] == [2, 2]
+        of_step = [part for of_process in parts for part in of_process]
         for part in of_step:
             assert len(part) <= 7
             assert not len(part) or {part[0], part[-1] + 1} <= starts
