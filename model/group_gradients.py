@@ -331,9 +331,13 @@ class _Layout:
     def sum(self, values: Tensor, into: Tensor, fresh: bool) -> None:
         """Adds the sums of each group's rows of `values` (B, n) to `into` (here, n); `fresh`: puts them there.
 
-        It is a product with a matrix of zeros and ones: a GPU adds by index in another order every time.
+        On a GPU it is a product with a matrix of zeros and ones: adding by index has another order every time.
         """
-        into.addmm_(self._members, self.sort(values), beta=0 if fresh else 1)
+        if _multiplies_together(self._device):
+            into.addmm_(self._members, self.sort(values), beta=0 if fresh else 1)
+            return
+        for place, rows in zip(self.places.tolist(), self.sort(values).split(self.counts), strict=True):
+            into[place].copy_(rows.sum(0)) if fresh else into[place].add_(rows.sum(0))
 
     @cached_property
     def _members(self) -> Tensor:
