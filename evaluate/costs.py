@@ -41,6 +41,7 @@ import numpy as np
 
 from evaluate.operations import encoding_operations, useful_operations
 from evaluate.reporting.tables import markdown
+from model.group_gradients import GPU_BLOCK_BYTES
 from model.hyperparameters import IDRO_LAYERS, MINED_PASSES, PUBLISHED
 from utils.mining.search import BLOCK_BYTES, LINES, RESCORED, SPARE, TILE_SCORES, WINDOW_CANDIDATES
 from utils.runtime.arguments import option, parse
@@ -158,6 +159,11 @@ class Size:
         """The lines of the mined file, whole ones, that a process's batch is of."""
         return -(-self.batch // (NEGATIVES // MINED_PASSES))
 
+    @property
+    def clusters(self) -> float:
+        """The clusters that a process's batch has in the mean, where queries fall into them evenly."""
+        return CLUSTERS * (1 - (1 - 1 / CLUSTERS) ** self.lines)
+
 
 SIZES = {
     name: Size(layers, width, PUBLISHED[name]["BATCH_SIZE"], PUBLISHED[name]["STEPS"], IDRO_LAYERS[name])
@@ -188,9 +194,8 @@ def sent_bytes(size: Size, devices: int) -> tuple[float, float]:
     and queries fall into clusters evenly.
     """
     watched = size.watched * size.layer_parameters
-    clusters = CLUSTERS * (1 - (1 - 1 / CLUSTERS) ** size.lines)
     others = 4 * (devices - 1) / devices
-    return 2 * others * (size.parameters - watched), (clusters + 1) * others * watched
+    return 2 * others * (size.parameters - watched), (size.clusters + 1) * others * watched
 
 
 def seconds(args: Arguments, size: Size, rates: Rates, devices: int) -> dict[str, float]:
@@ -263,6 +268,9 @@ def memory_bytes(args: Arguments, size: Size) -> dict[str, float]:
         "the GPU of a process that searches, rescoring included": float(search_bytes(size)),
         "a process that trains: parameters, gradients, moments": 16 * size.parameters,
         "a process that trains: activations (estimate)": float(ACTIVATION_BYTES * size.width * size.layers * tokens),
+        # Of a block, all but one hold what other processes send or are sent.
+        "a GPU that trains: blocks of the clusters' gradients": 4
+        * min(GPU_BLOCK_BYTES, 4 * size.clusters * size.watched * size.layer_parameters),
     }
 
 

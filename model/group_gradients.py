@@ -138,7 +138,7 @@ class GroupGradients:
         for pieces in self._blocks(recorded, exchange.most):
             sizes = [piece.size for piece in pieces]
             block = exchange.new_block(sum(sizes))
-            for piece, part in zip(pieces, block.split(sizes, dim=1), strict=True):
+            for piece, part in zip(pieces, block[:, : sum(sizes)].split(sizes, dim=1), strict=True):
                 part = part.view(len(block), piece.last - piece.first, *piece.parameter.shape[1:])
                 for number, call in enumerate(recorded[piece.module]):
                     layout = layouts[id(call.groups)]
@@ -146,7 +146,7 @@ class GroupGradients:
                         part.zero_()
                     _add_gradients(part, piece, call, layout, fresh=number == 0)
             signs = torch.cat([piece.of(self._signs) for piece in pieces]) if self._signs else None
-            mean = exchange.add(block, signs, start)
+            mean = exchange.add(block, signs, start)[: sum(sizes)]
             for piece, gradient in zip(pieces, mean.split(sizes), strict=True):
                 piece.add_to_grad(gradient)
             start += sum(sizes)
@@ -558,8 +558,11 @@ class _Exchange:
         self._sketch = like.new_zeros(len(self._union), sketch_dim) if sketch_dim else None
 
     def new_block(self, entries: int) -> Tensor:
-        """A block of so many entries, not filled in."""
-        return self._like.new_empty(len(self.here), entries)
+        """A block with room for so many entries, not filled in, and zeros up to equal shares for all processes."""
+        share = -(-entries // self._size)
+        block = self._like.new_empty(len(self.here), share * self._size)
+        block[:, entries:] = 0
+        return block
 
     def add(self, block: Tensor, signs: Tensor | None, start: int) -> Tensor:
         """Takes in a block, (groups here, n), and returns the mean gradient over the processes, (n,).
@@ -569,17 +572,16 @@ class _Exchange:
         if self._sketch is not None:
             dimension = self._sketch.shape[1]
             before = start % dimension
-            signed = functional.pad(block * signs, (before, -(before + block.shape[1]) % dimension))
+            signed = block[:, : len(signs)] * signs
+            signed = functional.pad(signed, (before, -(before + len(signs)) % dimension))
             self._sketch.index_add_(0, self._places[self._rank], signed.view(len(block), -1, dimension).sum(1))
             return self._sum(block.sum(0)) / self._size
         if self._size == 1:
             self._products.addmm_(block, block.T)
             return block.sum(0)
 
-        entries = block.shape[1]
-        share = -(-entries // self._size)
-        padded = functional.pad(block, (0, share * self._size - entries))
-        outgoing = padded.view(len(block), self._size, share).transpose(0, 1).reshape(-1, share)
+        share = block.shape[1] // self._size
+        outgoing = block.view(len(block), self._size, share).transpose(0, 1).reshape(-1, share)
         incoming = block.new_empty(sum(self._counts), share)
         dist.all_to_all_single(incoming, outgoing, self._counts, [len(block)] * self._size)
         total = block.new_zeros(len(self._union), share)
@@ -589,7 +591,7 @@ class _Exchange:
         self._products.addmm_(total, total.T)
         mean = block.new_empty(self._size, share)
         dist.all_gather(list(mean), total.sum(0))
-        return mean.flatten()[:entries]
+        return mean.flatten()
 
     def _sum(self, tensor: Tensor) -> Tensor:
         """The sum over the processes, in place."""
