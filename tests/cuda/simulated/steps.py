@@ -4,6 +4,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from tests.tiny_models import random_episode, random_store, samples_of, tiny_con
 from utils.batching import Sequences
 from utils.runtime import distributed
 from utils.runtime.precision import Precision
-from utils.samples import Batch, make_step_batches
+from utils.samples import Step, make_step_batches
 
 CPU = torch.device("cpu")
 K = 5
@@ -79,8 +80,8 @@ def make_step(setting: Setting, device: torch.device) -> TrainingStep:
     return step
 
 
-def batches_of(setting: Setting, device: torch.device) -> list[list[Batch]]:
-    """This process's batches of each step, on the device."""
+def batches_of(setting: Setting, device: torch.device) -> list[Step]:
+    """This process's batches of each step, on the device, and the clusters in all processes'."""
     with tempfile.TemporaryDirectory() as folder:
         queries, passages = random_store(Path(folder, "q"), 12, seed=1), random_store(Path(folder, "p"), 30, seed=2)
         together = 0 if setting.loss == "pairwise" else 2
@@ -89,7 +90,9 @@ def batches_of(setting: Setting, device: torch.device) -> list[list[Batch]]:
         sequences, position, made = (Sequences(queries), Sequences(passages, setting.chunk_length)), 0, []
         for _ in range(setting.steps):
             parts, position = samples.take(position, setting.batch_size, setting.accumulation)
-            made.append([batch.to(device) for batch in make_step_batches(samples, parts, *sequences)])
+            batches = make_step_batches(samples, parts[distributed.rank()], *sequences)
+            clusters = [torch.from_numpy(samples.clusters(np.concatenate(of_process))) for of_process in parts]
+            made.append(Step([batch.to(device) for batch in batches], clusters))
     return made
 
 
@@ -102,9 +105,9 @@ def trained(setting: Setting, device: torch.device, without: list[bool] | None =
     step = make_step(setting, device)
     before = flat(step.parameters)
     seen: list[StepResult] = []
-    for batches, left_out in zip(batches_of(setting, device), without or [False] * setting.steps, strict=True):
+    for taken, left_out in zip(batches_of(setting, device), without or [False] * setting.steps, strict=True):
         if not left_out:
-            seen.append(step(batches, 1e-2))
+            seen.append(step(taken.batches, 1e-2, clusters_of=taken.clusters))
     return {
         "losses": torch.stack([one.loss for one in seen]).cpu(),
         "cluster_losses": torch.stack([one.cluster_losses for one in seen]).cpu(),

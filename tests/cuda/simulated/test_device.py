@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from model.group_gradients import _Rows
+from model import group_gradients
 from model.training_step import TrainingStep
 from tests.cuda.device import SimulatedDevice, simulated_cuda
 from tests.cuda.simulated.steps import Setting, trained
@@ -278,7 +278,7 @@ MISTAKES = {
     "the objective left on the CPU": plant_objective,
     "the blocks of attention left on the CPU": plant_blocks,
     "the places of groups left on the CPU": lambda patch: patch.setattr(
-        _Rows, "place", lambda rows, device: rows._place
+        group_gradients, "_to", lambda device, numbers: numbers
     ),
 }
 WAITED_FOR = {"query left on the CPU"}  # CUDA takes indices from the CPU, and waits for them
