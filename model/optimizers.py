@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-from pytorch_optimizer import Lamb
 from torch import nn
 
 from utils.runtime.errors import InputError
@@ -23,6 +22,8 @@ def make_optimizer(
         (decayed if parameter.ndim > 1 else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     if name == "lamb":
+        from pytorch_optimizer import Lamb  # which AdamW can do without
+
         # The library divides the step by 1 - beta1^t, which LAMB does not, unless told adam_debias.
         return Lamb(groups, lr=learning_rate, eps=epsilon, weight_decouple=False, foreach=True, adam_debias=True)
     if name == "adamW":

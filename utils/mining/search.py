@@ -8,7 +8,8 @@ and also at the cut. What is found therefore depends on nothing but the vectors 
 processes or the type of the products.
 
 Passages stream by in blocks and queries in windows, so that memory grows with neither. On a CPU faiss multiplies,
-straight from the memory map; on a GPU torch does, in half precision.
+straight from the memory map; on a GPU torch does, in half precision, and needs no faiss: so it is imported where it
+is used.
 
 An approximate index of faiss can propose instead, for those who want one; then nothing bounds what it misses.
 """
@@ -20,7 +21,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-import faiss
 import numpy as np
 import torch
 from torch import Tensor
@@ -78,12 +78,16 @@ class FloatBlock:
         return len(self._vectors)
 
     def propose(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        import faiss
+
         found = faiss.knn(queries.numpy(), self._vectors, count, metric=faiss.METRIC_INNER_PRODUCT)
         scores, columns = map(torch.from_numpy, found)
         errors = 2 * MARGIN * summing_error(queries.shape[1]) * self._longest * queries.norm(dim=1, keepdim=True)
         return scores, errors.expand_as(scores), columns
 
     def score(self, queries: Tensor, columns: Tensor) -> Tensor:
+        import faiss
+
         scores = torch.empty(columns.shape)
         arrays = scores.numpy(), queries.numpy(), self._vectors, columns.contiguous().numpy()
         faiss.fvec_inner_products_by_idx(*map(faiss.swig_ptr, arrays), queries.shape[1], *columns.shape)
@@ -274,6 +278,8 @@ class ApproximateIndex:
     def __init__(
         self, passages: EmbeddingMatrix, first: int, last: int, factory: str, parameters: str = "", seed: int = 0
     ) -> None:
+        import faiss
+
         self._passages, self._first, self._last = passages, first, last
         dimensions = passages.shape[1]
         try:
