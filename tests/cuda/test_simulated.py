@@ -3,6 +3,7 @@
 By hand:
 
     python -m pytest -p tests.cuda.device tests/cuda/simulated -k planted
+    python -m pytest -p tests.cuda.device tests/gpu         # the tests of real GPUs
 """
 
 import os
@@ -26,7 +27,7 @@ def test_the_project_on_the_simulated_device(tmp_path):
     command = [sys.executable, "-m", "pytest", "-p", "tests.cuda.device", "-p", "no:cacheprovider", "-n", "0", "-q"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(
-        [*command, "--basetemp", str(tmp_path / "own"), "tests/cuda/simulated"],
+        [*command, "--basetemp", str(tmp_path / "own"), "tests/cuda/simulated", "tests/gpu"],
         cwd=ROOT,
         env=environment | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
