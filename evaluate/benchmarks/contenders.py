@@ -13,12 +13,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
@@ -63,14 +65,29 @@ def set_up_one_process(no_cuda: bool) -> torch.device:
 def describe(args: Any, libraries: Sequence[str], not_settings: Sequence[str], device: torch.device | None) -> dict:
     """What was measured where, for a result's head: the device, threads, versions, and the script's arguments.
 
-    `args` is the script's dataclass, of which the fields `not_settings` say where things lie.
+    `args` is the script's dataclass, of which the fields `not_settings` say where things lie. Libraries that are not
+    installed have no version.
     """
     return {
         **({"device": name_of(device)} if device else {}),
         "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in libraries} | {"python": platform.python_version()},
+        "versions": versions_of(libraries),
         "settings": {name: value for name, value in asdict(args).items() if name not in not_settings},
     }
+
+
+def versions_of(libraries: Sequence[str]) -> dict[str, str]:
+    """The versions of those that are installed, and Python's."""
+    found = {"python": platform.python_version()}
+    for name in libraries:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def draw_lengths(generator: np.random.Generator, count: int, mean: float, most: int) -> np.ndarray:
+    """Lengths of texts like MS MARCO's, special tokens included: int64 (count,), from 4 to `most`."""
+    return np.clip(generator.gamma(4, mean / 4, size=count), 4, most).astype(np.int64)
 
 
 def write_result(path: Path, result: dict, script: str | None = None, args: Any = None) -> None:
@@ -201,12 +218,15 @@ def take_turns(
     rounds: int,
     device: torch.device,
     between: Callable[[int, dict[str, Any]], None],
+    most_seconds: float = 0,
 ) -> dict[str, list[float]]:
     """The seconds that each contender's work took, in turn, over `rounds` rounds after one that does not count.
 
-    `between` is called with the number of each round that is over, from 0, and what each contender gave in it.
+    `between` is called with the number of each round that is over, from 0, and what each contender gave in it. With
+    `most_seconds` there are fewer rounds, but one that counts, where another one would last longer than that.
     """
     seconds: dict[str, list[float]] = {name: [] for name in work}
+    begun = time.perf_counter()
     for number in range(rounds + 1):
         first, given = number % len(work), {}
         for name in [*work][first:] + [*work][:first]:
@@ -214,7 +234,37 @@ def take_turns(
             given[name] = work[name]()
             seconds[name].append(now(device) - start)
         between(number, given)
+        spent = time.perf_counter() - begun
+        if most_seconds and number and spent + spent / (number + 1) > most_seconds:
+            break
     return {name: of_one[1:] for name, of_one in seconds.items()}
+
+
+class TurnPeaks:
+    """The GPU memory that each contender's turns took at most, `gib`: its own weights, and what it allocated.
+
+    Contenders share a process here; what others hold does not count.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self.gib: dict[str, float] = {}
+
+    def watch(self, name: str, work: Callable[[], Any], own_bytes: int = 0) -> Callable[[], Any]:
+        """The same work, whose memory is noted; `own_bytes` are held already."""
+
+        def turn() -> Any:
+            held = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            given = work()
+            self.note(name, torch.cuda.max_memory_allocated() - held + own_bytes)
+            return given
+
+        return turn if self._on_gpu else work
+
+    def note(self, name: str, taken_bytes: int) -> None:
+        """Notes what torch has not allocated."""
+        self.gib[name] = max(self.gib.get(name, 0.0), taken_bytes / 2**30)
 
 
 class Processes:

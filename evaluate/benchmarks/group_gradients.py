@@ -67,11 +67,12 @@ def make_batch(args: Arguments, seed: int) -> Batch:
     clusters = np.sort(
         np.arange(lines) % args.clusters if args.all_clusters else generator.integers(0, args.clusters, lines)
     )
-
-    def lengths(count: int, mean: float, most: int) -> np.ndarray:
-        return np.clip(generator.gamma(4, mean / 4, size=count), 4, most).astype(np.int64)
-
-    of_texts = np.concatenate([lengths(lines, 10, 32), lengths(lines + args.triplets, 77, 256)])
+    of_texts = np.concatenate(
+        [
+            contenders.draw_lengths(generator, lines, 10, 32),
+            contenders.draw_lengths(generator, lines + args.triplets, 77, 256),
+        ]
+    )
     text_clusters = np.concatenate([clusters, clusters, clusters[line]])
     order = np.lexsort((of_texts, text_clusters))
     taken = of_texts[order]

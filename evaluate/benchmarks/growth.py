@@ -97,7 +97,7 @@ def write_collection(args: Arguments, folder: Path, passages: int, tokenizer: Pr
         with create_token_store(folder / name, TokenizerInfo.of(tokenizer), longest, source, read) as writer:
             for start in range(0, rows, BLOCK_ROWS):
                 ids = [str(row) for row in range(start, min(start + BLOCK_ROWS, rows))]
-                lengths = np.clip(generator.gamma(4, mean / 4, size=len(ids)), 4, longest).astype(np.int64)
+                lengths = contenders.draw_lengths(generator, len(ids), mean, longest)
                 tokens = generator.integers(len(tokenizer), size=lengths.sum())
                 writer.append(ids, np.split(tokens, np.cumsum(lengths)[:-1]))
     for name, count in (("train", queries), ("dev", queries // 10)):

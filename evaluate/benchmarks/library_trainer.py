@@ -19,10 +19,9 @@ from sentence_transformers import (
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
-from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from evaluate.benchmarks.contenders import ADAM_EPSILON, LEARNING_RATE, MAX_GRAD_NORM, Taken, now
-from model.encoders import Encoder
 from model.losses import pairwise_nll
 from model.optimizers import make_optimizer
 from utils.runtime.precision import Precision
@@ -87,19 +86,6 @@ def _in_order(dataset: Dataset, **settings) -> DefaultBatchSampler:
 
 def _first_linear(model: nn.Module) -> nn.Linear:
     return next(module for module in model.modules() if isinstance(module, nn.Linear))
-
-
-def load_model(
-    folder: Path, encoder: Encoder, tokenizer: PreTrainedTokenizerBase, max_length: int, device: torch.device
-) -> SentenceTransformer:
-    """The encoder as the library's own model: transformers' forward pass, then the library's modules of its reading.
-
-    `folder` gets the files that it is loaded from.
-    """
-    encoder.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    encoder.save_reading(folder, max_length, max_length)
-    return SentenceTransformer(str(folder), device=str(device), model_kwargs=encoder.family.options)
 
 
 def train_in_turns(

@@ -8,6 +8,7 @@ differ by rounding:
 
     ours        utils/mining/search.py, from the memory-mapped file, as the miner searches
     faiss       the file is read into an IndexFlatIP, which is then searched; on the CPU
+    faiss-gpu   the same in a GpuIndexFlatIP; by default it takes no part
 
 Vectors are drawn about cluster centres that have a large part in common, as those of encoders do. They stay in
 OUT_DIR for the next run. Speed is that of the products alone, 2 · queries · passages · dimensions operations, over
@@ -17,13 +18,12 @@ that ours multiplies in. Memory is that of a process of its own, and the file th
 
 import statistics
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import faiss
 import numpy as np
 import torch
 
@@ -32,7 +32,7 @@ from evaluate.benchmarks.contenders import product_rate
 from utils.mining.search import search
 from utils.runtime import distributed
 from utils.runtime.arguments import check_at_least_one, option, parse, required
-from utils.runtime.errors import run
+from utils.runtime.errors import InputError, run
 from utils.runtime.logs import progress, say
 from utils.stores.embedding_store import (
     EmbeddingMatrix,
@@ -43,9 +43,13 @@ from utils.stores.embedding_store import (
 )
 
 CONTENDERS = ("ours", "faiss")
+FAISS_GPU = "faiss-gpu"
 CENTRES = 1_000
 BLOCK = 65_536
-ROUNDING = 1e-4  # of a score's size: by as much may two libraries' scores of one pair differ
+ROUNDING = {  # of a score's size: by as much may another library's score of one pair differ
+    "faiss": 1e-4,
+    FAISS_GPU: 1e-3,  # whose products may be in TF32
+}
 
 
 @dataclass
@@ -57,12 +61,20 @@ class Arguments:
     k: int = option(200, "passages found a query")
     rounds: int = option(3, "searches of each contender that count, after one that does not")
     product_size: int = option(0, "rows of the square matrices of the machine's rate; 0: 2048, on CUDA 8192")
+    most_seconds: float = option(0, "rounds end where another one would last longer; 0: never")
+    contenders: list[str] = field(
+        default_factory=lambda: list(CONTENDERS), metadata={"help": ", ".join((*CONTENDERS, FAISS_GPU))}
+    )
     seed: int = option(42, "seed of the vectors")
     peak_of: str = option("", "only print the peak memory, in GiB, of one search of this contender")
     no_cuda: bool = option(False, "stay on the CPU")
 
     def __post_init__(self) -> None:
         check_at_least_one(self, "passages", "queries", "dimensions", "k", "rounds")
+        if self.contenders[:1] != ["ours"] or set(self.contenders[1:]) - {*ROUNDING}:
+            raise InputError(
+                f"--contenders {' '.join(self.contenders)}: there are ours, the first, {', '.join(ROUNDING)}"
+            )
 
 
 def make_vectors(args: Arguments, name: str, rows: int) -> EmbeddingMatrix:
@@ -95,24 +107,48 @@ def make_vectors(args: Arguments, name: str, rows: int) -> EmbeddingMatrix:
 
 
 def search_with(
-    name: str, queries: np.ndarray, passages: EmbeddingMatrix, k: int, device: torch.device
+    name: str,
+    queries: np.ndarray,
+    passages: EmbeddingMatrix,
+    k: int,
+    device: torch.device,
+    peaks: contenders.TurnPeaks | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of all passages by a contender: scores and rows, (Q, k)."""
+    """The k best of all passages by a contender: scores and rows, (Q, k). `peaks` learn what faiss has on a GPU."""
     if name == "ours":
         return search(queries, passages, 0, len(passages), k, device)
-    index = faiss.IndexFlatIP(passages.shape[1])
+    import faiss  # which ours does not need on a GPU
+
+    if name == FAISS_GPU:
+        torch.cuda.empty_cache()
+        free = torch.cuda.mem_get_info(device)[0]
+        index = faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), passages.shape[1])
+    else:
+        index = faiss.IndexFlatIP(passages.shape[1])
     for start in range(0, len(passages), BLOCK):
         index.add(passages.rows(start, min(start + BLOCK, len(passages))))
-    return index.search(queries, k)
+    found = index.search(queries, k)
+    if name == FAISS_GPU and peaks:
+        peaks.note(name, free - torch.cuda.mem_get_info(device)[0])
+    return found
 
 
 def check_agreement(scores: dict[str, np.ndarray]) -> None:
     """Scores by rank, (Q, k) of each contender, may differ by rounding only."""
-    first, *others = scores.values()
-    for name, other in zip([*scores][1:], others, strict=True):
-        worst = float((np.abs(first - other) / np.abs(first).max()).max())
-        if worst > ROUNDING:
+    ours = scores["ours"]
+    for name in scores.keys() - {"ours"}:
+        worst = float((np.abs(ours - scores[name]) / np.abs(ours).max()).max())
+        if worst > ROUNDING[name]:
             raise RuntimeError(f"the scores of {name} are off by {worst:.1e} of the largest: they do not agree")
+
+
+def faiss_version() -> dict[str, str]:
+    """Its own, for the package has one of several names; nothing where it is not installed."""
+    try:
+        import faiss
+    except ImportError:
+        return {}
+    return {"faiss": faiss.__version__}
 
 
 def measure(args: Arguments, device: torch.device) -> dict:
@@ -128,16 +164,21 @@ def measure(args: Arguments, device: torch.device) -> dict:
         say(f"round {number} of {args.rounds} is over")
         rates.append(product_rate(size, dtype, device))
 
-    work = {name: partial(search_with, name, own, passages, args.k, device) for name in CONTENDERS}
-    seconds = contenders.take_turns(work, args.rounds, device, between)
+    peaks = contenders.TurnPeaks(device)
+    work = {
+        name: peaks.watch(name, partial(search_with, name, own, passages, args.k, device, peaks))
+        for name in args.contenders
+    }
+    seconds = contenders.take_turns(work, args.rounds, device, between, args.most_seconds)
     contenders.warn_if_busy(rates)
     operations, rate = 2 * args.queries * args.passages * args.dimensions, statistics.median(rates)
-    results = contenders.summarize(seconds, "faiss", {"queries": args.queries})
-    for one in results.values():
+    results = contenders.summarize(seconds, args.contenders[-1], {"queries": args.queries})
+    for name, one in results.items():
         one["share_of_products"] = operations / rate / one["median_seconds"]
-    head = contenders.describe(args, ("torch", "numpy"), ("out_dir", "peak_of", "no_cuda"), device)
+        one |= {"gpu_peak_gib": peaks.gib[name]} if name in peaks.gib else {}
+    head = contenders.describe(args, ("torch", "numpy"), ("out_dir", "contenders", "peak_of", "no_cuda"), device)
     return {
-        **(head | {"versions": head["versions"] | {"faiss": faiss.__version__}}),
+        **(head | {"versions": head["versions"] | faiss_version()}),
         "dtype": str(dtype).removeprefix("torch."),
         "file_gib": args.passages * args.dimensions * 4 / 2**30,
         "peak_operations_a_second": {"size": size, "median": rate, "lowest": min(rates), "highest": max(rates)},

@@ -14,6 +14,8 @@ tokens of length 1, whose scores the loss multiplies with 20, as most embedding 
     erm, dro-greedy, idro    ours: packed batches from token stores, each text encoded once
     sentence-transformers    its own trainer (evaluate/benchmarks/library_trainer.py): texts are tokenized as they
                              come and padded to the longest of their column; each triplet has three of its own
+    sentence-transformers, flash attention
+                             the same by the package flash-attn; by default it takes no part
     published                iDRO as published: all texts padded to the full length, each triplet has three of its
                              own, and a backward pass for every cluster in the batch
 
@@ -43,7 +45,7 @@ from data.layouts.msmarco import read_tsv
 from data.tokenizing import load_tokenizer
 from evaluate.benchmarks import contenders
 from evaluate.benchmarks.contenders import Processes, Taken, now, product_rate
-from evaluate.benchmarks.library_trainer import load_model, train_in_turns
+from evaluate.benchmarks.library_model import ATTENTION, FLASH, LIBRARY, load_model
 from evaluate.benchmarks.padded import PaddedBatch, PaddedRetriever, make_padded_batch
 from evaluate.operations import useful_operations
 from model.encoders import Encoder
@@ -65,9 +67,10 @@ from utils.stores.files import write_json
 from utils.stores.qrels import read_qrels
 from utils.stores.token_store import TokenStore
 
-LIBRARY, PUBLISHED = "sentence-transformers", "published"
+PUBLISHED = "published"
 OURS = ("erm", "dro-greedy", "idro")
 CONTENDERS = (LIBRARY, *OURS, PUBLISHED)
+ALL = (*CONTENDERS, FLASH)
 REFERENCES = (LIBRARY, "erm")
 READINGS = {"cls": Reading("cls"), "mean": Reading("mean", normalized=True)}
 NEGATIVES_A_LINE = 6
@@ -85,7 +88,7 @@ class Arguments(DeviceArguments, LengthArguments):
     triplets: int = option(64, "triplets a step")
     rounds: int = option(7, "steps of each contender that count, after one that does not")
     clusters: int = option(50, "clusters of the queries")
-    contenders: list[str] = field(default_factory=lambda: list(CONTENDERS), metadata={"help": ", ".join(CONTENDERS)})
+    contenders: list[str] = field(default_factory=lambda: list(CONTENDERS), metadata={"help": ", ".join(ALL)})
     optimizer: str = option("lamb", "lamb or adamW, of all contenders")
     dropout: float = option(0.1, "dropout of all contenders")
     product_size: int = option(0, "rows of the square matrices of the peak; 0: 2048, on CUDA 8192")
@@ -98,9 +101,9 @@ class Arguments(DeviceArguments, LengthArguments):
             raise InputError(f"--reading {self.reading!r}: there are {', '.join(READINGS)}")
         if self.optimizer not in OPTIMIZERS:
             raise InputError(f"--optimizer {self.optimizer!r}: there are {', '.join(OPTIMIZERS)}")
-        unknown = set(self.contenders) - set(CONTENDERS)
+        unknown = set(self.contenders) - set(ALL)
         if unknown or not self.contenders:
-            raise InputError(f"--contenders {' '.join(self.contenders)}: there are {', '.join(CONTENDERS)}")
+            raise InputError(f"--contenders {' '.join(self.contenders)}: there are {', '.join(ALL)}")
 
 
 @dataclass
@@ -273,9 +276,12 @@ def take_steps(
     `wait` is also called before what comes after them: the library has a batch left that it must train on.
     """
     lines = draw_lines(args, folder)
-    if name == LIBRARY:
+    if name in ATTENTION:
+        from evaluate.benchmarks.library_trainer import train_in_turns  # whose libraries ours does not need
+
+        loading = folder, make_encoder(args, lines), lines.tokenizer, args.max_seq_length, device
         train_in_turns(
-            load_model(folder, make_encoder(args, lines), lines.tokenizer, args.max_seq_length, device),
+            load_model(*loading, attention=ATTENTION[name]),
             read_columns(args.collection_dir, lines),
             folder,
             triplets=args.triplets,

