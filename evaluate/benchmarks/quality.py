@@ -17,9 +17,9 @@ Budgets: with `seconds`, tokenizing, mining and training may take as long as the
 queries, with which our miner measures the checkpoint, do not count.
 
 The steps of a budget are found once: contenders mine and train a few steps in turn, and quality/calibration.json
-keeps what that took. From there on, a run's steps do not depend on what else the machine does. The table has the
-seconds that runs took; the machine should have nothing else to do. Runs of ours share the initial checkpoint's
-embeddings, and each is charged with all of mining.
+keeps what that took; the machine must have nothing else to do then. From there on, a run's steps do not depend on
+what else the machine does, and the table's seconds are what the steps take by the calibration. Runs of ours share the
+initial checkpoint's embeddings, and each is charged with all of mining.
 
 Each contender tries all --rates with seed 1, and keeps the one with the best dev nDCG@10 for the other seeds. Our
 evaluator measures all models. quality.json and quality.md have means over seeds, and the differences from

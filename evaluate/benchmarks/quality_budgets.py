@@ -84,6 +84,10 @@ class Budgets:
         """Whether a contender's costs are known."""
         return any(name in of_names for _, of_names in self.sittings)
 
+    def seconds(self, name: str, steps: int) -> float:
+        """What mining and so many steps take a contender, or, of a name that is not known, the library."""
+        return self.costs(name).seconds(steps, self.episodes) if self.has(name) else self.library.seconds(steps)
+
     def steps(self, budget: str, name: str) -> int:
         """A contender's steps under a budget; `InputError` where mining alone takes all of it."""
         library, costs = next((library, names[name]) for library, names in self.sittings if name in names)

@@ -89,7 +89,8 @@ def summarize(runs: Runs, budgets: Budgets, names: Sequence[str], clusters: DevC
         }
         if set(of_budget) - {LIBRARY}:
             content["budgets"][budget] = {
-                name: _summary(found, library, clusters) for name, found in of_budget.items()
+                name: {"seconds": budgets.seconds(name, found[0]["steps"])} | _summary(found, library, clusters)
+                for name, found in of_budget.items()
             }
     return content
 
@@ -103,7 +104,6 @@ def _summary(results: Sequence[dict], library: Sequence[dict], clusters: DevClus
         "tried": {f"{one['rate']:g}": dev_mean(one) for one in results if one["seed"] == FIRST_SEED},
         "steps": results[0]["steps"],
         "seeds": sorted(chosen),
-        "seconds": float(np.mean([one["seconds"] for one in chosen.values()])),
         "texts": float(np.mean([one["texts"] for one in chosen.values()])),
         "reached": as_json(reached(values, clusters)),
         "collapsed": values.collapsed,

@@ -156,6 +156,11 @@ def test_begun_again_it_makes_what_is_missing_and_adds_what_is_asked_for(flags, 
     assert list(content["budgets"]["texts"]) == [LIBRARY, OURS, BLOCKS]
     assert list(content["budgets"]["seconds"]) == [LIBRARY, OURS]
     assert content["budgets"]["texts"][BLOCKS]["compared_seeds"] == [1]
+    costs = Costs(**first["contenders"][OURS])
+    assert content["budgets"]["seconds"][OURS]["seconds"] == costs.seconds(
+        content["budgets"]["seconds"][OURS]["steps"]
+    )
+    assert content["budgets"]["seconds"][LIBRARY]["seconds"] == Costs(**first["library"]).seconds(6)
     written = (out_dir(flags) / "quality.md").read_text()
     assert f"| {BLOCKS} | 1 |" in written
     capsys.readouterr()
