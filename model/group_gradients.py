@@ -333,17 +333,18 @@ class _Layout:
 
         On a GPU it is a product with a matrix of zeros and ones: adding by index has another order every time.
         """
+        values = self.sort(values)
         if _multiplies_together(self._device):
-            into.addmm_(self._members, self.sort(values), beta=0 if fresh else 1)
+            sums = self._members.to(values.dtype) @ values
+            into.copy_(sums) if fresh else into.add_(sums)
             return
-        for place, rows in zip(self.places.tolist(), self.sort(values).split(self.counts), strict=True):
+        for place, rows in zip(self.places.tolist(), values.split(self.counts), strict=True):
             into[place].copy_(rows.sum(0)) if fresh else into[place].add_(rows.sum(0))
 
     @cached_property
     def _members(self) -> Tensor:
         """Ones where a sorted row is of a group, (here, rows)."""
-        numbers = torch.arange(self._here, device=self._device)
-        return (self.place == numbers[:, None]).to(self._like.dtype)
+        return (self.place == torch.arange(self._here, device=self._device)[:, None]).to(self._like.dtype)
 
     @cached_property
     def padded(self) -> "_Padded":
@@ -481,9 +482,9 @@ def _add_embedding_gradients(into: Tensor, piece: _Piece, call: _Call, layout: _
 
 def _add_vector_gradients(into: Tensor, piece: _Piece, call: _Call, layout: _Layout, fresh: bool) -> None:
     """The gradient of a bias, or of LayerNorm's weight, (here, entries)."""
-    values = call.deltas.to(into.dtype)  # B, …, entries
+    values = call.deltas  # B, …, entries
     if isinstance(piece.module, nn.LayerNorm) and piece.parameter is piece.module.weight:
-        inputs = call.inputs.to(into.dtype)
+        inputs, values = call.inputs.to(into.dtype), values.to(into.dtype)
         values = values * functional.layer_norm(inputs, piece.module.normalized_shape, eps=piece.module.eps)
     values = values[..., piece.first : piece.last]
     layout.sum(values if values.ndim == 2 else values.flatten(1, -2).sum(1), into, fresh)

@@ -27,7 +27,7 @@ def make_optimizer(
         # The library divides the step by 1 - beta1^t, which LAMB does not, unless told adam_debias.
         return Lamb(groups, lr=learning_rate, eps=epsilon, weight_decouple=False, foreach=True, adam_debias=True)
     if name == "adamW":
-        return torch.optim.AdamW(groups, lr=learning_rate, eps=epsilon, foreach=True)
+        return torch.optim.AdamW(groups, lr=learning_rate, eps=epsilon, fused=True)
     raise InputError(f"--optimizer {name!r} is unknown; there are {', '.join(OPTIMIZERS)}")
 
 

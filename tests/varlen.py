@@ -46,5 +46,5 @@ def stand_in(monkeypatch, *dtypes: torch.dtype) -> list[int]:
     monkeypatch.setattr(attention, "varlen_attn", called)
     monkeypatch.setattr(attention, "has_varlen", lambda device: True)
     if dtypes:
-        monkeypatch.setattr(attention, "VARLEN_DTYPES", dtypes)
+        monkeypatch.setattr(attention, "HALVES", dtypes)
     return calls

@@ -56,6 +56,20 @@ def test_lamb_follows_its_definition():
     torch.testing.assert_close(weight.detach().double(), w, rtol=1e-5, atol=1e-6)
 
 
+def test_adam_w_follows_its_definition():
+    module = torch.nn.Module()
+    module.weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0]]))
+    optimizer = make_optimizer("adamW", module, 0.1, 0.01, 1e-6)
+    w, m, v = module.weight.detach().double(), torch.zeros(1, 2).double(), torch.zeros(1, 2).double()
+    for step, gradient in enumerate(([[1.0, -2.0]], [[0.5, 0.25]]), start=1):
+        g = torch.tensor(gradient).double()
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        w = w - 0.1 * (0.01 * w + m / (1 - 0.9**step) / ((v / (1 - 0.999**step)).sqrt() + 1e-6))
+        module.weight.grad = g.float()
+        optimizer.step()
+    torch.testing.assert_close(module.weight.detach().double(), w, rtol=1e-5, atol=1e-6)
+
+
 def test_an_unknown_optimizer_is_refused():
     with pytest.raises(InputError, match="lamb, adamW"):
         make_optimizer("sgd", torch.nn.Linear(1, 1), 0.1, 0, 1e-6)
