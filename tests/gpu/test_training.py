@@ -17,7 +17,17 @@ from model.families import FAMILIES
 from model.group_gradients import GroupGradients
 from model.losses import LOSSES
 from model.training_step import TrainingStep
-from tests.cuda.simulated.steps import CPU, READINGS, Setting, assert_alike, batches_of, flat, make_step, trained
+from tests.cuda.simulated.steps import (
+    CPU,
+    OF_RANKS,
+    READINGS,
+    Setting,
+    assert_alike,
+    batches_of,
+    flat,
+    make_step,
+    trained,
+)
 from tests.gpu.ranks import run_ranks
 from tests.gpu.test_encoding import distance
 from tests.tiny import tiny_bert_tokenizer
@@ -34,14 +44,6 @@ SETTINGS = [
     Setting(checkpointing=True, dtype=torch.bfloat16),
     Setting(sketch=64),
     Setting(optimizer="adamW"),
-]
-OF_RANKS = [
-    Setting(objective="erm"),
-    Setting(),
-    Setting(reading="mean, head, length 1", loss="contrastive", objective="idro+keep+normalized"),
-    Setting("modernbert", dtype=torch.bfloat16),
-    Setting(sketch=64),
-    Setting(accumulation=2),
 ]
 
 

@@ -56,6 +56,16 @@ class Setting:
         return " ".join(own).replace("torch.", "") or "as by default"
 
 
+OF_RANKS = [  # that several processes take, too
+    Setting(objective="erm"),
+    Setting(),
+    Setting(reading="mean, head, length 1", loss="contrastive", objective="idro+keep+normalized"),
+    Setting("modernbert", dtype=torch.bfloat16),
+    Setting(sketch=64),
+    Setting(accumulation=2),
+]
+
+
 def make_step(setting: Setting, device: torch.device) -> TrainingStep:
     model = tiny_model(tiny_config(setting.family, layers=setting.layers, dropout=setting.dropout))
     for parameter in model.parameters():
