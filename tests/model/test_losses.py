@@ -97,7 +97,7 @@ def plain_losses(encoder, queries, passages, episode, qrels, loss, samples, chun
             block = np.searchsorted(episode.block_starts, line, side="right") - 1
             lines = range(episode.block_starts[block], episode.block_starts[block + 1])
             found = {row for own in lines for row in (int(episode.positive_rows[own]), *negatives_of(own))}
-            relevant = [p for q, p, grade in qrels if q == query and grade > 0]
+            relevant = [p for q, p, grade in qrels if text(queries, q) == text(queries, query) and grade > 0]
             known = {text(passages, row) for row in relevant} | {text(queries, query)}
             others = [row for row in found if row != positive and text(passages, row) not in known]
         own = score(query, positive)
@@ -115,15 +115,17 @@ def assert_equal_with_gradients(shared, alone, encoder):
 
 
 def stores_with_equal_texts(folder, pad_token_id=0):
-    """Six queries and nine passages; the last passage has the text of the first, and one that of a query."""
-    queries = random_store(folder / "queries", 6, seed=1, pad_token_id=pad_token_id)
-    passages = random_store(folder / "passages", 9, seed=2, pad_token_id=pad_token_id)
-    rows = [passages[row].tolist() for row in range(9)]
-    rows[8], rows[4] = rows[0], queries[2].tolist()
+    """Six queries and nine passages; the last of each has the text of the first, and one passage that of a query."""
+    queries, passages = (
+        [store[row].tolist() for row in range(len(store))]
+        for store in (random_store(folder / "q", 6, seed=1), random_store(folder / "p", 9, seed=2))
+    )
+    queries[5], passages[8], passages[4] = queries[0], passages[0], queries[2]
     tokenizer = TokenizerInfo("random", "0" * 64, VOCABULARY, pad_token_id)
-    with create_token_store(folder / "equal", tokenizer, 24, folder / "passages.txt") as writer:
-        writer.append([str(row) for row in range(9)], rows)
-    return queries, TokenStore(folder / "equal")
+    for name, rows in (("queries", queries), ("passages", passages)):
+        with create_token_store(folder / name, tokenizer, 24, folder / "q.txt") as writer:
+            writer.append([str(row) for row in range(len(rows))], rows)
+    return TokenStore(folder / "queries"), TokenStore(folder / "passages")
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
@@ -167,6 +169,8 @@ def test_what_is_judged_relevant_or_equals_it_or_the_query_is_not_contrasted(tmp
 
     judgments = (0, 0, 1), (1, 1, 2), (1, 5, 1), (1, 2, 0), (2, 2, 1)
     assert taken(*judgments) == [[0, 1, 2, 4, 5], [1, 0, 2, 4, 8], [2, 0, 1, 5, 8]]
+    # What is relevant to query 5, which has the text of query 0, is so to that.
+    assert taken(*judgments, (5, 5, 1))[0] == [0, 1, 2, 4]
     # A mined file from elsewhere may have positives that nobody judged: they count once.
     assert taken((1, 5, 1)) == [[0, 1, 2, 4, 5, 8], [1, 0, 2, 4, 8], [2, 0, 1, 5, 8]]
 

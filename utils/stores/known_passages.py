@@ -26,18 +26,22 @@ def own_passages(query_ids: Iterable[str], passage_ids: Iterable[str], collectio
 
 
 class KnownPassages:
-    """What is known of queries and passages: by judgments, texts and ids, at 16 bytes a text.
+    """What is known of queries and passages: by judgments, texts and ids, at 16 bytes a passage and 32 a query.
 
     A passage is no negative of a query if it is judged relevant to it, if its tokens are those of such a passage or
-    of the query, or if it is the query's own (`own_passages`).
+    of the query, or if it is the query's own (`own_passages`). Judgments are of a query's text: queries of the same
+    tokens share theirs, whatever their ids.
     """
 
     def __init__(self, queries: TokenStore, passages: TokenStore, qrels: Qrels) -> None:
         """`qrels` are those of `queries`, of passages that the collection holds."""
         relevant = qrels.only(qrels.relevance > 0)
         self._passage_hashes, self._query_hashes = passages.row_hashes(), queries.row_hashes()
-        self._relevant_hashes = self._passage_hashes[relevant.passage_rows]
-        self._first = np.searchsorted(relevant.query_rows, np.arange(len(queries) + 1))
+        texts, self._text = np.unique(self._query_hashes, return_inverse=True)
+        judged = self._text[relevant.query_rows]
+        order = np.argsort(judged, kind="stable")
+        self._relevant_hashes = self._passage_hashes[relevant.passage_rows[order]]
+        self._first = np.searchsorted(judged[order], np.arange(len(texts) + 1))
         self._own = own_passages(queries.iter_ids(), passages.iter_ids(), passages.meta.source_file)
 
     def are_itself(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
@@ -51,8 +55,9 @@ class KnownPassages:
         It takes a turn for each positive of the query that has most of them.
         """
         hashes, relevant = self._passage_hashes[passage_rows], np.zeros(passage_rows.shape, dtype=bool)
-        first = self._first[query_rows]
-        counts = self._first[query_rows + 1] - first
+        texts = self._text[query_rows]
+        first = self._first[texts]
+        counts = self._first[texts + 1] - first
         for turn in range(counts.max(initial=0)):
             lines = np.flatnonzero(counts > turn)
             relevant[lines] |= hashes[lines] == self._relevant_hashes[first[lines] + turn, None]

@@ -19,6 +19,7 @@ class StubStore:
 
 
 def unlike(queries: int, texts: np.ndarray) -> tuple[StubStore, StubStore]:
-    """So many queries, none of which is a passage, and passages of these hashes, uint64 (passages,)."""
-    of_queries = StubStore([f"q{row}" for row in range(queries)], np.full(queries, 2**60, np.uint64))
+    """So many queries, all unlike and none of them a passage, and passages of these hashes, uint64 (passages,)."""
+    hashes = np.uint64(2**60) + np.arange(queries, dtype=np.uint64)
+    of_queries = StubStore([f"q{row}" for row in range(queries)], hashes)
     return of_queries, StubStore([f"p{row}" for row in range(len(texts))], texts)

@@ -84,7 +84,7 @@ def draw(
     windows = [numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]]
     rankings = ((int(rows[0]), data.ranked_scores[rows], data.rows[rows]) for rows in windows)
     own = [str(100 + query) if row is None else f"p{row}" for query, row in enumerate(data.itself)]
-    queries = StubStore(own, np.full(QUERIES, 2**60, np.uint64))
+    queries = StubStore(own, np.uint64(2**60) + np.arange(QUERIES, dtype=np.uint64))
     passages = StubStore([f"p{row}" for row in range(PASSAGES)], data.texts)
     scores, made = (lambda q, p: data.scores[q, p]), make_filters(filters)
     with pytest.MonkeyPatch.context() as patch:

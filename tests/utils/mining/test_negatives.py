@@ -48,7 +48,7 @@ def draw(
     query_rows: np.ndarray, ranking: np.ndarray, qrels: Qrels, texts: np.ndarray, count: int, **drawing
 ) -> np.ndarray:
     """The rows that `draw_negatives` draws, whose scores must be those of the ranking. No query is a passage."""
-    known = KnownPassages(*unlike(query_rows.max() + 1, texts), qrels)
+    known = KnownPassages(*unlike(max(QUERIES, query_rows.max() + 1), texts), qrels)
     scores = np.where(ranking >= 0, scores_of(query_rows[:, None], ranking), -np.inf)
     rows, found = draw_negatives(query_rows, ranking, scores.astype(np.float32), known, count, **drawing)
     assert found.dtype == np.float32
