@@ -92,7 +92,7 @@ setting NORMALIZE_WEIGHTS "auto|0|1" auto '$(contrasts_by_idro && echo 1 || echo
 setting ALPHA number 0.25 "iDRO: power of the losses; DRO-greedy: share of the data that weighs most"
 setting EMA number 0.1 "iDRO: power of the old weights; DRO-greedy: decay of the running means"
 setting RHO number 0.05 "iDRO: step size of the weights"
-setting EPS number 0.01 "the least weight of a cluster"
+setting EPS number 0.01 "the least weight of a cluster; with iDRO above 0"
 setting IDRO_LAYERS whole 0 "last layers that iDRO compares gradients over; 0: 3, large 2"
 setting IDRO_SKETCH_DIM whole 0 "numbers that a cluster's gradient is projected to; 0: exact"
 setting ATTENTION_DROPOUT "auto|number" auto \

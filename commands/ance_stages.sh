@@ -27,6 +27,7 @@ check_settings() {
         fail "ABSENT is $ABSENT, and OBJECTIVE is $OBJECTIVE, which takes no weight from a cluster for its absence; that is of idro"
     [[ "$NORMALIZE_WEIGHTS" != 1 || "$OBJECTIVE" == idro || "$OBJECTIVE" == dro-greedy ]] ||
         fail "NORMALIZE_WEIGHTS is 1, and OBJECTIVE is $OBJECTIVE, whose coefficients sum to 1 in every step as it is"
+    check_constants
     ((ASYNC)) || return 0
     if is_given NUM_TRAINING_STEPS || is_given TOTAL_TRAINING_STEPS; then
         fail "NUM_TRAINING_STEPS and TOTAL_TRAINING_STEPS cannot be set with ASYNC, where both are EPISODES x STEPS"
@@ -43,6 +44,14 @@ check_blocks() { # refuses a contrastive loss without blocks, or with some that 
         fail "LOSS is contrastive, and QUERIES_TOGETHER is 0, so that there are no blocks whose passages it contrasts; give 1 or more, or LOSS=pairwise"
     [[ "$QUERIES_TOGETHER" == auto || "$BATCH_SIZE" == auto ]] || ((BATCH_SIZE >= QUERIES_TOGETHER)) ||
         fail "BATCH_SIZE is $BATCH_SIZE, and a block has $QUERIES_TOGETHER lines, which stay together (QUERIES_TOGETHER); give a BATCH_SIZE of $QUERIES_TOGETHER or a multiple of it, or smaller blocks"
+}
+check_constants() { # refuses what the objective can have no use for (model/dro.py) before anything is mined
+    [[ "$OBJECTIVE" != idro ]] || awk -v eps="$EPS" 'BEGIN { exit !(eps > 0) }' ||
+        fail "EPS is '$EPS'; iDRO needs a weight above 0"
+    [[ "$OBJECTIVE" != dro-greedy ]] || awk -v alpha="$ALPHA" 'BEGIN { exit !(alpha > 0 && alpha <= 1) }' ||
+        fail "ALPHA is '$ALPHA'; DRO-greedy needs a share of the data above 0, at most 1"
+    [[ "$OBJECTIVE" != dro-greedy ]] || awk -v ema="$EMA" 'BEGIN { exit !(ema <= 1) }' ||
+        fail "EMA is '$EMA'; DRO-greedy needs a decay from 0 to 1"
 }
 check_groups() { # refuses QUERY_GROUPS that are no file; sources.tsv may be made later
     [[ "$QUERY_GROUPS" != clusters ]] || return 0

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.dro import objective_name
+from model.dro import make_objective, objective_name
 from model.hyperparameters import PUBLISHED
 from model.losses import LOSSES
 from utils.runtime.arguments import LengthArguments, ModelArguments, check_at_least_one, option, required
@@ -79,7 +79,7 @@ class Arguments(ModelArguments, LengthArguments):
     alpha: float = option(0.25, "iDRO: power of the losses; DRO-greedy: share of the data that weighs most")
     ema: float = option(0.1, "iDRO: power of the old weights; DRO-greedy: decay of the running means")
     rho: float = option(0.05, "iDRO: step size of the weights")
-    eps: float = option(0.01, "the least weight of a cluster")
+    eps: float = option(0.01, "the least weight of a cluster; with iDRO above 0")
     idro_layers: int = option(0, "last layers that gradients are compared over; 0: by --model_size")
     idro_sketch_dim: int = option(0, "numbers a cluster's gradient is projected to before exchange; 0: exact")
     logging_steps: int = option(10, "steps between log entries")
@@ -105,6 +105,11 @@ class Arguments(ModelArguments, LengthArguments):
             flags = [f"--dro_type {self.dro_type}" if self.group else "--group 0"]
             flags += ["--absent keep"] * keep + ["--normalize_weights"] * self.normalize_weights
             raise InputError(f"{' '.join(flags)}: {error}") from None
+        self.constants = {name: getattr(self, name) for name in ("alpha", "ema", "rho", "eps")}
+        try:
+            make_objective(self.objective, 1, **self.constants)
+        except ValueError as error:
+            raise InputError(f"--{error}") from None
         if self.loss not in LOSSES:
             raise InputError(f"--loss {self.loss!r} is unknown; there are {', '.join(LOSSES)}")
         self.follow = self.round == -1

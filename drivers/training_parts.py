@@ -19,8 +19,7 @@ from utils.stores.qrels import read_train_and_dev_qrels
 
 def new_objective(args: Arguments) -> ERM:
     """The objective as every episode begins with it."""
-    n_groups = args.n_groups if args.group else 1
-    return make_objective(args.objective, n_groups, alpha=args.alpha, ema=args.ema, rho=args.rho, eps=args.eps)
+    return make_objective(args.objective, args.n_groups if args.group else 1, **args.constants)
 
 
 def make_step(args: Arguments, encoder: Encoder, device: torch.device) -> TrainingStep:

@@ -83,6 +83,9 @@ class GreedyDRO(ERM):
     """
 
     def __init__(self, n_groups: int, alpha: float, ema: float, eps: float, *, normalize: bool = False) -> None:
+        _check("alpha", alpha, 0 < alpha <= 1, "DRO-greedy needs a share of the data above 0, at most 1")
+        _check("ema", ema, 0 <= ema <= 1, "DRO-greedy needs a decay from 0 to 1")
+        _check("eps", eps, eps >= 0, "DRO-greedy needs a weight of at least 0")
         super().__init__(n_groups)
         self.name = _name("dro-greedy", normalized=normalize)
         self.alpha, self.ema, self.eps, self.normalize = alpha, ema, eps, normalize
@@ -128,6 +131,9 @@ class IDRO(ERM):
         w_g ← max(s · w_g^ema · exp(u_g) / Σ_{h in P} w_h^ema · exp(u_h), eps)        for g in P
 
     With `normalize`, L = Σ_g w_g f_g / Σ_{g in P} w_g, see `normalized`.
+
+    eps must be above 0. A cluster of weight 0 would keep it for good, since 0^ema is 0, and where all clusters of a
+    step had it, w / Σ w would be 0 / 0.
     """
 
     needs_gradient_products = True
@@ -143,6 +149,8 @@ class IDRO(ERM):
         keep_absent: bool = False,
         normalize: bool = False,
     ) -> None:
+        _check("alpha", alpha, alpha >= 0, "iDRO needs a power of at least 0, since a loss can be 0")
+        _check("eps", eps, eps > 0, "iDRO needs a weight above 0, since one of 0 stays 0, and of such alone is 0 / 0")
         super().__init__(n_groups)
         self.name = _name("idro", keep=keep_absent, normalized=normalize)
         self.alpha, self.ema, self.rho, self.eps = alpha, ema, rho, eps
@@ -179,6 +187,12 @@ def normalized(factors: Tensor, counts: Tensor) -> Tensor:
     return factors / (factors * counts).sum().clamp(min=torch.finfo(factors.dtype).tiny)
 
 
+def _check(name: str, value: float, holds: bool, wanted: str) -> None:
+    """ValueError, which begins with the constant's name, for a value of which the equations make nothing."""
+    if not holds:
+        raise ValueError(f"{name} is {value:g}; {wanted}")
+
+
 def _name(kind: str, **options: bool) -> str:
     return "+".join([kind, *(option for option, on in options.items() if on)])
 
@@ -199,7 +213,10 @@ def objective_name(kind: str, *, keep_absent: bool = False, normalize: bool = Fa
 
 
 def make_objective(name: str, n_groups: int, *, alpha: float, ema: float, rho: float, eps: float) -> ERM:
-    """The objective of that name, in upper or lower case; ValueError with the names that there are."""
+    """The objective of that name, in upper or lower case.
+
+    ValueError with the names that there are, or for a constant that it cannot have.
+    """
     name = name.lower()
     if name not in OBJECTIVES:
         raise ValueError(f"the objective {name!r} is unknown; there are {', '.join(OBJECTIVES)}")

@@ -68,6 +68,8 @@ def test_an_objective_is_named_by_its_flags():
             {"group": 1, "dro_type": "balanced", "normalize_weights": True},
             "--normalize_weights: the coefficients of bal",
         ),
+        ({"group": 1, "eps": 0.0, "n_groups": 0}, "^--eps is 0; iDRO needs a weight above 0"),
+        ({"group": 1, "dro_type": "dro-greedy", "alpha": 2.0}, "^--alpha is 2; DRO-greedy needs a share"),
         ({"normalize_weights": True}, "--group 0 --normalize_weights: the coefficients of erm sum to 1"),
     ],
 )

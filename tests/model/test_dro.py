@@ -212,6 +212,32 @@ def test_what_means_nothing_is_refused_with_the_reason(kind, option, reason):
         objective_name(kind, **option)
 
 
+@pytest.mark.parametrize(
+    ("name", "constant", "values"),
+    [
+        *((name, "eps", (0.0, -0.1, math.nan)) for name in OBJECTIVES if name.startswith("idro")),
+        *(("idro", "alpha", (-0.1,)), ("dro-greedy", "eps", (-0.1,))),
+        *(("dro-greedy+normalized", "alpha", (0.0, 1.1)), ("dro-greedy", "ema", (-0.1, 1.1))),
+    ],
+)
+def test_constants_of_which_the_equations_make_nothing_are_refused_by_their_names(name, constant, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"^{constant} is {value:g}; .* needs"):
+            make_objective(name, K, **SETTINGS | {constant: value})
+    make_objective("erm", K, **SETTINGS | {constant: values[0]})  # which has no use for it
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name.startswith("idro")])
+def test_the_least_eps_of_idro_keeps_weights_finite_whichever_clusters_follow_each_other(name):
+    objective = make_objective(name, K, **SETTINGS | {"eps": 1e-6})
+    generator = np.random.default_rng(0)
+    for present in ([0, 1], [2, 3], [4], [5, 6], range(K)):
+        counts, losses, gram = (torch.tensor(value) for value in random_step(generator, present=present))
+        objective.update(losses.float(), counts, gram.float())
+        assert objective.weights.isfinite().all()
+        assert (objective.weights > 0).all()
+
+
 @pytest.mark.parametrize("name", ["vrex", "erm+keep", "idro+normalized+keep", "idro+"])
 def test_an_unknown_objective_is_refused_with_the_names_that_there_are(name):
     with pytest.raises(ValueError, match="idro"):
