@@ -136,7 +136,7 @@ def main() -> None:
             entry = at_end or done % args.logging_steps == 0
             held = log.step(state.global_step, result, learning_rate, entry)
             if held and held.steps == done:  # the first entry, also of steps before an interruption
-                note_few_clusters(step.objective, held)
+                note_few_clusters(step.objective, held, read_result(args.result_dir, state.round))
             if at_end or (args.save_steps and done % args.save_steps == 0):
                 state.unlogged = log.unlogged.state()
                 log.flush()

@@ -1,5 +1,7 @@
 """What drivers/run_ann.py tells about steps that go wrong, or that cannot do what they are meant to."""
 
+from collections.abc import Mapping
+
 from model.dro import ERM
 from utils.runtime.errors import InputError
 from utils.runtime.logs import say
@@ -21,13 +23,17 @@ def note_skipped(state: TrainerState, most_in_a_row: int, training_dir: str, ini
         )
 
 
-def note_few_clusters(objective: ERM, held: StepClusters) -> None:
-    """Says so where steps hold few of the clusters, and the objective lets those that are absent fall."""
-    clusters = len(objective.weights)
+def note_few_clusters(objective: ERM, held: StepClusters, mined: Mapping[str, object]) -> None:
+    """Says so where steps hold few of the clusters, and the objective lets those that are absent fall.
+
+    `mined` is what `read_result` says of the episode: whether they are groups by name.
+    """
+    clusters, kind, fewer = len(objective.weights), "clusters", "fewer clusters (mining's --cluster_centroids)"
+    if "cluster_names" in mined:
+        kind, fewer = "groups", "fewer and larger groups (mining's --groups_file)"
     if objective.drops_absent and held.present < FEW * clusters:
         say(
-            f"warning: a step holds {held.present:.1f} of {clusters} clusters in the mean. By {objective.name} one "
+            f"warning: a step holds {held.present:.1f} of {clusters} {kind} in the mean. By {objective.name} one "
             f"that is absent falls to the least weight, {objective.eps:g}, so that chance decides much of the "
-            "weights. What helps: more --gradient_accumulation_steps, fewer clusters (mining's --cluster_centroids), "
-            "--absent keep"
+            f"weights. What helps: more --gradient_accumulation_steps, {fewer}, --absent keep"
         )

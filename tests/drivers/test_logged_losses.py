@@ -7,11 +7,12 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from drivers import run_ann, run_ann_data_gen
-from model.dro import OBJECTIVES
+from drivers.training_notes import note_few_clusters
+from model.dro import OBJECTIVES, make_objective
 from model.losses import LOSSES
 from tests.tiny_run import PASSAGE_LENGTH, QUERY_LENGTH, STEP, call, make_run
 from utils.stores.checkpoint import read_trainer_state
-from utils.stores.training_log import STEP_CURVES
+from utils.stores.training_log import STEP_CURVES, StepClusters
 
 CLUSTERS, STEPS = 3, 12
 
@@ -129,6 +130,16 @@ def test_that_steps_hold_few_clusters_is_said_once_also_where_training_is_interr
     train(mined, tmp_path, 5, batch=1)
     before_the_first_entry = killed_after < 5
     assert capfd.readouterr().out.count(FEW) == before_the_first_entry
+
+
+def test_groups_by_name_are_called_so_and_not_said_to_be_fewer_by_a_number_of_clusters(capsys, monkeypatch):
+    monkeypatch.setenv("ANCE_FLAGS", "")
+    objective = make_objective("idro", 4, alpha=0.25, ema=0.1, rho=0.05, eps=0.01)
+    note_few_clusters(objective, StepClusters(5, 1.5, 1.2, 0.3, 0.5), {"clusters": 4, "cluster_names": [*"abcd"]})
+    said = capsys.readouterr().out
+    assert "a step holds 1.5 of 4 groups in the mean" in said
+    assert "--gradient_accumulation_steps, fewer and larger groups (mining's --groups_file), --absent keep" in said
+    assert "cluster" not in said
 
 
 def test_with_an_objective_that_keeps_what_is_absent_or_with_most_clusters_nothing_is_said(
