@@ -59,7 +59,8 @@ fi
 share() { # OUT: links there what the first run has made before its training
     mkdir -p "$1/ann_data" "$1/results/dev"
     local path up
-    for path in collection preprocessed zero_shot ann_data/{ann_training_data_0,ann_training_scores_0.npy,clusters_0,embeddings-0} \
+    for path in collection preprocessed zero_shot \
+        ann_data/{ann_training_{data_0,scores_0.npy,examples_0.json},clusters_0,embeddings-0} \
         results/dev/bm25; do
         up="${path//[!\/]/}" # relative links, so that OUT_DIR can be moved
         [[ ! -e "$first/$path" || -e "$1/$path" ]] || ln -s "../${up//\//../}${first##*/}/$path" "$1/$path"

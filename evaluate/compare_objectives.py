@@ -3,15 +3,16 @@
     python evaluate/compare_objectives.py --out_dir OUT --step 100 --objectives \\
         erm=OUT/erm-1,OUT/erm-2 idro+keep=OUT/idro+keep-1,OUT/idro+keep-2
 
-An objective is NAME=RUN_DIR[,RUN_DIR…], the folders of commands/run_ance.sh's runs with a seed each; the first is
-what the others are compared with. Prints, for the checkpoint after --step steps, the mean over the seeds of the dev
-MRR@10, of the worst cluster's or group's (evaluate/dev_clusters.py; those of the first run) and of the zero-shot
-nDCG@10 averaged over the collections, and the lowest and highest seed. Then the differences from the first, whose
-95% interval is a bootstrap of both: in each of 2,000 resamples seeds are drawn with replacement, in pairs of the
-same seed, and queries within each collection. The worst cluster is found anew in every resample, among those that are
-large enough by all queries. So an interval says what other queries and other seeds might give; not what another
-collection, start or hyperparameter would. Few seeds give intervals that are too narrow. Where the checkpoint of a run
-has collapsed, its objective's lines say so. OUT gets objectives.md and objectives.json.
+An objective is NAME=RUN_DIR[,RUN_DIR…], the folders of commands/run_ance.sh's runs with a seed each, the same seeds
+for all; the first is what the others are compared with. NAME is that of the runs' objective, or any other word.
+Prints, for the checkpoint after --step steps, the mean over the seeds of the dev MRR@10, of the worst cluster's or
+group's (evaluate/dev_clusters.py; those of the first run) and of the zero-shot nDCG@10 averaged over the collections,
+and the lowest and highest seed. Then the differences from the first, whose 95% interval is a bootstrap of both: in
+each of 2,000 resamples seeds are drawn with replacement, in pairs of the same seed, and queries within each
+collection. The worst cluster is found anew in every resample, among those that are large enough by all queries. So an
+interval says what other queries and other seeds might give; not what another collection, start or hyperparameter
+would. Few seeds give intervals that are too narrow. Where the checkpoint of a run has collapsed, its objective's
+lines say so. OUT gets objectives.md and objectives.json.
 """
 
 import sys
@@ -24,11 +25,14 @@ import numpy as np
 
 from evaluate.dev_clusters import DevClusters
 from evaluate.metrics_file import COLLAPSED, read_metrics, read_per_query
+from evaluate.reporting.objectives import name_of
 from evaluate.reporting.tables import markdown, plain_text
+from model.dro import OBJECTIVES
 from utils.runtime.arguments import option, parse, required
 from utils.runtime.errors import InputError, run
 from utils.runtime.logs import progress
 from utils.stores.files import atomic_file, write_json
+from utils.stores.run_folder import RunFolder
 
 RESAMPLES = 2_000
 CONFIDENCE = 0.95
@@ -178,9 +182,31 @@ def read_objectives(texts: list[str]) -> dict[str, list[Path]]:
     return found
 
 
+def check_runs(objectives: dict[str, list[Path]]) -> None:
+    """`InputError` where a run's settings are of another objective than its name, or of another seed than its pair's.
+
+    A name that no objective has may be any word, but its runs must have one objective.
+    """
+    first, expected = next(iter(objectives)), None
+    for name, folders in objectives.items():
+        runs = [RunFolder(folder) for folder in folders]
+        objective = name if name in OBJECTIVES else name_of(runs[0])
+        for one in runs:
+            if name_of(one) != objective:
+                raise InputError(f"was trained by {name_of(one)}, and is given as a run of {name}", one.path)
+        seeds = [one.setting("SEED") for one in runs]
+        expected = expected or seeds
+        if seeds != expected or len({*seeds}) < len(seeds):
+            raise InputError(
+                f"the runs of {name} have the seeds {', '.join(seeds)}, those of {first} {', '.join(expected)}; give "
+                "runs of different seeds, the same ones of each objective, in one order"
+            )
+
+
 def main() -> None:
     args = parse(Arguments, __doc__)
     objectives = read_objectives(args.objectives)
+    check_runs(objectives)
     start = next(iter(objectives.values()))[0]
     queries = Queries.of(start, args.step)
     clusters = queries.dev

@@ -91,6 +91,7 @@ case "$script" in
         number="${flag[end_output_num]/-1/0}"
         make "${flag[output_dir]}/ann_training_data_$number"
         make "${flag[output_dir]}/ann_training_scores_$number.npy"
+        make "${flag[output_dir]}/ann_training_examples_$number.json"
         make "${flag[result_dir]}/ann_ndcg_$number"
         ((flag[end_output_num] >= 0)) || exec sleep 60 ;;
     run_ann)

@@ -42,7 +42,8 @@ def test_all_train_on_what_the_first_has_mined_and_are_compared(checkout):
     ]
     links = [path for path in (out / "idro-4").rglob("*") if path.is_symlink()]
     assert {path.relative_to(out / "idro-4").as_posix() for path in links} == {
-        *("preprocessed", "zero_shot", "ann_data/ann_training_data_0", "ann_data/ann_training_scores_0.npy")
+        *("preprocessed", "zero_shot", "ann_data/ann_training_data_0", "ann_data/ann_training_scores_0.npy"),
+        "ann_data/ann_training_examples_0.json",
     }
     for path in links:
         assert path.resolve() == out / "erm-3" / path.relative_to(out / "idro-4")

@@ -22,7 +22,15 @@ ASSIGNMENT = np.arange(QUERIES) % CLUSTERS
 
 
 def write_run(folder: Path, seed: int, gain: float) -> None:
-    """A run's folder as commands/run_ance.sh leaves it, as far as it is read."""
+    """A run's folder as commands/run_ance.sh leaves it, as far as it is read; its name is its objective's, -seed."""
+    kind, *options = folder.name.split("-")[0].split("+")
+    settings = {
+        "train": f"OBJECTIVE={kind}\nABSENT={'keep' if 'keep' in options else 'drop'}\nSEED={seed}\n",
+        **dict.fromkeys(("tokenize", "mine", "evaluate"), "OTHER=1\n"),
+    }
+    folder.mkdir()
+    for stage, lines in settings.items():
+        (folder / f"settings.{stage}").write_text(lines)
     generator = np.random.default_rng(seed)
     random_store(folder / "preprocessed" / "dev-query", QUERIES)
     ids = (folder / "preprocessed" / "dev-query" / "ids.txt").read_text().splitlines()
@@ -180,6 +188,24 @@ def test_runs_that_were_measured_on_other_queries_are_refused_by_the_file(main, 
     shutil.rmtree(tmp_path / "idro" / "results" / "zero_shot")
     with pytest.raises(InputError, match=r"zero_shot/a b/step-9/per_query\.json"):
         main("--out_dir", tmp_path, "--step", 9, *runs)
+
+
+def test_a_run_that_is_of_another_objective_or_seed_than_is_said_is_refused(main, tmp_path):
+    for name in ("erm", "idro+keep"):
+        for seed in (1, 2):
+            write_run(tmp_path / f"{name}-{seed}", seed, 0.1)
+    one, two, kept, other = (tmp_path / name for name in ("erm-1", "erm-2", "idro+keep-1", "idro+keep-2"))
+    for objectives, reason in (
+        ([f"erm={one}", f"idro={kept}"], r"idro\+keep-1: was trained by idro\+keep, and is given as a run of idro$"),
+        ([f"idro+keep={one}"], r"erm-1: was trained by erm, and is given as a run of idro\+keep$"),
+        ([f"mine={kept},{two}"], r"erm-2: was trained by erm, and is given as a run of mine$"),
+        ([f"erm={one},{two}", f"ours={other},{kept}"], "of ours have the seeds 2, 1, those of erm 1, 2; give"),
+        ([f"erm={one},{one}"], "of erm have the seeds 1, 1,"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            main("--out_dir", tmp_path, "--step", 9, "--objectives", *objectives)
+    main("--out_dir", tmp_path, "--step", 9, "--objectives", f"all alike={one},{two}", f"idro+keep={kept},{other}")
+    assert json.loads((tmp_path / "objectives.json").read_text())["baseline"] == "all alike"
 
 
 def test_unequal_numbers_of_seeds_are_refused(main, tmp_path):
