@@ -61,11 +61,13 @@ from evaluate.benchmarks.quality_table import (
 )
 from evaluate.dev_clusters import DevClusters
 from model.encoders import load_encoder
+from model.losses import LOSSES
 from model.reading import AUTO, find_reading
 from utils.runtime.arguments import DeviceArguments, LengthArguments, check_at_least_one, option, parse, required
 from utils.runtime.errors import InputError, run
 from utils.runtime.logs import say
 from utils.runtime.precision import choose_precision
+from utils.samples import Blocks
 from utils.stores.checkpoint import fingerprint_of_weights
 from utils.stores.files import atomic_file, atomic_folder, read_json, write_json
 from utils.stores.lock import hold_lock
@@ -113,7 +115,11 @@ class Arguments(DeviceArguments, LengthArguments):
         counts = ("seeds", "steps", "samples", "episodes", "negatives", "topk", "clusters", "batch_size")
         check_at_least_one(self, *counts, "queries_together", "negatives_a_query")
         for name in set(self.contenders) - {LIBRARY}:
-            Contender.of(name)
+            if LOSSES[Contender.of(name).loss].samples is Blocks and self.samples % self.queries_together:
+                raise InputError(
+                    f"--samples is {self.samples}, and a block has {self.queries_together} lines "
+                    f"(--queries_together), so that steps of {name} would have fewer; give a multiple of it"
+                )
         for name in self.budgets:
             if name not in BUDGETS:
                 raise InputError(f"--budgets {name!r}: there are {', '.join(BUDGETS)}")
