@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from drivers.training_arguments import Arguments
-from drivers.training_notes import note_few_clusters, note_skipped
+from drivers.training_notes import note_few_clusters, note_room_left, note_skipped
 from drivers.training_parts import make_step, new_objective, read_known
 from model.encoders import load_encoder
 from model.losses import LOSSES
@@ -107,7 +107,8 @@ def main() -> None:
         return samples, step_batches(samples, state.position, *args.batch_sizes, queries, passages, device)
 
     samples, steps = open_round()
-    step_size = args.per_gpu_train_batch_size * args.gradient_accumulation_steps * distributed.world_size()
+    most = samples.most(args.per_gpu_train_batch_size)
+    step_size = most * args.gradient_accumulation_steps * distributed.world_size()
     first, last = 0 if args.follow else state.episode_start, last_step(args, state, samples)
     schedule = args.warmup_steps, args.num_training_steps, args.total_training_steps
     rate = LearningRate(args.learning_rate, first, *schedule)
@@ -116,6 +117,7 @@ def main() -> None:
         f"to {step_size} {samples.unit} ({len(samples):,} mined) from {checkpoint}, {args.objective}, {args.loss} "
         f"loss, {distributed.world_size()} processes on {device.type}, {step.precision.dtype}"
     )
+    note_room_left(samples, args.per_gpu_train_batch_size)
     if last - first > args.num_training_steps:
         say(f"warning: beyond step {args.num_training_steps} (--num_training_steps) the learning rate is 0")
     if state.global_step == last:  # a checkpoint inside the episode, which is now asked to be no longer

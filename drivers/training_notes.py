@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from model.dro import ERM
 from utils.runtime.errors import InputError
 from utils.runtime.logs import say
+from utils.samples import Samples
 from utils.stores.checkpoint import TrainerState, newest_checkpoint
 from utils.stores.training_log import StepClusters
 
@@ -20,6 +21,16 @@ def note_skipped(state: TrainerState, most_in_a_row: int, training_dir: str, ini
             f"{state.skipped_in_a_row} steps in a row had a gradient that is not finite; go on with a lower "
             "--learning_rate or without --fp16 in another --training_dir (run_ance.sh: --out_dir), from the last "
             f"good checkpoint: {good or init_model_dir}"
+        )
+
+
+def note_room_left(samples: Samples, batch_size: int) -> None:
+    """Says so where whole blocks leave room in a batch of `batch_size`, and steps are smaller therefore."""
+    most = samples.most(batch_size)
+    if most < batch_size:
+        say(
+            f"warning: --per_gpu_train_batch_size is {batch_size}, of which whole blocks fill {most} {samples.unit}; "
+            "give a multiple of a block's (--queries_together), or steps are smaller than asked for"
         )
 
 

@@ -83,6 +83,9 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
 
+    def most(self, batch_size: int) -> int:
+        """The samples that a batch with room for `batch_size` has at most."""
+
     def take(self, position: int, batch_size: int, accumulation: int) -> tuple[list[list[np.ndarray]], int]:
         """The samples of the step that begins at `position`, and the next step's position.
 
@@ -113,6 +116,9 @@ class Triplets:
 
     def __len__(self) -> int:
         return self.episode.triplets
+
+    def most(self, batch_size: int) -> int:
+        return batch_size
 
     def take(self, position: int, batch_size: int, accumulation: int) -> tuple[list[list[np.ndarray]], int]:
         parts, stop = _share_out(position, len(self), batch_size, accumulation)
@@ -153,6 +159,9 @@ class Blocks:
 
     def __len__(self) -> int:
         return len(self.episode.query_rows)
+
+    def most(self, batch_size: int) -> int:
+        return self._blocks_a_batch(batch_size) * self._largest
 
     def take(self, position: int, batch_size: int, accumulation: int) -> tuple[list[list[np.ndarray]], int]:
         starts = self.episode.block_starts

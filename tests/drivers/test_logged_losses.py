@@ -132,6 +132,17 @@ def test_that_steps_hold_few_clusters_is_said_once_also_where_training_is_interr
     assert capfd.readouterr().out.count(FEW) == before_the_first_entry
 
 
+def test_room_that_whole_blocks_leave_in_a_batch_is_said_and_a_steps_size_is_what_it_takes(
+    mined, tmp_path, own_signals, capfd
+):
+    for batch, lines in ((3, 2), (4, 4)):
+        train(mined, tmp_path / str(batch), 5, objective="erm", batch=batch, loss="contrastive")
+        said = capfd.readouterr().out
+        assert f"to {STEPS} of up to {lines} lines" in said
+        room = "warning: --per_gpu_train_batch_size is 3, of which whole blocks fill 2 lines; give a multiple"
+        assert (room in said) == ("blocks fill" in said) == (batch == 3)
+
+
 def test_groups_by_name_are_called_so_and_not_said_to_be_fewer_by_a_number_of_clusters(capsys, monkeypatch):
     monkeypatch.setenv("ANCE_FLAGS", "")
     objective = make_objective("idro", 4, alpha=0.25, ema=0.1, rho=0.05, eps=0.01)

@@ -140,6 +140,7 @@ def test_a_position_beyond_the_mined_file_is_of_another_one(tmp_path):
         InputError, match=f"mined: .*number {episode.triplets} of the {episode.triplets} triplets of this mined file"
     ):
         step_batches(Triplets(episode), episode.triplets, 4, 1, queries, passages, torch.device("cpu"))
+    assert Triplets(episode).most(4) == 4
     steps = step_batches(Triplets(episode), episode.triplets - 1, 4, 1, queries, passages, torch.device("cpu"))
     assert next(steps)[1] == 0
     steps.close()
@@ -199,6 +200,7 @@ def test_steps_over_blocks_take_every_line_once_in_whole_blocks(tmp_path, monkey
     starts, steps, position, taken = set(episode.block_starts.tolist()), 0, 0, []
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     expected = blocks.steps_left(0, 7, 2)  # 2 blocks of up to 3 lines in a batch of 7
+    assert [blocks.most(size) for size in (3, 5, 6, 7)] == [3, 3, 6, 6]
     while True:
         parts, following = blocks.take(position, 7, 2)
         assert [len(of_process) for of_process in parts] == [2, 2]
