@@ -121,7 +121,8 @@ class GroupGradients:
 
         `groups`, if given, are those that each process has rows of, int64 on the CPU, a tensor a process; all must be
         given the same. Otherwise several processes tell each other, and the host waits for a GPU meanwhile.
-        ValueError where rows were recorded of a group that this process is not said to have.
+        ValueError where there is no such group, or where rows were recorded of one that this process is not said to
+        have.
         """
         recorded = {
             module: [call for call in calls if call.deltas is not None] for module, calls in self._calls.items()
@@ -131,7 +132,7 @@ class GroupGradients:
         own = {id(call.groups): call.groups for calls in recorded.values() for call in calls}
         if groups is None:
             groups = _tell_each_other([*own.values()], self.n_groups, device)
-        _check_groups(groups, [*own.values()])
+        _check_groups(groups, [*own.values()], self.n_groups)
         exchange = _Exchange(groups, self.n_groups, self.sketch_dim, like=self.parameters[0])
         layouts = {key: _Layout(of_rows, exchange.here, self.parameters[0]) for key, of_rows in own.items()}
         start = 0  # of the block among all entries
@@ -407,7 +408,7 @@ def _add_linear_gradients(into: Tensor, piece: _Piece, call: _Call, layout: _Lay
     if not _multiplies_together(deltas.device):
         _add_a_product_a_group(into, layout.sort(deltas), layout.sort(inputs), layout, fresh)
         return
-    if _can_be_grouped(deltas, inputs):
+    if _can_be_grouped(deltas, inputs, len(layout.counts)):
         deltas, inputs = (layout.sort(values).flatten(0, -2) for values in (deltas, inputs))
         stops = layout.stops * (len(inputs) // sum(layout.counts))
         products, places = functional.grouped_mm(deltas.T, inputs, offs=stops), layout.places_there
@@ -454,14 +455,19 @@ def _multiplies_together(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def _can_be_grouped(deltas: Tensor, inputs: Tensor) -> bool:
-    """Whether torch has one kernel for all groups, unpadded: bfloat16 on Hopper and Blackwell."""
-    if not (deltas.is_cuda and deltas.dtype == torch.bfloat16):
+def _can_be_grouped(deltas: Tensor, inputs: Tensor, groups: int) -> bool:
+    """Whether torch has one kernel for all groups, unpadded: bfloat16 on Hopper and Blackwell.
+
+    It takes fewer than 1,024 groups, and rows that begin at multiples of 16 bytes.
+    """
+    if not (deltas.is_cuda and deltas.dtype == torch.bfloat16 and groups < 1024):
         return False
     if torch.cuda.get_device_capability(deltas.device)[0] not in (9, 10):
         return False
     return all(
-        rows.stride(-1) == 1 and rows.stride(-2) > 0 and not (rows.stride(-2) % 8 or rows.shape[-1] % 8)
+        rows.stride(-1) == 1
+        and rows.stride(-2) > 0
+        and not (rows.storage_offset() % 8 or rows.stride(-2) % 8 or rows.shape[-1] % 8)
         for rows in (deltas, inputs)
     )
 
@@ -499,6 +505,10 @@ def _size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def _agreed_block_bytes(device: torch.device) -> int:
     """The bytes of a block, the same in all processes: their GPUs may differ."""
     if device.type != "cuda":
@@ -523,16 +533,22 @@ def _tell_each_other(own: list[Tensor], n_groups: int, device: torch.device) -> 
     return [mask.nonzero().flatten() for mask in gathered.cpu()]
 
 
-def _check_groups(groups: Sequence[Tensor], own: list[Tensor]) -> None:
+def _check_groups(groups: Sequence[Tensor], own: list[Tensor], n_groups: int) -> None:
     if len(groups) != _size():
         raise ValueError(f"groups of {len(groups)} processes were given, and there are {_size()}")
-    rank = dist.get_rank() if len(groups) > 1 else 0
-    for recorded in own:
-        unknown = recorded[recorded >= 0].unique()
-        unknown = unknown[~torch.isin(unknown, groups[rank])]
+    for process, of_process in enumerate(groups):
+        unknown = of_process[(of_process < 0) | (of_process >= n_groups)]
         if len(unknown):
             raise ValueError(
-                f"rows of group {unknown[0]} were recorded, and process {rank} is not said to have any of it"
+                f"process {process} is said to have rows of group {unknown[0]}; there are 0 to {n_groups - 1}, and "
+                "rows of none (-1) are not told"
+            )
+    for recorded in own:
+        unknown = recorded[recorded >= 0].unique()
+        unknown = unknown[~torch.isin(unknown, groups[_rank()])]
+        if len(unknown):
+            raise ValueError(
+                f"rows of group {unknown[0]} were recorded, and process {_rank()} is not said to have any of it"
             )
 
 
@@ -547,7 +563,7 @@ class _Exchange:
     """
 
     def __init__(self, groups: Sequence[Tensor], n_groups: int, sketch_dim: int | None, like: nn.Parameter) -> None:
-        self._size, self._rank = len(groups), dist.get_rank() if len(groups) > 1 else 0
+        self._size, self._rank = len(groups), _rank()
         groups = [of_process.unique() for of_process in groups]
         self.here = groups[self._rank]
         self._union = torch.cat(groups).unique()
