@@ -314,6 +314,8 @@ def table(result: dict) -> str:
     page = f"# GPU check: {result['device']}, {result['gpu_gib']:.0f} GiB\n\n{versions}\n\n"
     if tests := result["tests"]:
         page += f"Tests: {tests['passed']} passed, {tests['failed']} failed, {tests['skipped']} skipped.\n\n"
+    else:
+        page += "Tests: none were run, or not to their end.\n\n"
     if peak := result.get("peak_operations_a_second"):
         page += f"Peak, of products of matrices in {result['dtype']}: {peak / 1e12:,.0f} TFLOP/s.\n\n"
     if lines:

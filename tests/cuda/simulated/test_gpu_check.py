@@ -93,10 +93,10 @@ def test_a_library_or_a_stage_that_fails_keeps_the_others_and_is_told(tmp_path, 
 
 
 def test_a_stage_that_there_is_no_time_for_is_left_out(tmp_path):
-    (tmp_path / "tests.xml").write_text(JUNIT)
     with simulated_cuda():
         call(gpu_check, "--out_dir", tmp_path, *TINY, "--most_seconds", 20)
     result = json.loads((tmp_path / "gpu_check.json").read_text())
     assert result["peak_operations_a_second"] > 0
     assert {"what": "search", "why": "no time left of 20 seconds"} in result["left_out"]
     assert result["tests"] is None
+    assert "Tests: none were run, or not to their end." in (tmp_path / "gpu_check.md").read_text()
