@@ -224,12 +224,12 @@ def test_what_is_saved_says_that_it_was_on_a_gpu():
 
 
 def test_outside_nothing_is_left_of_it():
-    pin_memory, manual_seed = Tensor.pin_memory, torch.cuda.is_available
+    pin_memory, is_available = Tensor.pin_memory, torch.cuda.is_available
     with simulated_cuda() as device:
         assert torch.cuda.is_available()
         left = torch.ones(2, device="cuda")
     assert Tensor.pin_memory is pin_memory
-    assert torch.cuda.is_available is manual_seed
+    assert torch.cuda.is_available is is_available
     assert not torch.cuda.is_available()
     with pytest.raises(RuntimeError, match="outside of simulated_cuda"):
         left + left
