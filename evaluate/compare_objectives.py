@@ -34,6 +34,7 @@ from utils.runtime.logs import progress
 from utils.stores.files import atomic_file, write_json
 from utils.stores.run_folder import RunFolder
 
+INITIAL = "initial checkpoint"
 RESAMPLES = 2_000
 CONFIDENCE = 0.95
 DEV_MEASURE, ZERO_SHOT_MEASURE = "mrr@10", "ndcg@10"
@@ -176,6 +177,8 @@ def read_objectives(texts: list[str]) -> dict[str, list[Path]]:
         name, equals, folders = text.partition("=")
         if not (name and equals and all(folders.split(","))) or name in found:
             raise InputError(f"the objective {text!r} is not NAME=RUN_DIR[,RUN_DIR…], or is given twice")
+        if name == INITIAL:
+            raise InputError(f"{name!r} is the name of what all begin with; give the objective {text!r} another one")
         found[name] = [Path(folder) for folder in folders.split(",")]
     if len({len(folders) for folders in found.values()}) > 1:
         raise InputError("all objectives must have the same number of runs, with the same seeds in order")
@@ -190,7 +193,7 @@ def check_runs(objectives: dict[str, list[Path]]) -> None:
     first, expected = next(iter(objectives)), None
     for name, folders in objectives.items():
         runs = [RunFolder(folder) for folder in folders]
-        objective = name if name in OBJECTIVES else name_of(runs[0])
+        objective = name.lower() if name.lower() in OBJECTIVES else name_of(runs[0])
         for one in runs:
             if name_of(one) != objective:
                 raise InputError(f"was trained by {name_of(one)}, and is given as a run of {name}", one.path)
@@ -214,7 +217,7 @@ def main() -> None:
     initial = Values.read([start], 0, queries)
     everything = {"": np.arange(initial.dev.shape[1])}
     everything |= {name: np.arange(of_set.shape[1]) for name, of_set in initial.zero_shot.items()}
-    of_all = {"initial checkpoint": initial, **values}
+    of_all = {INITIAL: initial, **values}
     reached = {
         name: measure(of_name, clusters, np.arange(len(of_name.dev)), everything) for name, of_name in of_all.items()
     }

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from evaluate.benchmarks.quality_budgets import Budgets
-from evaluate.compare_objectives import Values, as_json, cell, intervals, measure
+from evaluate.compare_objectives import INITIAL, Values, as_json, cell, intervals, measure
 from evaluate.dev_clusters import DevClusters
 from evaluate.metrics_file import COLLAPSED
 from evaluate.reporting.tables import markdown
 from utils.stores.files import read_json, write_json
 
-INITIAL, LIBRARY = "initial checkpoint", "sentence-transformers"
+LIBRARY = "sentence-transformers"
 COLUMNS = ("dev nDCG@10", "worst cluster nDCG@10", "zero-shot nDCG@10")
 FIRST_SEED = 1  # that tries all rates
 BUDGETS = {"seconds": "as many seconds", "texts": "as many texts encoded"}

@@ -197,6 +197,7 @@ def test_a_run_that_is_of_another_objective_or_seed_than_is_said_is_refused(main
     one, two, kept, other = (tmp_path / name for name in ("erm-1", "erm-2", "idro+keep-1", "idro+keep-2"))
     for objectives, reason in (
         ([f"erm={one}", f"idro={kept}"], r"idro\+keep-1: was trained by idro\+keep, and is given as a run of idro$"),
+        ([f"ERM={kept}"], r"idro\+keep-1: was trained by idro\+keep, and is given as a run of ERM$"),
         ([f"idro+keep={one}"], r"erm-1: was trained by erm, and is given as a run of idro\+keep$"),
         ([f"mine={kept},{two}"], r"erm-2: was trained by erm, and is given as a run of mine$"),
         ([f"erm={one},{two}", f"ours={other},{kept}"], "of ours have the seeds 2, 1, those of erm 1, 2; give"),
@@ -213,3 +214,5 @@ def test_unequal_numbers_of_seeds_are_refused(main, tmp_path):
         main("--out_dir", tmp_path, "--step", 9, "--objectives", "erm=a,b", "idro=c")
     with pytest.raises(InputError, match="given twice"):
         main("--out_dir", tmp_path, "--step", 9, "--objectives", "erm=a", "erm=c")
+    with pytest.raises(InputError, match="'initial checkpoint' is the name of what all begin with"):
+        main("--out_dir", tmp_path, "--step", 9, "--objectives", "initial checkpoint=a", "erm=c")
