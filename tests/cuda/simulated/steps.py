@@ -59,7 +59,8 @@ class Setting:
 OF_RANKS = [  # that several processes take, too
     Setting(objective="erm"),
     Setting(),
-    Setting(reading="mean, head, length 1", loss="contrastive", objective="idro+keep+normalized"),
+    # In the second step, one of two processes has nothing.
+    Setting(reading="mean, head, length 1", loss="contrastive", objective="idro+keep+normalized", accumulation=2),
     Setting("modernbert", dtype=torch.bfloat16),
     Setting(sketch=64),
     Setting(accumulation=2),
