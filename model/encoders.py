@@ -11,6 +11,7 @@ of their own (`roberta.*`, `embeddingHead.*`, `norm.*`); others have a folder fo
 as sentence-transformers saves them.
 """
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -92,6 +93,17 @@ class Encoder(nn.Module):
         """What follows the pooling: vectors (n, hidden size) → (n, `embedding_dim`)."""
         vectors = self.head(pooled)
         return nn.functional.normalize(vectors, dim=-1) if self.reading.normalized else vectors
+
+    def with_weights(self, dtype: torch.dtype) -> "Encoder":
+        """This encoder, or a copy whose weights up to the pooling are of this type, and which is not to be trained.
+
+        The head keeps its own, and so does what a model computes with but has not learnt, as rotations' frequencies.
+        """
+        weights = [*self.model.parameters()]
+        if all(weight.dtype == dtype for weight in weights):
+            return self
+        cast = {id(weight): nn.Parameter(weight.to(dtype), requires_grad=False) for weight in weights}
+        return deepcopy(self, cast)  # takes these for copies of those that are made
 
     def set_attention_dropout(self, p: float) -> None:
         """Has attention drop a share `p` of its weights in training; the configuration keeps what it says."""

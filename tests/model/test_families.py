@@ -13,7 +13,7 @@ from model.families import FAMILIES, find_family
 from model.forward import last_hidden, pooled_vectors
 from model.group_gradients import GroupGradients
 from model.optimizers import OPTIMIZERS, make_optimizer
-from model.reading import Reading
+from model.reading import HeadLayer, Reading
 from model.watched_layers import watched_layers
 from tests.model.test_group_gradients import one_backward_pass_a_group
 from tests.model.test_placing import Called
@@ -63,6 +63,24 @@ def assert_equal_with_gradients(got: Tensor, expected: Tensor, model: PreTrained
         torch.testing.assert_close(
             one, other, rtol=1e-10, atol=1e-10 * scale, msg=lambda text, name=name: name + text
         )
+
+
+@every_family
+def test_a_copy_with_cheaper_weights_hands_on_their_type_from_layer_to_layer(name):
+    reading = Reading("mean", normalized=True, head=(HeadLayer("Dense", 16, 8),))
+    encoder, tokens = Encoder(tiny_model(tiny_config(name)), reading).eval(), packed(LENGTHS)
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    cheaper = encoder.with_weights(torch.bfloat16)
+    assert encoder.with_weights(torch.float32) is encoder
+    assert {weight.dtype for weight in cheaper.model.parameters()} == {torch.bfloat16}
+    assert torch.float32 == cheaper.head[0].weight.dtype
+    assert all(buffer.dtype != torch.bfloat16 for buffer in cheaper.buffers()), "rotations' frequencies"
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert last_hidden(cheaper.model, cheaper.family, tokens).dtype == torch.bfloat16
+        vectors, cheap = encoder(tokens), cheaper(tokens)
+    assert cheap.dtype == torch.float32
+    assert (vectors * cheap).sum(1).min() > 0.999
+    torch.testing.assert_close(encoder.state_dict(), before, rtol=0, atol=0)
 
 
 @every_family

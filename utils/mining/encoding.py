@@ -9,10 +9,12 @@ collective for another's share, which may take hours longer than its own.
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -41,9 +43,9 @@ from utils.stores.pretrained import longest_sequence
 from utils.stores.token_store import AS_IT_IS, Preparation, TokenStore
 
 WINDOW = 32_768  # sequences sorted together; their vectors' place in the shard is 100 MB at 768 dimensions
-# Tokens of a batch. On a CPU 1,024 to 16,384 are equally fast to a tenth, 384 or 768 wide, and a small batch is less
-# to lose: 20 seconds of one core for 2,048, 24 layers and 1024 wide. A GPU, whose launches take as long for few as
-# for many, gets what its memory holds beside the weights: 3 GB at a width of 768.
+# Tokens of a batch. On a CPU, where each core has one, 1,024 to 16,384 are equally fast to a tenth, 384 or 768 wide,
+# and a small batch is less to lose: 20 seconds of the core for 2,048, 24 layers and 1024 wide. A GPU, whose launches
+# take as long for few as for many, gets what its memory holds beside the weights: 3 GB at a width of 768.
 BATCH_TOKENS = {"cpu": 2_048, "cuda": 65_536}
 
 
@@ -57,13 +59,18 @@ class VectorReading(Protocol):
 
 
 class SequenceEncoder(Protocol):
-    """What encoding asks of an encoder: `PackedTokens` of n sequences → float (n, embedding_dim)."""
+    """What encoding asks of an encoder: `PackedTokens` of n sequences → float (n, embedding_dim).
+
+    `with_weights` gives one whose layers have weights of this type, and the vectors' type stays.
+    """
 
     embedding_dim: int
     config: PreTrainedConfig
     reading: VectorReading
 
     def __call__(self, tokens: PackedTokens) -> Tensor: ...
+
+    def with_weights(self, dtype: torch.dtype) -> "SequenceEncoder": ...
 
 
 def check_length(config: PreTrainedConfig, name: str, max_length: int, chunk_length: int | None = None) -> None:
@@ -133,19 +140,54 @@ def encode(
 ) -> None:
     """Gives `write` the sequences' numbers, int64 (n,), and vectors, float32 (n, dimensions), of batch after batch.
 
-    A GPU has its next batch already while the vectors of one are written.
+    A GPU has its next batch already while the vectors of one are written. On a CPU, each of torch's threads encodes
+    batches of its own: none waits for another within an operation, and how many there are changes no vector.
     """
-    ahead = 1 if device.type == "cuda" else 0
+    encoder = encoder.with_weights(precision.of_encoding)
+
+    @torch.inference_mode()  # which is a thread's own, as autocast is
+    def launch(numbers: np.ndarray) -> Callable[[], np.ndarray]:
+        with precision.autocast():
+            return _copy_to_host(encoder(pack([(sequences, numbers)]).to(device)))
+
+    if device.type == "cpu":
+        with _one_thread_each() as (submit, threads):
+            _write_in_order(batches, lambda numbers: submit(lambda: launch(numbers)()), threads, write)
+    else:
+        with precision.autocast():  # around all of them: a weight of another type is cast once
+            _write_in_order(batches, launch, 1, write)
+
+
+def _write_in_order(
+    batches: Iterator[np.ndarray],
+    launch: Callable[[np.ndarray], Callable[[], np.ndarray]],
+    ahead: int,
+    write: Callable[[np.ndarray, np.ndarray], None],
+) -> None:
+    """Gives `write` what `launch` has begun, batch after batch; `ahead` are begun when one is written."""
     launched: deque[tuple[np.ndarray, Callable[[], np.ndarray]]] = deque()
-    with precision.autocast():  # around all of them: each weight is cast once
-        for numbers in batches:
-            vectors = encoder(pack([(sequences, numbers)]).to(device))
-            launched.append((numbers, _copy_to_host(vectors)))
-            while len(launched) > ahead:
-                numbers, copied = launched.popleft()
-                write(numbers, copied())
-    for numbers, copied in launched:
-        write(numbers, copied())
+    for numbers in batches:
+        launched.append((numbers, launch(numbers)))
+        if len(launched) > ahead:
+            numbers, finish = launched.popleft()
+            write(numbers, finish())
+    for numbers, finish in launched:
+        write(numbers, finish())
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[tuple[Callable[..., Callable[[], Any]], int]]:
+    """`submit`, which begins a call on one of as many threads as torch has, and their number.
+
+    What it returns waits for the call's result. Torch computes with one thread in each of them.
+    """
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, "encode", initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield lambda call: pool.submit(call).result, threads
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # which threads that are still to come would have been given as well
 
 
 def _copy_to_host(vectors: Tensor) -> Callable[[], np.ndarray]:

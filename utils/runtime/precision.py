@@ -12,7 +12,7 @@ PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Precision:
-    """The type that matrix products run in; weights, losses and vectors stay in float32."""
+    """The type that matrix products run in; weights that are trained, losses and vectors stay in float32."""
 
     device_type: str
     dtype: torch.dtype
@@ -25,6 +25,14 @@ class Precision:
     def needs_scaler(self) -> bool:
         """float16 has too few exponent bits for gradients as they come; bfloat16 has float32's."""
         return self.dtype == torch.float16
+
+    @property
+    def of_encoding(self) -> torch.dtype:
+        """The type of weights and of what layers hand on where nothing is trained.
+
+        float16 has the range for products, but not for the sums that go from layer to layer of any encoder.
+        """
+        return torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32
 
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device_type, dtype=self.dtype) if self.mixed else nullcontext()

@@ -1,6 +1,7 @@
 """Embeddings: in row order, shared out, reused while nothing changed, and gone on with after a crash."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,17 @@ class Counting(torch.nn.Module):
         self.batches.append((tokens.input_ids.tolist(), tokens.lengths))
         return self.encoder(tokens)
 
+    def with_weights(self, dtype):
+        return self
+
+
+@pytest.fixture
+def use_threads():
+    """`torch.set_num_threads`, undone at the end. With one thread, batches are encoded in their order."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
 
 def test_a_matrix_of_the_same_source_is_reused_and_of_any_other_made_again(tmp_path):
     encoder, store = Counting(tiny_bert().eval()), random_store(tmp_path / "passages", 20)
@@ -120,8 +132,9 @@ def test_a_matrix_that_this_process_sees_later_than_the_main_one_is_waited_for(t
     [(0, KeyboardInterrupt, 6), (10**9, KeyboardInterrupt, 0), (10**9, Stopped, 6)],
 )
 def test_an_interrupted_encoding_goes_on_at_its_last_mark_with_the_same_batches(
-    tmp_path, monkeypatch, seconds, end, marked
+    tmp_path, monkeypatch, use_threads, seconds, end, marked
 ):
+    use_threads(1)
     monkeypatch.setattr(encoding, "WINDOW", 20)
     monkeypatch.setattr(encoding, "BATCH_TOKENS", {"cpu": 60})
     monkeypatch.setattr(embedding_store, "MARK_SECONDS", seconds)
@@ -143,7 +156,33 @@ def test_an_interrupted_encoding_goes_on_at_its_last_mark_with_the_same_batches(
     ]
 
 
-def test_a_killed_encoding_goes_on_in_other_batches_too_and_starts_over_with_other_weights(tmp_path, monkeypatch):
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
+def test_vectors_do_not_depend_on_the_number_of_threads_which_stays(tmp_path, use_threads, precision):
+    encoder, store = tiny_bert().eval(), random_store(tmp_path / "passages", 57)
+
+    def vectors(threads):
+        use_threads(threads)
+        how = {"batch_size": 4, "precision": Precision("cpu", precision)}
+        matrix = encoded(encoder, store, tmp_path / f"{threads}", **how)
+        with ThreadPoolExecutor(1) as another:
+            assert torch.get_num_threads() == another.submit(torch.get_num_threads).result() == threads
+        return matrix.rows(0, 57)
+
+    np.testing.assert_array_equal(vectors(3), vectors(1))
+
+
+def test_what_a_thread_that_encodes_raises_ends_the_encoding(tmp_path, use_threads):
+    use_threads(3)
+    store, folder = random_store(tmp_path / "passages", 57), tmp_path / "embeddings"
+    with pytest.raises(ValueError, match="broken"):
+        encoded(Counting(tiny_bert().eval(), 4, ValueError("broken")), store, folder)
+    assert not (folder / "manifest.json").exists()
+
+
+def test_a_killed_encoding_goes_on_in_other_batches_too_and_starts_over_with_other_weights(
+    tmp_path, monkeypatch, use_threads
+):
+    use_threads(1)
     monkeypatch.setattr(embedding_store, "MARK_SECONDS", 0)
     store, folder = random_store(tmp_path / "passages", 37), tmp_path / "embeddings"
 
