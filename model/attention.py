@@ -1,10 +1,10 @@
 """Attention within each sequence of a pack, in one of three ways, which `packed_attention` chooses.
 
 - On a CPU, neighbouring sequences of equal length are one call, and no work goes into padding; who makes a pack sorts
-  it by length.
+  it by length. In 16-bit numbers, sequences are padded to multiples of `ROW` tokens, for this one operation alone,
+  and those of one multiple are a call: torch's softmax takes 2.6 times as long for a row of another length.
 - A GPU would wait for that many launches. torch has one kernel for sequences of any lengths, which takes what
-  `_fits_varlen` says.
-- For all else a GPU has the sequences padded into a few blocks of like length, for this one operation alone.
+  `_fits_varlen` says. For all else it has the sequences padded into a few blocks of like length.
 
 Families whose scores are more than products of queries and keys have masks, made once a pass and for all layers: one
 a run or block, bool where a token may attend to another or float numbers to add. Any other pass has no masks, apart
@@ -12,7 +12,7 @@ from a block's padding.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -22,9 +22,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from model.dropout import dropout
 from model.placing import put, take
-from utils.batching import PackedTokens
+from utils.batching import AttentionBlocks, PackedTokens
 
 HALVES = torch.bfloat16, torch.float16
+ROW = 32
 
 
 @dataclass
@@ -67,12 +68,19 @@ def packed_attention(
     if _fits_varlen(query, key, value, tokens, p, masks):
         return _by_varlen(query, key, value, tokens, masks)
     masks = masks.masks if isinstance(masks, Window) else masks
-    if tokens.blocks is not None:
-        return _by_blocks(query, key, value, tokens, p, masks)
     attend = scaled_dot_product_attention
-    if p or query.dtype in HALVES:
+    if query.device.type == "cpu" and (p or query.dtype in HALVES):
         attend = _attend
+    if tokens.blocks is not None:
+        return _by_blocks(query, key, value, tokens, p, masks, attend)
     return _by_runs(query, key, value, tokens.runs, masks or [None] * len(tokens.runs), p, attend)
+
+
+def ready_for_attention(tokens: PackedTokens, hidden: Tensor) -> PackedTokens:
+    """The tokens, with the blocks that a CPU has for hidden states of this type; masks are made after it."""
+    if hidden.device.type != "cpu" or hidden.dtype not in HALVES:
+        return tokens
+    return replace(tokens, blocks=AttentionBlocks.by_length(tokens.lengths, ROW))
 
 
 def _by_runs(
@@ -101,13 +109,19 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: f
     In 16-bit numbers it is faster than torch's fused kernel: products are, exponentials are not.
     """
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    if mask is not None:  # in place: what is not needed later does not take the memory twice
+        scores = scores.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else scores.add_(mask)
     return dropout(scores.softmax(-1), p) @ value
 
 
 def _by_blocks(
-    query: Tensor, key: Tensor, value: Tensor, tokens: PackedTokens, p: float, masks: list[Tensor] | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tokens: PackedTokens,
+    p: float,
+    masks: list[Tensor] | None,
+    attend: Callable[..., Tensor],
 ) -> Tensor:
     """Padded with zeros, blocks are runs. Padding is masked as a key, and not read where it was a query."""
     blocks = tokens.blocks
@@ -117,7 +131,7 @@ def _by_blocks(
     if len(query) == len(tokens):
         query_places, query_lines = blocks.sequence_place, len(tokens)
     padded = put(query, query_places, query_lines), put(key, places, lines), put(value, places, lines)
-    output = _by_runs(*padded, runs, masks or blocks.scores(query.dtype), p, scaled_dot_product_attention)
+    output = _by_runs(*padded, runs, masks or blocks.scores(query.dtype), p, attend)
     return take(output, query_places)
 
 

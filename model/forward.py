@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from model.attention import ready_for_attention
 from model.families import Family
 from model.placing import take
 from utils.batching import PackedTokens, move
@@ -17,7 +18,8 @@ def last_hidden(model: PreTrainedModel, family: Family, tokens: PackedTokens, fi
     of its 12 H² products a token fall away. Layers but the last are computed again in the backward pass where
     `model.gradient_checkpointing` is set and it trains.
     """
-    hidden = family.embed(model, tokens)
+    hidden = _handed_on(family.embed(model, tokens))
+    tokens = ready_for_attention(tokens, hidden)
     context = family.context(model, tokens, hidden)
     *layers, last = family.layers(model)
     checkpointed = model.training and getattr(model, "gradient_checkpointing", False)
@@ -28,6 +30,16 @@ def last_hidden(model: PreTrainedModel, family: Family, tokens: PackedTokens, fi
             hidden = family.layer(layer, hidden, hidden, tokens, context)
     rows = take(hidden, tokens.first) if first_only else hidden
     return family.finish(model, family.layer(last, rows, hidden, tokens, context))
+
+
+def _handed_on(hidden: Tensor) -> Tensor:
+    """On a CPU the layers hand on the type of autocast's products, as they would if all weights were of it.
+
+    Else LayerNorm and residuals are float32 and twice as slow, and each product casts for itself what it gets. A
+    GPU's autocast has LayerNorm in float32 in any case.
+    """
+    casts = hidden.device.type == "cpu" and torch.is_autocast_enabled("cpu") and hidden.dtype == torch.float32
+    return hidden.to(torch.get_autocast_dtype("cpu")) if casts else hidden
 
 
 def pooled_vectors(model: PreTrainedModel, family: Family, tokens: PackedTokens, pooling: str) -> Tensor:

@@ -27,7 +27,7 @@ ATTENTION_BLOCKS = 4
 
 @dataclass
 class AttentionBlocks:
-    """The sequences of a pack as a few padded matrices of like length, for attention on a GPU.
+    """The sequences of a pack as a few padded matrices of like length, for attention.
 
     A block has b sequences, padded to L tokens: `present` bool (b, 1, 1, L) is false where a token is padding. Over
     all blocks one after another, padding included, `token_place` int64 (T,) is where each of the pack's tokens
@@ -48,12 +48,30 @@ class AttentionBlocks:
 
     @classmethod
     def of(cls, lengths: list[int], device: torch.device) -> "AttentionBlocks":
-        counts = np.array(lengths)
-        first = np.cumsum(counts) - counts
-        order = np.argsort(counts, kind="stable")
+        """As many of about as many sequences each, for a GPU, where every block is several launches."""
+        order = np.argsort(lengths, kind="stable")
+        parts = np.array_split(order, min(ATTENTION_BLOCKS, len(order)))
+        return cls._of(np.array(lengths), parts, 8, device)  # kernels load 8 numbers at once
+
+    @classmethod
+    def by_length(cls, lengths: list[int], multiple: int) -> "AttentionBlocks":
+        """One for the sequences that are padded to each multiple of so many tokens, for a CPU.
+
+        How far a sequence is padded does not depend on those beside it.
+        """
+        classes = -(-np.array(lengths) // multiple)
+        order = np.argsort(classes, kind="stable")
+        parts = np.split(order, np.flatnonzero(np.diff(classes[order])) + 1)
+        return cls._of(np.array(lengths), parts, multiple, torch.device("cpu"))
+
+    @classmethod
+    def _of(
+        cls, counts: np.ndarray, parts: list[np.ndarray], multiple: int, device: torch.device
+    ) -> "AttentionBlocks":
+        first, order = np.cumsum(counts) - counts, np.concatenate(parts)
         token_place, offset, blocks = np.empty(counts.sum(), np.int64), 0, []
-        for sequences in np.array_split(order, min(ATTENTION_BLOCKS, len(order))):
-            columns = np.arange(-(-counts[sequences].max() // 8) * 8)  # as the kernels' loads are aligned
+        for sequences in parts:
+            columns = np.arange(-(-counts[sequences].max() // multiple) * multiple)
             present = columns < counts[sequences, None]
             token_place[(first[sequences, None] + columns)[present]] = offset + np.flatnonzero(present)
             offset += present.size
@@ -67,8 +85,9 @@ class PackedTokens:
     """n sequences of T tokens in all, one after another.
 
     `input_ids` int64 (T,); `positions` int64 (T,), each token's place in its sequence, from 0; `first` int64 (n,),
-    the index of each sequence's first token. `lengths` are plain numbers, so that nothing waits for a GPU. On a GPU
-    only there are `blocks` and `bounds`, int32 (n + 1,): sequence i is the tokens bounds[i] … bounds[i + 1] - 1.
+    the index of each sequence's first token. `lengths` are plain numbers, so that nothing waits for a GPU. `blocks`
+    are for attention that pads (model/attention.py). On a GPU only there are `bounds`, int32 (n + 1,): sequence i is
+    the tokens bounds[i] … bounds[i + 1] - 1.
     """
 
     input_ids: Tensor

@@ -70,8 +70,9 @@ def test_blocks_give_what_runs_give(one_query):
     query = query[: len(lengths)] if one_query else query
     runs = packed_attention(query, key, value, tokens)
     assert runs.shape == query.shape
-    tokens.blocks = AttentionBlocks.of(lengths, CPU)
-    torch.testing.assert_close(packed_attention(query, key, value, tokens), runs)
+    for blocks in (AttentionBlocks.of(lengths, CPU), AttentionBlocks.by_length(lengths, 8)):
+        tokens.blocks = blocks
+        torch.testing.assert_close(packed_attention(query, key, value, tokens), runs)
 
 
 def test_blocks_take_few_launches_and_none_that_adds_up():

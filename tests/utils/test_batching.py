@@ -10,7 +10,7 @@ import torch
 from model.losses import CONTRASTIVE, LOSSES
 from tests.tiny_models import random_episode, random_store, samples_of
 from utils import batching
-from utils.batching import PackedTokens, Sequences, pack, prefetch
+from utils.batching import AttentionBlocks, PackedTokens, Sequences, pack, prefetch
 from utils.runtime import distributed
 from utils.runtime.errors import InputError
 from utils.samples import Triplets, make_batch, make_step_batches, step_batches
@@ -44,16 +44,27 @@ def test_on_a_gpu_a_pack_has_bounds_and_blocks_with_every_token_in_one_place(tmp
     tokens = PackedTokens(*[torch.arange(sum(lengths))] * 3, lengths).to(torch.device("cuda"))
     assert tokens.bounds.dtype == torch.int32
     assert tokens.bounds.tolist() == [0, 5, 6, 36, 38, 40, 57, 66]
-    present = [block.squeeze((1, 2)) for block in tokens.blocks.present]
-    assert [tuple(block.shape) for block in present] == [(2, 8), (2, 8), (2, 24), (1, 32)]
+    assert_every_token_has_a_place(tokens.blocks, lengths, [(2, 8), (2, 8), (2, 24), (1, 32)])
+
+
+def test_on_a_cpu_a_sequence_is_padded_by_its_own_length_alone():
+    lengths = [5, 1, 30, 2, 8, 17, 9]
+    blocks = AttentionBlocks.by_length(lengths, 8)
+    assert_every_token_has_a_place(blocks, lengths, [(4, 8), (1, 16), (1, 24), (1, 32)])
+
+
+def assert_every_token_has_a_place(blocks, lengths, shapes):
+    """And all of a sequence are in the row that is its own; a block of shape (b, L) has b rows of L tokens."""
+    present = [block.squeeze((1, 2)) for block in blocks.present]
+    assert [tuple(block.shape) for block in present] == shapes
     assert torch.equal(
-        torch.cat([block.flatten() for block in present]).nonzero()[:, 0], tokens.blocks.token_place.sort()[0]
+        torch.cat([block.flatten() for block in present]).nonzero()[:, 0], blocks.token_place.sort()[0]
     )
     rows = [row for block in present for row in block]
-    assert [int(rows[place].sum()) for place in tokens.blocks.sequence_place.tolist()] == lengths
+    assert [int(rows[place].sum()) for place in blocks.sequence_place.tolist()] == lengths
     line = torch.cat([torch.full(row.shape, number) for number, row in enumerate(rows)])
     owners = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
-    assert torch.equal(line[tokens.blocks.token_place], tokens.blocks.sequence_place[owners])
+    assert torch.equal(line[blocks.token_place], blocks.sequence_place[owners])
 
 
 def test_a_pack_of_two_stores_in_an_order(tmp_path):
