@@ -94,6 +94,17 @@ class Checkpoint:
         return cls(head[-1].out_features if head else pretrained_config(name).hidden_size, reading, head, *lengths)
 
 
+def loss_of(run: RunFolder) -> str:
+    """A sentence about what a query's positive was compared with; a version before losses by name has but one."""
+    if run.settings.get("LOSS", "pairwise") == "pairwise":
+        return "A query's positive was compared with one negative at a time."
+    size = code(run.setting("QUERIES_TOGETHER"))
+    return (
+        f"A query's positive was compared with the passages of a block of up to {size} queries at once (InfoNCE, "
+        "[arXiv:1807.03748](https://arxiv.org/abs/1807.03748))."
+    )
+
+
 def objective_of(run: RunFolder) -> str:
     """Sentences about what was weighed, and how."""
     groups = run.settings.get("QUERY_GROUPS", "clusters")  # a version before groups by name has none
@@ -270,6 +281,7 @@ def body(
 A dense retriever: a text becomes a vector of {checkpoint.dimensions} numbers, and the passages whose vectors have the
 largest {scores} with a query's are its answers. It was trained from {code(without_folders(initial))} on hard
 negatives from its own nearest neighbours (ANCE, [arXiv:2007.00808](https://arxiv.org/abs/2007.00808)).
+{loss_of(run)}
 {objective_of(run)}
 
 ## Load it

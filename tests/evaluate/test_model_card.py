@@ -133,6 +133,16 @@ def test_an_initial_checkpoint_of_the_hub_is_named(run):
     assert write_card(run).data.base_model is None, "a folder inside the run's"
 
 
+def test_the_loss_is_told(run):
+    settings = run / "settings.train"
+    settings.write_text(re.sub("LOSS=.*\n", "", settings.read_text()))
+    assert "compared with one negative at a time" in write_card(run).text, "as in a version without others"
+    (run / "settings.mine").write_text(re.sub("QUERIES_TOGETHER=.*\n", "", (run / "settings.mine").read_text()))
+    with settings.open("a") as handle:
+        handle.write("LOSS=contrastive\nQUERIES_TOGETHER=12\n")
+    assert "a block of up to `12` queries at once (InfoNCE" in write_card(run).text
+
+
 def test_hostile_names_stay_names(run):
     write_results(run, ("after", f"saved_models/checkpoint-{STEP}", [HOSTILE]))
     for name in ("tokenize", "mine"):
