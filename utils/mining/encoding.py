@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -146,61 +146,64 @@ def encode(
     encoder = encoder.with_weights(precision.of_encoding)
 
     @torch.inference_mode()  # which is a thread's own, as autocast is
-    def launch(numbers: np.ndarray) -> Callable[[], np.ndarray]:
+    def vectors(numbers: np.ndarray) -> Tensor:
         with precision.autocast():
-            return _copy_to_host(encoder(pack([(sequences, numbers)]).to(device)))
+            return encoder(pack([(sequences, numbers)]).to(device)).float()
 
     if device.type == "cpu":
-        with _one_thread_each() as (submit, threads):
-            _write_in_order(batches, lambda numbers: submit(lambda: launch(numbers)()), threads, write)
+        threads = torch.get_num_threads()
+        with _one_core_each(threads) as pool:
+            _write_in_order(batches, lambda numbers: pool.submit(vectors, numbers).result, threads, write)
     else:
         with precision.autocast():  # around all of them: a weight of another type is cast once
-            _write_in_order(batches, launch, 1, write)
+            _write_in_order(batches, lambda numbers: _copy_to_host(vectors(numbers)), 1, write)
 
 
 def _write_in_order(
     batches: Iterator[np.ndarray],
-    launch: Callable[[np.ndarray], Callable[[], np.ndarray]],
+    launch: Callable[[np.ndarray], Callable[[], Tensor]],
     ahead: int,
     write: Callable[[np.ndarray, np.ndarray], None],
 ) -> None:
-    """Gives `write` what `launch` has begun, batch after batch; `ahead` are begun when one is written."""
-    launched: deque[tuple[np.ndarray, Callable[[], np.ndarray]]] = deque()
-    for numbers in batches:
-        launched.append((numbers, launch(numbers)))
+    """Gives `write` the vectors of batch after batch; `ahead` more batches have begun by then.
+
+    `launch` begins one. What it returns waits for its vectors.
+    """
+    launched: deque[tuple[np.ndarray, Callable[[], Tensor]]] = deque()
+    for batch in batches:
+        launched.append((batch, launch(batch)))
         if len(launched) > ahead:
             numbers, finish = launched.popleft()
-            write(numbers, finish())
+            write(numbers, finish().numpy())
     for numbers, finish in launched:
-        write(numbers, finish())
+        write(numbers, finish().numpy())
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[tuple[Callable[..., Callable[[], Any]], int]]:
-    """`submit`, which begins a call on one of as many threads as torch has, and their number.
+def _one_core_each(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """As many threads, in each of which torch computes on one core.
 
-    What it returns waits for the call's result. Torch computes with one thread in each of them.
+    A signal to stop, or an error, does not wait for what they are at, which may take minutes. (The interpreter does,
+    before it ends.)
     """
-    threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, "encode", initializer=torch.set_num_threads, initargs=(1,))
     try:
-        yield lambda call: pool.submit(call).result, threads
+        yield pool
+        pool.shutdown()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
         torch.set_num_threads(threads)  # which threads that are still to come would have been given as well
 
 
-def _copy_to_host(vectors: Tensor) -> Callable[[], np.ndarray]:
-    """Begins to copy vectors to the host, as float32; what it returns waits for their arrival and gives them."""
-    copy = vectors.float().to("cpu", non_blocking=True)
-    if vectors.device.type == "cpu":
-        return copy.numpy
+def _copy_to_host(vectors: Tensor) -> Callable[[], Tensor]:
+    """Begins to copy vectors from a GPU; what it returns waits for their arrival and gives them."""
+    copy = vectors.to("cpu", non_blocking=True)
     copied = torch.cuda.Event()
     copied.record()
 
-    def wait() -> np.ndarray:
+    def wait() -> Tensor:
         copied.synchronize()
-        return copy.numpy()
+        return copy
 
     return wait
 

@@ -3,6 +3,7 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event, get_ident
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from utils.mining import encoding
 from utils.mining.encoding import (
     check_length,
     cut_batches,
+    encode,
     encode_store,
     open_sequences,
     order_by_length,
@@ -158,12 +160,19 @@ def test_an_interrupted_encoding_goes_on_at_its_last_mark_with_the_same_batches(
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
 def test_vectors_do_not_depend_on_the_number_of_threads_which_stays(tmp_path, use_threads, precision):
-    encoder, store = tiny_bert().eval(), random_store(tmp_path / "passages", 57)
+    encoder, store, at_work = tiny_bert().eval(), random_store(tmp_path / "passages", 57), set()
+    encoder.register_forward_pre_hook(
+        lambda *_: at_work.add((get_ident(), torch.get_num_threads(), torch.is_autocast_enabled("cpu")))
+    )
 
     def vectors(threads):
         use_threads(threads)
+        at_work.clear()
         how = {"batch_size": 4, "precision": Precision("cpu", precision)}
         matrix = encoded(encoder, store, tmp_path / f"{threads}", **how)
+        assert {(number, cast) for _, number, cast in at_work} == {(1, precision == torch.bfloat16)}
+        assert (len(at_work) > 1) == (threads > 1)
+        assert get_ident() not in {thread for thread, *_ in at_work}
         with ThreadPoolExecutor(1) as another:
             assert torch.get_num_threads() == another.submit(torch.get_num_threads).result() == threads
         return matrix.rows(0, 57)
@@ -177,6 +186,34 @@ def test_what_a_thread_that_encodes_raises_ends_the_encoding(tmp_path, use_threa
     with pytest.raises(ValueError, match="broken"):
         encoded(Counting(tiny_bert().eval(), 4, ValueError("broken")), store, folder)
     assert not (folder / "manifest.json").exists()
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("end", [Stopped, ValueError])
+def test_an_encoding_that_is_stopped_does_not_wait_for_the_batches_that_threads_are_at(tmp_path, use_threads, end):
+    use_threads(3)
+    sequences = Sequences(random_store(tmp_path / "passages", 57))
+    written, ended, released, encoder = [], [], Event(), tiny_bert().eval()
+
+    def lasting(tokens):
+        if tokens.lengths != sequences.lengths_of(np.arange(4)).tolist():
+            released.wait(5)
+            ended.append(tokens)
+        return encoder(tokens)
+
+    def write(numbers, _):
+        written.append(numbers.tolist())
+        raise end
+
+    lasting.with_weights = lambda dtype: lasting
+    batches = iter(np.arange(56).reshape(-1, 4))
+    with pytest.raises(end):
+        encode(lasting, sequences, batches, CPU, SETTINGS["precision"], write)
+    assert not ended
+    released.set()
+    assert written == [[0, 1, 2, 3]]
+    assert next(batches).tolist() == [16, 17, 18, 19], "three are begun beside the one that is written"
+    assert torch.get_num_threads() == 3
 
 
 def test_a_killed_encoding_goes_on_in_other_batches_too_and_starts_over_with_other_weights(
