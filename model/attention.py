@@ -2,7 +2,8 @@
 
 - On a CPU, neighbouring sequences of equal length are one call, and no work goes into padding; who makes a pack sorts
   it by length. In 16-bit numbers, sequences are padded to multiples of `ROW` tokens, for this one operation alone,
-  and those of one multiple are a call: torch's softmax takes 2.6 times as long for a row of another length.
+  and those of one multiple are a call: torch's softmax takes 2.6 times as long for a row of another length. Texts of
+  more than `LONG` tokens have torch's fused kernel, which holds no matrix of scores.
 - A GPU would wait for that many launches. torch has one kernel for sequences of any lengths, which takes what
   `_fits_varlen` says. For all else it has the sequences padded into a few blocks of like length.
 
@@ -26,6 +27,7 @@ from utils.batching import AttentionBlocks, PackedTokens
 
 HALVES = torch.bfloat16, torch.float16
 ROW = 32
+LONG = 2_048  # a text's scores are 0.1 GB then, and 1.6 GB at 8,192 tokens; nor is the fused kernel slower any more
 
 
 @dataclass
@@ -68,9 +70,7 @@ def packed_attention(
     if _fits_varlen(query, key, value, tokens, p, masks):
         return _by_varlen(query, key, value, tokens, masks)
     masks = masks.masks if isinstance(masks, Window) else masks
-    attend = scaled_dot_product_attention
-    if query.device.type == "cpu" and (p or query.dtype in HALVES):
-        attend = _attend
+    attend = _attend_on_cpu if query.device.type == "cpu" else scaled_dot_product_attention
     if tokens.blocks is not None:
         return _by_blocks(query, key, value, tokens, p, masks, attend)
     return _by_runs(query, key, value, tokens.runs, masks or [None] * len(tokens.runs), p, attend)
@@ -103,11 +103,13 @@ def _by_runs(
     return torch.cat(outputs)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: float) -> Tensor:
-    """Attention in three steps, as torch does it on a CPU where there is dropout, with a faster one.
+def _attend_on_cpu(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: float) -> Tensor:
+    """Attention in three steps where that is faster than torch's fused kernel, or torch has none (with dropout).
 
-    In 16-bit numbers it is faster than torch's fused kernel: products are, exponentials are not.
+    In 16-bit numbers it is faster: products are, exponentials are not.
     """
+    if not p and (query.dtype not in HALVES or key.shape[-2] > LONG):
+        return scaled_dot_product_attention(query, key, value, mask)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     if mask is not None:  # in place: what is not needed later does not take the memory twice
         scores = scores.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else scores.add_(mask)

@@ -95,12 +95,13 @@ class Encoder(nn.Module):
         return nn.functional.normalize(vectors, dim=-1) if self.reading.normalized else vectors
 
     def with_weights(self, dtype: torch.dtype) -> "Encoder":
-        """This encoder, or a copy whose weights up to the pooling are of this type, and which is not to be trained.
+        """This encoder, or a copy, not to be trained, whose float32 weights up to the pooling are of this type.
 
         The head keeps its own, and so does what a model computes with but has not learnt, as rotations' frequencies.
+        As under autocast, float64 stays.
         """
-        weights = [*self.model.parameters()]
-        if all(weight.dtype == dtype for weight in weights):
+        weights = [weight for weight in self.model.parameters() if weight.dtype == torch.float32]
+        if dtype == torch.float32 or not weights:
             return self
         cast = {id(weight): nn.Parameter(weight.to(dtype), requires_grad=False) for weight in weights}
         return deepcopy(self, cast)  # takes these for copies of those that are made

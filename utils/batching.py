@@ -48,14 +48,14 @@ class AttentionBlocks:
 
     @classmethod
     def of(cls, lengths: list[int], device: torch.device) -> "AttentionBlocks":
-        """As many of about as many sequences each, for a GPU, where every block is several launches."""
+        """A few of about as many sequences each, for a GPU, where every block is several launches."""
         order = np.argsort(lengths, kind="stable")
         parts = np.array_split(order, min(ATTENTION_BLOCKS, len(order)))
         return cls._of(np.array(lengths), parts, 8, device)  # kernels load 8 numbers at once
 
     @classmethod
     def by_length(cls, lengths: list[int], multiple: int) -> "AttentionBlocks":
-        """One for the sequences that are padded to each multiple of so many tokens, for a CPU.
+        """One for all sequences that are padded to the same multiple of `multiple` tokens, for a CPU.
 
         How far a sequence is padded does not depend on those beside it.
         """

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model import attention
-from model.attention import Window, biased_scores, packed_attention
+from model.attention import Window, biased_scores, packed_attention, ready_for_attention
 from tests.model.test_placing import Called
 from tests.tiny_models import padded_vectors, random_store, tiny_bert, tiny_roberta
 from utils.batching import AttentionBlocks, PackedTokens, Sequences, pack
@@ -43,7 +43,8 @@ def test_a_pack_gives_the_vectors_and_gradients_of_padded_texts(tmp_path, make_e
         torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
 
 
-def test_checkpointing_changes_no_gradient_with_dropout_on(tmp_path):
+@pytest.mark.parametrize("mixed", [False, True])
+def test_checkpointing_changes_no_gradient_with_dropout_on(tmp_path, mixed):
     gradients = []
     for checkpointed in (False, True):
         encoder = tiny_bert(layers=3, dropout=0.2).train()
@@ -54,7 +55,9 @@ def test_checkpointing_changes_no_gradient_with_dropout_on(tmp_path):
         for module in calls:
             module.register_forward_pre_hook(lambda module, inputs, calls=calls: calls[module].append(inputs))
         torch.manual_seed(0)
-        encoder(tokens).square().sum().backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            vectors = encoder(tokens)
+        vectors.square().sum().backward()
         assert (len(calls[first]), len(calls[last])) == (2 if checkpointed else 1, 1)
         gradients.append([parameter.grad for parameter in encoder.parameters()])
     for plain, checkpointed in zip(*gradients, strict=True):
@@ -120,6 +123,23 @@ def test_dropout_falls_on_the_attention_and_keeps_its_mean():
         assert abs(dropped.mean() - 1) < 0.05
 
 
+def test_long_texts_in_16_bits_have_no_matrix_of_scores(monkeypatch):
+    monkeypatch.setattr(attention, "LONG", 32)
+    torch.manual_seed(0)
+    lengths = [3, 32, 33, 70]
+    tokens = PackedTokens(*[torch.zeros(0)] * 3, lengths)
+    parts = torch.randn(3, sum(lengths), 2, 4)
+    for masks in (None, 5):
+        expected = packed_attention(*parts, tokens, masks=masks and Window(tokens, masks))
+        cheap = parts.bfloat16()
+        blocks = ready_for_attention(tokens, cheap)
+        with Called() as called:
+            got = packed_attention(*cheap, blocks, masks=masks and Window(blocks, masks))
+        assert Counter(called.names)["_scaled_dot_product_flash_attention_for_cpu"] == 2
+        assert Counter(called.names)["_softmax"] == 1
+        torch.testing.assert_close(got.float(), expected, atol=0.03, rtol=0)
+
+
 def test_attention_with_dropout_that_drops_nothing_is_plain_attention(monkeypatch):
     torch.manual_seed(0)
     tokens = PackedTokens(*[torch.zeros(0)] * 3, [3, 5, 5])
@@ -159,7 +179,7 @@ def test_masks_give_what_attention_by_its_definition_gives(kind, blocks, one_que
     wanted = [query, key, value] + [added] * (kind == "biased")
     weights = torch.randn_like(expected)
     monkeypatch.setattr(attention, "dropout", lambda weights, p: weights)
-    for p in (0.0,) if blocks else (0.0, 0.3):
+    for p in (0.0, 0.3):
         got = packed_attention(given, key, value, tokens, p, masks)
         torch.testing.assert_close(got, expected)
         ours, theirs = (

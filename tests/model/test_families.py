@@ -81,14 +81,17 @@ def test_a_copy_with_cheaper_weights_hands_on_their_type_from_layer_to_layer(nam
     assert cheap.dtype == torch.float32
     assert (vectors * cheap).sum(1).min() > 0.999
     torch.testing.assert_close(encoder.state_dict(), before, rtol=0, atol=0)
+    assert encoder.double().with_weights(torch.bfloat16) is encoder.with_weights(torch.float32) is encoder
 
 
 @every_family
 @pytest.mark.parametrize("first_only", [False, True])
 def test_in_mixed_precision_on_a_cpu_layers_hand_on_what_products_give_and_pad_texts(name, first_only, monkeypatch):
     model, family, tokens = tiny_model(tiny_config(name)), FAMILIES[name], packed(LENGTHS)
-    expected, rows, attend = last_hidden(model, family, tokens, first_only), [], attention._attend
-    monkeypatch.setattr(attention, "_attend", lambda q, k, *rest: rows.append(k.shape[2]) or attend(q, k, *rest))
+    expected, rows, attend = last_hidden(model, family, tokens, first_only), [], attention._attend_on_cpu
+    monkeypatch.setattr(
+        attention, "_attend_on_cpu", lambda q, k, *rest: rows.append(k.shape[2]) or attend(q, k, *rest)
+    )
     with torch.autocast("cpu", torch.bfloat16):
         got = last_hidden(model, family, tokens, first_only)
     assert got.dtype == torch.bfloat16

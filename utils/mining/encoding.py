@@ -143,7 +143,7 @@ def encode(
     A GPU has its next batch already while the vectors of one are written. On a CPU, each of torch's threads encodes
     batches of its own: none waits for another within an operation, and how many there are changes no vector.
     """
-    encoder = encoder.with_weights(precision.of_encoding)
+    encoder = encoder.with_weights(precision.encoding_weights)
 
     @torch.inference_mode()  # which is a thread's own, as autocast is
     def vectors(numbers: np.ndarray) -> Tensor:

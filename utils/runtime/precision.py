@@ -27,10 +27,11 @@ class Precision:
         return self.dtype == torch.float16
 
     @property
-    def of_encoding(self) -> torch.dtype:
-        """The type of weights and of what layers hand on where nothing is trained.
+    def encoding_weights(self) -> torch.dtype:
+        """The type of the layers' weights where nothing is trained.
 
-        float16 has the range for products, but not for the sums that go from layer to layer of any encoder.
+        On a CPU it is also what they hand on. float16 has the range for products, but not for the sums that go from
+        layer to layer of any encoder.
         """
         return torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32
 

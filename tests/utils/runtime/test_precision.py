@@ -25,4 +25,5 @@ def test_mixed_precision_is_bfloat16_where_the_hardware_has_it(monkeypatch, caps
     precision = choose_precision(True, device)
     assert precision.dtype == expected
     assert precision.needs_scaler == (expected == torch.float16)
+    assert precision.encoding_weights == (expected if expected == torch.bfloat16 else torch.float32)
     assert ("warning" in capsys.readouterr().out) == (expected == torch.float32)
