@@ -15,7 +15,7 @@
 # skips what is done. A setting that files in OUT_DIR follow from can no longer be changed there. Data and the initial
 # checkpoint count by their content: folders may be moved. Data that were corrected are tokenized again until the first
 # episode is mined. The other settings can change at any time. One of them changes training: a step takes BATCH_SIZE x
-# ACCUMULATION triplets from each of PROCESSES. With another number of them, training goes on at the same place in the
+# ACCUMULATION samples from each of PROCESSES. With another number of them, training goes on at the same place in the
 # data, in steps of another size.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

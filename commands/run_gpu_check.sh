@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Checks a machine with a GPU: runs the tests that need one, then measures what it reaches. 9 minutes on one H100.
+# Checks a machine with a GPU: runs the tests that need one, then measures what it reaches. By estimate, 9 minutes
+# on one H100 at most: it has run on a simulated device only.
 #
 #     bash commands/run_gpu_check.sh [--out_dir DIR]
 #

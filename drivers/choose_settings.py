@@ -40,7 +40,7 @@ class Arguments:
     model_size: str = option("base", "base or large: the published values that differ")
     processes: int = option(0, "processes that train; 0: as many as run this script")
     by_size: int | None = option(None, "1: by size, 0: as published (default: by the number of training queries)")
-    normalize: int = option(0, "1: vectors have length 1, as find_reading.py found")
+    normalize: int | None = option(None, "1: vectors have length 1, 0: any (default: as the checkpoint's files say)")
     loss: str | None = option(None, "pairwise or contrastive")
     queries_together: int | None = option(None, "queries of a block, for a contrastive loss")
     negatives_a_query: int | None = option(None, "negatives of a query in a pass; 0: by the number of passes")
@@ -89,9 +89,10 @@ def read_size(args: Arguments) -> Size:
     """Counts the rows of the token stores and asks the checkpoint's configuration."""
     queries, passages = (len(TokenStore(Path(args.data_dir, name))) for name in ("train-query", "passages"))
     cache_dir = args.cache_dir or None
-    declared = args.model_type == AUTO and declared_reading(args.model_name_or_path, cache_dir) is not None
+    reading = declared_reading(args.model_name_or_path, cache_dir) if args.model_type == AUTO else None
+    normalized = reading is not None and reading.normalized if args.normalize is None else bool(args.normalize)
     width = pretrained_config(args.model_name_or_path, cache_dir).hidden_size
-    return Size(queries, passages, width, declared, args.processes, bool(args.normalize))
+    return Size(queries, passages, width, reading is not None, args.processes, normalized)
 
 
 def text_of(value: Value) -> str:

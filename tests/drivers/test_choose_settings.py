@@ -60,7 +60,8 @@ def test_what_is_written_is_what_the_rule_says_of_these_stores_and_this_encoder(
     width = tiny_bert().config.hidden_size
     for checkpoint, declared in (("declared", True), ("plain", False)):
         found = settings(place, checkpoint)
-        expected = choose(Size(queries, passages, width, declared), {})
+        expected = choose(Size(queries, passages, width, declared, normalized=declared), {})
+        assert (expected["MAX_RELATIVE_SCORE"].value == "0.95") == declared
         assert found.pop("BY_SIZE") == "1"
         assert found.keys() == set(NAMES)
         said = capsys.readouterr().out
