@@ -16,4 +16,4 @@ def keep_freed_memory() -> None:
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "gnu_get_libc_version"):
         libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, -1)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)  # never; the largest int, 2 GiB, is less than a step may free
