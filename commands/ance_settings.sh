@@ -53,7 +53,7 @@ setting SKIP_RANKS "off|whole" off "so many of a query's best-ranked candidates 
 setting MIN_MARGIN "off|number" off \
     "nor are those that score less than this below the positive, in standard deviations of the scores of the query's TOPK"
 setting MAX_RELATIVE_SCORE "auto|off|number" '$([[ "$SKIP_RANKS $MIN_MARGIN" == "off off" ]] && echo auto || echo off)' \
-    "nor those that score above this share of the positive, like 0.95: for vectors of length 1 (default: auto, with another filter off)"
+    "nor those that score above this share of the positive, like 0.95: for vectors of length 1 (default: auto; off where one of the two above is given)"
 setting NEGATIVES_A_QUERY "auto|whole" auto '$(is_published_type && echo 0 || echo 1)' \
     "of them in a pass over the queries; a mined file has as many passes as that takes. 0: 5 passes (default: auto; demo: 1)"
 setting QUERIES_TOGETHER "auto|whole" auto '$(is_published_type && echo 0 || echo 8)' \

@@ -149,10 +149,7 @@ def read_split(name: str, read_queries: Callable[[], Iterable[Text]], queries_pa
             f"no query of {queries_path} has a relevant passage here; do the two files belong together?", qrels_path
         )
     if seen > len(kept):
-        say(
-            f"{queries_path.name}: {seen - len(kept):,} of {seen:,} queries left out, no passage is judged "
-            f"relevant to them in {qrels_path.name}"
-        )
+        say(f"{queries_path.name}: {len(kept):,} of {seen:,} queries have a relevant passage in {qrels_path.name}")
     return Split(name, read_queries, queries_path, qrels_path, query_keys, passage_keys, grades, kept)
 
 

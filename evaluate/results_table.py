@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluate.dev_clusters import DevClusters
+from evaluate.dev_clusters import LEAST_QUERIES, DevClusters
 from evaluate.metrics_file import COLLAPSED, RunMetrics, measure, read_metrics, read_per_query
 from evaluate.reporting.tables import markdown, plain_text
 from utils.runtime.arguments import option, parse, required
@@ -32,6 +32,7 @@ from utils.stores.files import atomic_file, write_json
 
 DEV_MEASURES = {"dev MRR@10": "mrr@10", "dev nDCG@10": "ndcg@10", "dev recall@100": "recall@100"}
 CLUSTER_MEASURE = "mrr@10"
+FEW_QUERIES = 100  # with fewer dev queries, the table says so
 SHOWN_GROUPS = 20  # lines of the printed table of groups by name; table.md has all
 TEST_MEASURE = "ndcg@10"
 ZERO_SHOT_MEASURES = {"zero-shot nDCG@10": "ndcg@10"}
@@ -144,6 +145,18 @@ def differences(rows: list[Row]) -> list[str]:
     return notes
 
 
+def cautions(rows: list[Row]) -> list[str]:
+    """A line where there are few dev queries, and one where so few that no cluster has a measure."""
+    queries, cells = rows[-1].dev.queries, rows[-1].cells
+    kind = "group" if rows[-1].group_means else "cluster"
+    notes = []
+    if queries < FEW_QUERIES:
+        notes.append(f"note: {queries} dev queries are few: one of them can move a mean by {1 / queries:.3f}")
+    if rows[-1].cluster_means and cells[len(DEV_MEASURES)] is None:
+        notes.append(f"note: no {kind} has {LEAST_QUERIES} judged dev queries, so none counts as the worst")
+    return notes
+
+
 def main() -> None:
     args = parse(Arguments, __doc__)
     clusters = DevClusters.read(args.clusters_dir, args.dev_query_dir) if args.clusters_dir else None
@@ -168,7 +181,7 @@ def main() -> None:
         for row in rows
     ]
     write_json(Path(args.out_dir) / "results.json", {"columns": table[0][1:], "rows": content})
-    print("\n".join([plain_text(table), *differences(rows)]))
+    print("\n".join([plain_text(table), *differences(rows), *cautions(rows)]))
     if by_group:
         print(f"\n{plain_text(by_group[: SHOWN_GROUPS + 1])}")
         if (hidden := len(by_group) - 1 - SHOWN_GROUPS) > 0:

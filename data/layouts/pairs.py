@@ -53,9 +53,10 @@ class Columns:
         query, positive = (find_column(names, of) for of in (QUERY_COLUMNS, POSITIVE_COLUMNS))
         if query is None or positive is None:
             raise InputError(
-                f"has the columns {', '.join(map(repr, names)) or '(none)'}; expected are a query "
-                f"({', '.join(QUERY_COLUMNS)}), a positive ({', '.join(POSITIVE_COLUMNS)}) and perhaps negatives "
-                "(negative, negative_1, …). Rename them, or name them: --pair_columns QUERY,POSITIVE[,NEGATIVE…]",
+                f"has the columns {', '.join(map(repr, names)) or '(none)'}: say which are meant, by "
+                f"--pair_columns QUERY,POSITIVE[,NEGATIVE…]. Known by their names are a query "
+                f"({', '.join(QUERY_COLUMNS)}), a positive ({', '.join(POSITIVE_COLUMNS)}) and negatives (negative, "
+                "negative_1, …)",
                 path,
             )
         self.query, self.positive, self.negatives = query, positive, []

@@ -53,7 +53,7 @@ def test_judgments_are_by_row_with_their_grades(preprocess_passages):
 def test_queries_without_a_relevant_judgment_are_left_out_and_counted(preprocess_passages, capsys):
     changes = {"qrels.train.tsv": "10\t0\t0\t1\n12\t0\t7\t0\n12\t0\t1\t-1\n"}
     assert list(rows(preprocess_passages(changes), "train-query")) == ["10"]
-    assert "queries.train.tsv: 2 of 3 queries left out" in capsys.readouterr().out
+    assert "queries.train.tsv: 1 of 3 queries have a relevant passage in qrels.train.tsv" in capsys.readouterr().out
 
 
 def test_gzipped_files_give_the_same_stores(preprocess_passages, tmp_path):

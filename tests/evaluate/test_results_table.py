@@ -11,7 +11,7 @@ import pytest
 from evaluate import results_table
 from evaluate.dev_clusters import DevClusters
 from evaluate.metrics_file import RunMetrics, write_metrics
-from evaluate.results_table import differences, read_row, table_of
+from evaluate.results_table import cautions, differences, read_row, table_of
 from tests.tiny_models import random_store
 from tests.tiny_run import call
 from utils.mining.named_groups import NamedGroups
@@ -25,7 +25,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "evaluate" / "results_table.py"
 def metrics_of(tmp_path):
     """Writes a metrics.json with these values and returns its path."""
 
-    def write(name: str, mrr: float, ndcg: float, recall: float, queries: int = 10) -> str:
+    def write(name: str, mrr: float, ndcg: float, recall: float, queries: int = 100) -> str:
         path = tmp_path / "with blanks" / f"{name}.json"
         metrics = {"mrr@10": mrr, "ndcg@10": ndcg, "recall@100": recall}
         write_metrics(path, RunMetrics(name, name, f"checkpoint of {name}", queries, metrics))
@@ -71,7 +71,7 @@ def test_a_measure_that_a_file_lacks_is_named_with_the_file(tmp_path, metrics_of
 
 
 def test_rows_over_different_queries_are_pointed_out(metrics_of):
-    ten, twelve = metrics_of("ten", 0.1, 0.2, 0.3), metrics_of("twelve", 0.1, 0.2, 0.3, queries=12)
+    ten, twelve = metrics_of("ten", 0.1, 0.2, 0.3, queries=10), metrics_of("twelve", 0.1, 0.2, 0.3, queries=12)
     assert differences([read_row(f"a={ten},{twelve}"), read_row(f"b={ten},{twelve}"), read_row(f"c={ten}")]) == []
     (note,) = differences([read_row(f"a={ten},{ten}"), read_row(f"b={twelve},{ten}")])
     assert "same dev queries (10 or 12)" in note
@@ -158,3 +158,16 @@ def test_the_worst_cluster_is_a_column_where_clusters_are_given(tmp_path, metric
     heading, line = table_of([row])
     assert dict(zip(heading, line, strict=True))["worst cluster MRR@10"] == "0.250"
     assert "worst cluster MRR@10" not in table_of([read_row(f"Episode 1={dev}")])[0]
+
+
+@pytest.mark.parametrize(
+    ("queries", "judged", "said"),
+    [(100, 10, []), (99, 10, ["99 dev queries are few"]), (100, 9, ["no cluster has 10 judged dev queries"])],
+)
+def test_few_dev_queries_and_clusters_without_a_measure_are_pointed_out(tmp_path, metrics_of, queries, judged, said):
+    dev = metrics_of("dev", 0.1, 0.2, 0.3, queries=queries)
+    clusters = DevClusters([f"q{i}" for i in range(judged)], np.zeros(judged, dtype=np.int64), 1)
+    values = {query: {"mrr@10": 0.5} for query in clusters.ids}
+    write_json(Path(dev).with_name("per_query.json"), {"queries": values})
+    notes = cautions([read_row(f"Episode 1={dev}", clusters)])
+    assert [part in note for part, note in zip(said, notes, strict=True)] == [True] * len(said)
