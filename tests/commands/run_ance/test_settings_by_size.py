@@ -9,8 +9,8 @@ from data import msmarco_data
 from drivers import choose_settings
 from model.hyperparameters import NAMES
 from tests import tiny_run
+from tests.commands.run_ance.running import Run, names, only
 from tests.commands.stub_environment import Call, Checkout
-from tests.commands.test_run_ance import Run, names, only
 from tests.tiny import tiny_bert_tokenizer
 from tests.tiny_models import tiny_bert
 
