@@ -42,9 +42,8 @@ also_called() { setting_of_flag["$1"]="${setting_names[-1]}"; } # NAME: a flag o
 set_default() { setting_default["$1"]="$2" && unset "setting_demo[$1]"; } # NAME TEXT, which `settle` evaluates
 
 # Prints the comment at the head of the script that was started, then its settings.
-print_help() {
+help_text() {
     local name text default
-    trap - EXIT # whoever reads it may stop anywhere
     sed -n '2,/^[^#]/{/^[^#]/d;s/^# \{0,1\}//;p}' "$0"
     for name in "${setting_names[@]}"; do
         [[ -z "${setting_heading[$name]}" ]] || printf '\n%s\n' "${setting_heading[$name]}"
@@ -65,7 +64,10 @@ take_arguments() {
     local LC_ALL=C flag name
     while (($#)); do
         case "$1" in
-            -h | --help) print_help && exit 0 ;;
+            -h | --help) # whoever reads it may stop anywhere
+                printf '%s\n' "$(help_text)" 2> /dev/null || true
+                exit 0
+                ;;
             --) words+=("${@:2}") && return ;;
             --*) ;;
             *) words+=("$1") && shift && continue ;;

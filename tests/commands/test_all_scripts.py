@@ -1,6 +1,8 @@
 """What holds of every script of commands/, with a stub for Python."""
 
+import os
 import re
+import subprocess
 
 import pytest
 
@@ -37,3 +39,12 @@ def test_an_exported_cdpath_leads_nowhere_else(checkout, script):
     assert str(elsewhere) not in finished.stdout + finished.stderr
     assert str(elsewhere) not in repr(checkout.calls())
     assert not list(elsewhere.glob("commands/*")), "nothing was made there"
+
+
+def test_whoever_reads_the_help_may_stop_anywhere():
+    unread, written = os.pipe()
+    os.close(unread)
+    command = ["bash", COMMANDS / "run_ance.sh", "--help"]
+    with os.fdopen(written) as pipe:  # and SIGPIPE is ignored, as what Python starts may have it
+        finished = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, text=True, restore_signals=False)
+    assert (finished.returncode, finished.stderr) == (0, "")
