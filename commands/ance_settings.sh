@@ -56,8 +56,8 @@ setting MAX_RELATIVE_SCORE "auto|off|number" '$([[ "$SKIP_RANKS $MIN_MARGIN" == 
     "nor those that score above this share of the positive, like 0.95: for vectors of length 1 (default: auto; off where one of the two above is given)"
 setting NEGATIVES_A_QUERY "auto|whole" auto '$(is_published_type && echo 0 || echo 1)' \
     "of them in a pass over the queries; a mined file has as many passes as that takes. 0: 5 passes (default: auto; demo: 1)"
-setting QUERIES_TOGETHER "auto|whole" auto '$(is_published_type && echo 0 || echo 8)' \
-    "queries of one cluster that stand together in a block, whose passages a contrastive loss shares; 0: none, as published (default: auto; demo: 8)"
+setting QUERIES_TOGETHER "auto|whole" auto '$(is_published_type && echo 0 || echo 16)' \
+    "queries of one cluster that stand together in a block, whose passages a contrastive loss shares; 0: none, as published (default: auto; demo: 16)"
 setting CLUSTERS "auto|count" auto 16 "clusters of the training queries"
 setting QUERY_GROUPS text clusters \
     "what the objective weighs, and metrics are told of (flag: --groups too): clusters of the training queries by k-means; source: the sources of mixed data; or a TSV of query id and group name"

@@ -5,8 +5,9 @@ absurd: the first episode would show each query 75,000 times. So they hold from 
 on, and for an encoder that comes without files of its own, or is read as a published type; everything else is chosen
 here (`choose`), by these rules:
 
-    LOSS           contrastive from an encoder that is made for vectors already, with QUERIES_TOGETHER 8 and
-                   NEGATIVES_A_QUERY 1; pairwise from any other
+    LOSS           contrastive from an encoder that is made for vectors already, with NEGATIVES_A_QUERY 1, and
+                   QUERIES_TOGETHER 16 where a step has two such blocks and a process one, else 8; pairwise from any
+                   other
     ABSENT         keep, and NORMALIZE_WEIGHTS 1, with iDRO and a contrastive loss, since a step of a few blocks holds
                    few of the clusters; otherwise as published
     NEGATIVES      5: one a query in each of the 5 passes that a mined file consists of, so that a step sees as many
@@ -37,7 +38,7 @@ from typing import NamedTuple
 PUBLISHED_QUERIES = 400_000
 FEW_QUERIES = 1_000
 MINED_PASSES = 5  # over the training queries, that the negatives of a mined file are dealt into, by default
-TOGETHER = 8  # queries of a block
+TOGETHER = 16  # queries of a block, in steps that have room for two
 OFF = "off"  # no filter
 
 COMMON = {
@@ -131,7 +132,11 @@ def choose(size: Size, given: Mapping[str, Value], objective: str = "idro") -> d
     loss = settle("LOSS", "contrastive" if blocks else "pairwise", f"for an encoder that is {made}")
     contrasts = loss == "contrastive"
     of_loss = f"for a {loss} loss"
-    together = settle("QUERIES_TOGETHER", min(TOGETHER, given.get("BATCH_SIZE", TOGETHER)) * contrasts, of_loss)
+    samples = min(max(8 * round(sqrt(size.queries) / 16), 16), 512)
+    share = given.get("BATCH_SIZE") or ceil(samples / size.processes)
+    large = share >= TOGETHER and share * size.processes >= 2 * TOGETHER
+    block = min(TOGETHER if large else TOGETHER // 2, given.get("BATCH_SIZE", TOGETHER))
+    together = settle("QUERIES_TOGETHER", block * contrasts, of_loss)
     a_query = settle("NEGATIVES_A_QUERY", int(contrasts), of_loss)
     for name, value in _options(objective, loss).items():
         settle(name, value, of_loss)
@@ -142,7 +147,6 @@ def choose(size: Size, given: Mapping[str, Value], objective: str = "idro") -> d
     ranks = min(max(round(sqrt(2 * size.passages)), 4 * negatives), max(200, 4 * negatives), size.passages // 2)
     settle("TOPK", max(1, ranks), f"of {size.passages:,} passages")
 
-    samples = min(max(8 * round(sqrt(size.queries) / 16), 16), 512)
     batch, accumulation = _batch(samples, size, given, together if contrasts else 1)
     step = batch * accumulation * size.processes
     unit = "lines" if contrasts else "triplets"
@@ -184,7 +188,7 @@ def _batch(samples: int, size: Size, given: Mapping[str, Value], block: int) -> 
     share = ceil(samples / size.processes)
     largest = PUBLISHED["base" if size.width <= 768 else "large"]["BATCH_SIZE"]  # which is known to fit
     accumulation = given.get("ACCUMULATION") or ceil(share / given.get("BATCH_SIZE", largest))
-    batch = given.get("BATCH_SIZE") or block * ceil(min(ceil(share / accumulation), largest) / block)
+    batch = given.get("BATCH_SIZE") or block * max(1, round(min(ceil(share / accumulation), largest) / block))
     return batch, accumulation
 
 

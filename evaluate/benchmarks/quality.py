@@ -107,7 +107,7 @@ class Arguments(DeviceArguments, LengthArguments):
     clusters: int = option(
         16, "ours: clusters of the training queries; the worst cluster is looked for among as many"
     )
-    queries_together: int = option(8, "ours, contrastive: lines of a block")
+    queries_together: int = option(16, "ours, contrastive: lines of a block")
     negatives_a_query: int = option(1, "ours, contrastive: negatives of a line")
     batch_size: int = option(128, "texts encoded at once")
 

@@ -38,7 +38,7 @@ def step_of(settings: dict, size: Size) -> int:
 @pytest.mark.parametrize(
     ("queries", "passages", "expected"),
     [  # STEPS from an encoder that is made for vectors, and from another; triplets a step, CLUSTERS, TOPK. Contrasted
-        # lines are whole blocks of 8 in each pass.
+        # lines are whole blocks of 8 or 16 in each pass.
         (30, 300, (10, 10, 16, 2, 24)),
         (300, 1_000, (60, 94, 16, 4, 45)),
         (1_000, 5_000, (60, 313, 16, 8, 100)),
@@ -56,8 +56,8 @@ def test_what_is_chosen_at_sizes_that_people_have(queries, passages, expected):
         chosen = values(size)
         taken = step_of(chosen, size)
         if declared:
-            assert 0 <= taken - step < 8 * chosen["ACCUMULATION"]
-            length = ceil(queries / 2 / taken) if taken > step else length
+            assert abs(taken - step) <= chosen["QUERIES_TOGETHER"] / 2 * chosen["ACCUMULATION"]
+            length = ceil(queries / 2 / taken) if taken != step else length
         else:
             assert taken == step
         assert chosen["STEPS"] == length
@@ -78,6 +78,7 @@ def test_whatever_the_size_there_is_at_least_a_step_that_learns_and_nothing_is_b
         together = chosen["QUERIES_TOGETHER"]
         assert (chosen["LOSS"] == "contrastive") == size.declared == (together > 0)
         assert not together or chosen["BATCH_SIZE"] % together == 0
+        assert together in (0, 8) or (together == 16 and step_of(chosen, size) >= 32)
         assert 1e-7 < chosen["LEARNING_RATE"] <= 1e-4
         assert 0 <= chosen["WARMUP_STEPS"] < chosen["STEPS"] == chosen["NUM_TRAINING_STEPS"]
         schedule = chosen["WARMUP_STEPS"], chosen["NUM_TRAINING_STEPS"], chosen["TOTAL_TRAINING_STEPS"]
@@ -117,8 +118,9 @@ def test_more_queries_never_mean_fewer_clusters_or_triplets_and_a_wider_encoder_
 def test_of_a_given_batch_a_block_is_no_larger_part_than_all(batch):
     given = {"BATCH_SIZE": batch, "LOSS": "contrastive"}
     for declared in (False, True):
-        assert values(Size(1_000, 10_000, 384, declared), **given)["QUERIES_TOGETHER"] == min(batch, 8)
-    assert choose_published("large", given)["QUERIES_TOGETHER"].value == min(batch, 8)
+        chosen = values(Size(1_000, 10_000, 384, declared), **given)
+        assert chosen["QUERIES_TOGETHER"] == min(batch, 16 if batch == 64 else 8)
+    assert choose_published("large", given)["QUERIES_TOGETHER"].value == min(batch, 16)
 
 
 @pytest.mark.parametrize("model_size", ["base", "large"])
@@ -207,9 +209,9 @@ def test_what_is_given_moves_what_follows_from_it():
     assert values(size, QUERIES_TOGETHER=0)["LOSS"] == "pairwise"
     assert values(size, QUERIES_TOGETHER=4)["LOSS"] == "contrastive"
     plain = Size(10_000, 100_000, 384, False)
-    assert (values(plain)["LOSS"], values(plain, LOSS="contrastive")["QUERIES_TOGETHER"]) == ("pairwise", 8)
+    assert (values(plain)["LOSS"], values(plain, LOSS="contrastive")["QUERIES_TOGETHER"]) == ("pairwise", 16)
     published = choose_published("base", {"LOSS": "contrastive"})
-    assert (published["QUERIES_TOGETHER"].value, published["NEGATIVES_A_QUERY"].value) == (8, 1)
+    assert (published["QUERIES_TOGETHER"].value, published["NEGATIVES_A_QUERY"].value) == (16, 1)
     assert values(Size(10_000, 1_000, 384, True), NEGATIVES=30)["TOPK"] == 120
     assert values(size, TOPK=3)["NEGATIVES"] == 3
     assert values(size, STEPS=1_000) | {
