@@ -427,7 +427,7 @@ MISTAKES = {
     "no JSON": (["{", GOOD], r"x\.jsonl:1: is not valid JSON"),
     "a list": (['[{"query": 1}]', GOOD], r"x\.jsonl:1: expected a JSON object a line"),
     "a list over lines": (["[", GOOD], r"x\.jsonl:1: is not valid JSON .* jq -c"),
-    "columns": ([{"title": "a", "body": "b"}], r"has the columns 'title', 'body'; expected are .* --pair_columns"),
+    "columns": ([{"title": "a", "body": "b"}], r"has the columns 'title', 'body': say which .* --pair_columns"),
     "a label": ([GOOD | {"label": 0}], r"has a column 'label'.*--pair_columns query,positive"),
     "an empty query": ([GOOD, GOOD | {"query": "  "}], r"x\.jsonl:2: query is empty"),
     "a number": ([GOOD, GOOD | {"positive": 3}], r"x\.jsonl:2: expected a text as positive, found 3"),
