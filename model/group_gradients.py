@@ -601,9 +601,12 @@ class _Exchange:
         outgoing = block.view(len(block), self._size, share).transpose(0, 1).reshape(-1, share)
         incoming = block.new_empty(sum(self._counts), share)
         dist.all_to_all_single(incoming, outgoing, self._counts, [len(block)] * self._size)
-        total = block.new_zeros(len(self._union), share)
-        for places, part in zip(self._places, incoming.split(self._counts), strict=True):
-            total.index_add_(0, places, part)
+        if len(incoming) == self._size * len(self._union):  # every process has every group
+            total = incoming.view(self._size, -1, share).sum(0)
+        else:
+            total = block.new_zeros(len(self._union), share)
+            for places, part in zip(self._places, incoming.split(self._counts), strict=True):
+                total.index_add_(0, places, part)
         total /= self._size
         self._products.addmm_(total, total.T)
         mean = block.new_empty(self._size, share)
