@@ -168,3 +168,4 @@ echo
 in_results() { cd "$OUT_DIR" && exec "$python" "$@"; } # the table names metrics by their paths from there
 run in_results "$root/evaluate/compare_runs.py" --out_dir . --runs "${runs[@]}"
 for path in ${left_out[@]+"${left_out[@]}"}; do printf '\nnote: %s\n' "$(< "$path")"; done
+printf '\nmetrics      %s (comparison.md; values per query and run files beside each metrics.json)\n' "$OUT_DIR"

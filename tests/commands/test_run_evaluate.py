@@ -58,6 +58,7 @@ def test_each_collection_is_tokenized_and_evaluated_in_a_folder_of_its_own(check
         MIXED_PRECISION=0,
     )
     assert finished.returncode == 0, finished.stderr
+    assert "metrics      the results (" in finished.stdout.splitlines()[-1]
     *calls, table = checkout.calls()
     assert [call.script for call in calls] == ["beir_data", "evaluate_beir", "bm25"] * 2
     assert [call.processes for call in calls] == [0, 2, 0] * 2
