@@ -137,9 +137,9 @@ class Triplets:
 
 
 class Blocks:
-    """Each line, scored against the distinct passages of all lines of its block.
+    """Each line, scored against the passages of all lines of its block, those of equal tokens once.
 
-    What is `known` to be no negative of the line's query does not count; the line's own positive always does. A block
+    What is `known` to be no negative of the line's query does not count; the line's own positive always does, once. A block
     is never split: a batch takes as many whole ones as its `batch_size` lines have room for if all are of the largest
     size, and a step those of its `accumulation · processes` batches.
     """
@@ -198,10 +198,11 @@ class Blocks:
         episode = self.episode
         positives = episode.positive_rows[lines, None]
         negatives = episode.negative_rows[episode.starts[lines[0]] : episode.starts[lines[-1] + 1]]
-        passages = np.unique(np.concatenate([positives[:, 0], negatives]))
+        passages = self._known.first_of_each_text(np.concatenate([positives[:, 0], negatives]))
         others, query_rows = np.broadcast_to(passages, (len(lines), len(passages))), episode.query_rows[lines]
         known = self._known.are_itself(query_rows, others) | self._known.are_relevant(query_rows, others)
-        allowed = np.concatenate([np.ones(positives.shape, dtype=bool), (others != positives) & ~known], axis=1)
+        known |= self._known.are_equal(others, positives)
+        allowed = np.concatenate([np.ones(positives.shape, dtype=bool), ~known], axis=1)
         return np.concatenate([positives, others], axis=1), allowed
 
     def _block_at(self, position: int) -> int:

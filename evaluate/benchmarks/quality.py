@@ -305,9 +305,8 @@ class Benchmark:
     def summarize(self, budgets: Budgets) -> dict:
         """What all runs in the folder say."""
         clusters = DevClusters.read(self.initial / "ann_data" / "clusters_0", self.stores / "dev-query")
-        names = [name for name in dict.fromkeys([*OURS, *self.args.contenders]) if name != LIBRARY]
         clusters = clusters.only(self.runs.find(INITIAL)["dev"])
-        return summarize(self.runs, budgets, names, clusters)
+        return summarize(self.runs, budgets, clusters)
 
 
 def main() -> None:

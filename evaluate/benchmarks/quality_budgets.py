@@ -80,18 +80,23 @@ class Budgets:
         """A contender's costs."""
         return next(of_names[name] for _, of_names in self.sittings if name in of_names)
 
-    def has(self, name: str) -> bool:
-        """Whether a contender's costs are known."""
-        return any(name in of_names for _, of_names in self.sittings)
+    @property
+    def names(self) -> list[str]:
+        """The contenders whose costs are known, in the order in which they were measured."""
+        return [name for _, of_names in self.sittings for name in of_names]
 
     def seconds(self, name: str, steps: int) -> float:
         """What mining and so many steps take a contender, or, of a name that is not known, the library."""
-        return self.costs(name).seconds(steps, self.episodes) if self.has(name) else self.library.seconds(steps)
+        return self.costs(name).seconds(steps, self.episodes) if name in self.names else self.library.seconds(steps)
+
+    def most_steps(self, budget: str, name: str) -> int:
+        """A contender's steps under a budget; 0 where mining alone takes all of it."""
+        library, costs = next((library, names[name]) for library, names in self.sittings if name in names)
+        return costs.steps_within(budget, getattr(library, budget)(self.library_steps), self.episodes)
 
     def steps(self, budget: str, name: str) -> int:
-        """A contender's steps under a budget; `InputError` where mining alone takes all of it."""
-        library, costs = next((library, names[name]) for library, names in self.sittings if name in names)
-        steps = costs.steps_within(budget, getattr(library, budget)(self.library_steps), self.episodes)
+        """Likewise; `InputError` where there would be none."""
+        steps = self.most_steps(budget, name)
         if not steps:
             raise InputError(f"the budget of {budget} leaves {name} no step after mining; give more --steps")
         return steps

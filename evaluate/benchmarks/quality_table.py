@@ -75,14 +75,14 @@ def reached(values: Values, clusters: DevClusters) -> np.ndarray:
     return measure(values, clusters, np.arange(len(values.dev)), everything)
 
 
-def summarize(runs: Runs, budgets: Budgets, names: Sequence[str], clusters: DevClusters) -> dict:
+def summarize(runs: Runs, budgets: Budgets, clusters: DevClusters) -> dict:
     """Of each budget its contenders with rates tried, rate chosen, means and differences from the library's."""
     library = runs.of(LIBRARY, budgets.library_steps)
     content: dict = {"columns": COLUMNS, "budgets": {}}
     content["initial"] = as_json(reached(values_of([runs.find(INITIAL)], clusters), clusters))[0]
     for budget in BUDGETS:
         of_budget = {LIBRARY: library} | {
-            name: runs.of(name, budgets.steps(budget, name)) for name in names if budgets.has(name)
+            name: runs.of(name, budgets.most_steps(budget, name)) for name in budgets.names
         }
         of_budget = {
             name: found for name, found in of_budget.items() if any(one["seed"] == FIRST_SEED for one in found)

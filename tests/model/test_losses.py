@@ -97,9 +97,10 @@ def plain_losses(encoder, queries, passages, episode, qrels, loss, samples, chun
             block = np.searchsorted(episode.block_starts, line, side="right") - 1
             lines = range(episode.block_starts[block], episode.block_starts[block + 1])
             found = {row for own in lines for row in (int(episode.positive_rows[own]), *negatives_of(own))}
+            found = {text(passages, row): row for row in found}.values()
             relevant = [p for q, p, grade in qrels if text(queries, q) == text(queries, query) and grade > 0]
-            known = {text(passages, row) for row in relevant} | {text(queries, query)}
-            others = [row for row in found if row != positive and text(passages, row) not in known]
+            known = {text(passages, row) for row in (positive, *relevant)} | {text(queries, query)}
+            others = [row for row in found if text(passages, row) not in known]
         own = score(query, positive)
         losses.append(torch.log1p(sum(torch.exp(score(query, row) - own) for row in others)) if others else own * 0)
     return torch.stack(losses)
@@ -146,7 +147,7 @@ def test_sharing_encoded_texts_equals_encoding_every_sample_alone(tmp_path, chun
     assert_equal_with_gradients(shared, alone, encoder)
 
 
-def test_what_is_judged_relevant_or_equals_it_or_the_query_is_not_contrasted(tmp_path):
+def test_equal_texts_count_once_and_what_is_relevant_or_equals_it_or_the_query_does_not(tmp_path):
     queries, passages = stores_with_equal_texts(tmp_path)
     none = np.zeros(3, dtype=np.int64)
     episode = Episode(  # passages 0 and 8 have one text, and passage 4 that of query 2
@@ -168,11 +169,11 @@ def test_what_is_judged_relevant_or_equals_it_or_the_query_is_not_contrasted(tmp
         return [row[own].tolist() for row, own in zip(rows, allowed, strict=True)]
 
     judgments = (0, 0, 1), (1, 1, 2), (1, 5, 1), (1, 2, 0), (2, 2, 1)
-    assert taken(*judgments) == [[0, 1, 2, 4, 5], [1, 0, 2, 4, 8], [2, 0, 1, 5, 8]]
+    assert taken(*judgments) == [[0, 1, 2, 4, 5], [1, 0, 2, 4], [2, 0, 1, 5]]
     # What is relevant to query 5, which has the text of query 0, is so to that.
     assert taken(*judgments, (5, 5, 1))[0] == [0, 1, 2, 4]
-    # A mined file from elsewhere may have positives that nobody judged: they count once.
-    assert taken((1, 5, 1)) == [[0, 1, 2, 4, 5, 8], [1, 0, 2, 4, 8], [2, 0, 1, 5, 8]]
+    # A mined file from elsewhere may have positives that nobody judged: they count once, by their texts.
+    assert taken((1, 5, 1)) == [[0, 1, 2, 4, 5], [1, 0, 2, 4], [2, 0, 1, 5]]
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)

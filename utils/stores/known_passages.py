@@ -49,6 +49,15 @@ class KnownPassages:
         itself = passage_rows == self._own[query_rows, None]
         return itself | (self._passage_hashes[passage_rows] == self._query_hashes[query_rows, None])
 
+    def are_equal(self, passage_rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Which passages have the tokens of these others; bool, of int64 rows of shapes that broadcast."""
+        return self._passage_hashes[passage_rows] == self._passage_hashes[others]
+
+    def first_of_each_text(self, passage_rows: np.ndarray) -> np.ndarray:
+        """Of passages with equal tokens the lowest row: int64, ascending."""
+        rows = np.unique(passage_rows)
+        return np.sort(rows[np.unique(self._passage_hashes[rows], return_index=True)[1]])
+
     def are_relevant(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
         """Which passages have the tokens of one that is relevant to the query; bool (Q, k), of int64 (Q,) and (Q, k).
 
