@@ -28,7 +28,7 @@ setting DATA_DIR text "" '$OUT_DIR/collection/msmarco' \
 setting LAYOUT text auto "auto: by what is there; or msmarco, beir, tevatron, flagembedding, pairs, datasets (then DATA_DIR may be a name on the hub); of several sources, one each with colons between"
 setting PAIR_COLUMNS text "" "the columns of pairs: QUERY,POSITIVE[,NEGATIVE…] (default: by their names)"
 setting DATA_CONFIG text "" "the configuration of a data set on the hub"
-setting DATA_SPLIT text "" "its split that is trained on (default: train)"
+setting DATA_SPLIT text "" "the one split of it that is read, as training data (default: train, and dev and test where there are some)"
 setting DEV_SHARE number 0.1 "share of the training queries, 1000 at most, that is held out to measure with where the data have no dev queries"
 setting CHECKPOINT text "" "the model to begin with: a folder or a hub name (demo: all-MiniLM-L6-v2)"
 setting ZERO_SHOT_DIRS text "" '$OUT_DIR/collection/python-docs' \
@@ -39,8 +39,8 @@ setting PUBLIC_ANN_DATA_DIR text "" \
 heading "What"
 setting MODEL_SIZE "base|large" base "sets the published defaults that differ, and the layers that iDRO compares"
 setting DATA_TYPE "0|1" 1 "0: documents, 1: passages"
-setting MAX_SEQ_LENGTH count 256 128 "tokens per passage"
-setting MAX_QUERY_LENGTH count 64 32 "tokens per query"
+setting MAX_SEQ_LENGTH count 256 128 "tokens per passage, special ones and prompt included; longer texts are cut"
+setting MAX_QUERY_LENGTH count 64 32 "tokens per query, likewise"
 
 heading "How the checkpoint is read"
 reading_settings
@@ -68,7 +68,7 @@ setting INDEX_PARAMETERS text "" "of an approximate index's search, like nprobe=
 
 heading "Training"
 setting EPISODES "auto|count" auto 2 "rounds of mining and training"
-setting STEPS "auto|count" auto 40 "optimizer steps per episode; auto: by the length of the mined file"
+setting STEPS "auto|count" auto 40 "optimizer steps per episode"
 setting LOSS "auto|pairwise|contrastive" auto '$( ((QUERIES_TOGETHER)) && echo contrastive || echo pairwise)' \
     "pairwise: each negative by itself, as published; contrastive: all passages of a block (default: auto; demo: contrastive)"
 setting BATCH_SIZE "auto|count" auto 16 "triplets per process and pass; with a contrastive loss lines, whole blocks of them"

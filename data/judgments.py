@@ -241,6 +241,7 @@ def write_split(
         prepared=prepared,
         label=f"{split.name} queries",
         total=len(kept),
+        flag="--max_query_length",
     )
     query_keys = hashes_of(TokenStore(store).iter_ids(), len(kept))
     passage_count = len(TokenStore(out_folder / "passages"))

@@ -49,6 +49,7 @@ def write_stores(
             wanted=wanted,
             label="passages",
             total=total,
+            flag="--max_seq_length",
         )
     sources.note()
     counts = {}

@@ -104,12 +104,14 @@ def write_token_store(
     wanted: WantedIds | None = None,
     label: str,
     total: int | None = None,
+    flag: str = "",
 ) -> None:
     """Tokenizes `texts` into a token store at `folder`; `wanted` sees the rows of all ids.
 
     A row has at most `max_length` tokens, special ones included, and equals what `tokenizer(text)` gives, truncated.
     `source` is the file that the texts come from, `prepared` what was done to them, and `total`, if known, how many
-    there are. A text that comes again with its id is left out, see `each_once`. Raises `InputError` where an id comes
+    there are. Texts that are cut are counted, and `flag` is named, which sets the maximum. A text that comes again
+    with its id is left out, see `each_once`. Raises `InputError` where an id comes
     with two texts; then no store appears.
     """
     least = _check_room(tokenizer, prepared, max_length, f"a maximum length of {max_length} tokens")
@@ -117,7 +119,7 @@ def write_token_store(
     backend.enable_truncation(max_length)
     encode = partial(encode_beginnings, backend, max_length) if reads_words(backend) else backend.encode_batch_fast
     left_out: list[int] = []
-    empty = 0
+    empty = cut = 0
     with (
         create_token_store(folder, TokenizerInfo.of(tokenizer), max_length, source, prepared) as writer,
         progress(total=total, unit="texts", label=label) as bar,
@@ -127,9 +129,16 @@ def write_token_store(
                 wanted.see(ids, writer.rows)
             writer.append(ids, (encoding.ids for encoding in encodings))
             empty += sum(len(encoding) <= least for encoding in encodings)
+            cut += sum(_is_cut(encoding, max_length) for encoding in encodings)
             bar.update(len(ids))
         if left_out:
             writer.note_lines(np.delete(np.arange(writer.rows + len(left_out)), np.array(left_out) - 1))
+    if cut:
+        share, by = cut / writer.rows, f" ({flag})" if flag else ""
+        say(
+            f"{source.name}: {cut:,} of the {label} ({share:.1%}) are longer than {max_length} tokens, special ones "
+            f"included, and cut there{by}"
+        )
     if empty:
         say(f"warning: {source.name}: {empty:,} of the {label} hold no text; they are kept, and all have one vector")
 
@@ -165,11 +174,17 @@ def encode_beginnings(backend: Tokenizer, max_length: int, texts: list[str]) -> 
     beginnings = [_beginning(text, CHARACTERS_A_TOKEN * max_length) for text in texts]
     encodings = backend.encode_batch_fast(beginnings)
     again = [
-        i for i, encoding in enumerate(encodings) if len(encoding) < max_length and len(beginnings[i]) < len(texts[i])
+        i
+        for i, encoding in enumerate(encodings)
+        if len(beginnings[i]) < len(texts[i]) and not _is_cut(encoding, max_length)
     ]
     for i, encoding in zip(again, backend.encode_batch_fast([texts[i] for i in again]), strict=True):
         encodings[i] = encoding
     return encodings
+
+
+def _is_cut(encoding: Encoding, max_length: int) -> bool:
+    return len(encoding) == max_length and bool(encoding.overflowing)  # which are copied out, and so asked for last
 
 
 def _beginning(text: str, most: int) -> str:

@@ -215,3 +215,21 @@ def test_texts_without_a_token_are_kept_and_counted(tmp_path, capsys):
     write_token_store(tmp_path / "store", texts, tokenizer, 12, source, label="passages")
     assert TokenStore(tmp_path / "store").ids == ["a", "b", "c"]
     assert "texts.tsv: 2 of the passages hold no text" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("by_beginnings", [True, False])
+def test_texts_that_are_cut_are_counted_one_that_just_fits_is_not(tmp_path, monkeypatch, capsys, by_beginnings):
+    monkeypatch.setattr(tokenizing, "CHARACTERS_A_TOKEN", 3)  # a beginning of 12 characters: three of these words
+    monkeypatch.setattr(tokenizing, "reads_words", lambda backend: by_beginnings)
+    tokenizer = load_tokenizer(tiny_bert_tokenizer(tmp_path / "tokenizer"))
+    source = tmp_path / "texts.tsv"
+    source.write_text("")
+    texts = ["the cat", "the cat ", "the cat the", "the cat in the cat", "the cat" + " " * 30, "the cat" + " " * 30 + "in"]
+    rows = [(i + 1, str(i), text) for i, text in enumerate(texts)]
+    write_token_store(tmp_path / "s", rows, tokenizer, 4, source, label="queries", flag="--max_query_length")
+    assert [len(row) for row in map(TokenStore(tmp_path / "s").__getitem__, range(6))] == [4] * 6
+    said = capsys.readouterr().out
+    assert "texts.tsv: 3 of the queries (50.0%) are longer than 4 tokens, special ones included" in said
+    assert "cut there (--max_query_length)" in said
+    write_token_store(tmp_path / "t", rows[:2], tokenizer, 4, source, label="queries")
+    assert "longer" not in capsys.readouterr().out
