@@ -139,9 +139,9 @@ class Triplets:
 class Blocks:
     """Each line, scored against the passages of all lines of its block, those of equal tokens once.
 
-    What is `known` to be no negative of the line's query does not count; the line's own positive always does, once. A block
-    is never split: a batch takes as many whole ones as its `batch_size` lines have room for if all are of the largest
-    size, and a step those of its `accumulation · processes` batches.
+    What is `known` to be no negative of the line's query does not count; the line's own positive always does, once. A
+    block is never split: a batch takes as many whole ones as its `batch_size` lines have room for if all are of the
+    largest size, and a step those of its `accumulation · processes` batches.
     """
 
     unit, asks_known = "lines", True

@@ -224,7 +224,14 @@ def test_texts_that_are_cut_are_counted_one_that_just_fits_is_not(tmp_path, monk
     tokenizer = load_tokenizer(tiny_bert_tokenizer(tmp_path / "tokenizer"))
     source = tmp_path / "texts.tsv"
     source.write_text("")
-    texts = ["the cat", "the cat ", "the cat the", "the cat in the cat", "the cat" + " " * 30, "the cat" + " " * 30 + "in"]
+    texts = [
+        "the cat",
+        "the cat ",
+        "the cat the",
+        "the cat in the cat",
+        "the cat" + " " * 30,
+        "the cat" + " " * 30 + "in",
+    ]
     rows = [(i + 1, str(i), text) for i, text in enumerate(texts)]
     write_token_store(tmp_path / "s", rows, tokenizer, 4, source, label="queries", flag="--max_query_length")
     assert [len(row) for row in map(TokenStore(tmp_path / "s").__getitem__, range(6))] == [4] * 6
