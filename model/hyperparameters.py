@@ -16,7 +16,8 @@ here (`choose`), by these rules:
     TOPK           √(2 · passages), so 100 of 5,000; at most 200 and half the passages, at least four times NEGATIVES
     a step         √queries / 2 samples, a multiple of 8 from 16 to 512, of all processes together: triplets, or with
                    a contrastive loss lines of the mined file, whole blocks in each process
-    CLUSTERS       √queries / 4, from 2 to 50, and two or more samples of each in a step
+    CLUSTERS       √queries / 4, from 2 to 50, and at most half as many as a step has samples. With a contrastive loss
+                   a step holds as many of them as it has blocks
     EPISODES       2 from an encoder that is made for vectors already, 3 from any other
     STEPS          half a pass over the queries from the former, the whole mined file (5 passes) for any other; at
                    least 60, unless that is more than the whole file
@@ -154,9 +155,7 @@ def choose(size: Size, given: Mapping[str, Value], objective: str = "idro") -> d
     settle("BATCH_SIZE", batch, meaning)
     settle("ACCUMULATION", accumulation, meaning)
     clusters = min(round(sqrt(size.queries) / 4), 50, step // 2)
-    settle(
-        "CLUSTERS", max(1, min(max(clusters, 2), size.queries)), "by the number of queries, with several in a step"
-    )
+    settle("CLUSTERS", max(1, min(max(clusters, 2), size.queries)), "by the number of queries")
 
     episodes = settle("EPISODES", 2 if size.declared else 3, f"from an encoder that is {made}")
     passes = ceil(negatives / a_query) if a_query else MINED_PASSES
