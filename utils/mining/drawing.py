@@ -52,7 +52,7 @@ class Drawn:
         check_candidates(self.rows, topk)
 
     def say_filtered(self, number: int) -> None:
-        """Says of an episode what its filters took, if there are any."""
+        """Says of an episode what its filters took, if there are any, and warns where that is most of it."""
         if self.filters:
             *dropped, candidates, none_left = self.counts.tolist()
             took = (
@@ -61,6 +61,13 @@ class Drawn:
             )
             left = f"{none_left:,} queries have none left"
             say(f"episode {number}: of {candidates:,} candidates {', '.join(took)}; {left}")
+            if sum(dropped) > candidates / 2:
+                flags = ", ".join(f"--{name}" for name in self.filters)
+                say(
+                    f"warning: {flags}: more than half of the candidates were dropped, and queries with none left are "
+                    "not trained on. Scores that lie close together, as some encoders' do, want a filter that drops "
+                    "less: --max_relative_score nearer to 1, or --min_margin"
+                )
 
     @property
     def filtered(self) -> dict[str, Any]:

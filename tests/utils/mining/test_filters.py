@@ -173,6 +173,15 @@ def test_without_filters_nothing_is_dropped_counted_or_said(capsys):
     assert (drawn.filtered, len(drawn.dropped), capsys.readouterr().out) == ({}, 0, "")
 
 
+@pytest.mark.parametrize(("filters", "warns"), [({"max_relative_score": 0.5}, True), ({"skip_ranks": 1}, False)])
+def test_filters_that_take_most_of_the_candidates_are_warned_of(capsys, filters, warns):
+    drawn = draw(Data(6), filters)
+    *dropped, candidates, _ = drawn.counts.tolist()
+    assert (sum(dropped) > candidates / 2) == warns
+    drawn.say_filtered(0)
+    assert ("warning: --max_relative_score 0.5: more than half" in capsys.readouterr().out) == warns
+
+
 def test_negatives_that_the_data_bring_along_are_not_filtered():
     data, filters = Data(7), {"skip_ranks": 3, "max_relative_score": 0.05}
     drawn, unfiltered, mined = draw(data, filters, given=True), draw(data, {}, given=True), draw(data, filters)
