@@ -64,9 +64,9 @@ class Drawn:
             if sum(dropped) > candidates / 2:
                 flags = ", ".join(f"--{name}" for name in self.filters)
                 say(
-                    f"warning: {flags}: more than half of the candidates were dropped, and queries with none left are "
-                    "not trained on. Scores that lie close together, as some encoders' do, want a filter that drops "
-                    "less: --max_relative_score nearer to 1, or --min_margin"
+                    f"warning: {flags}: more than half of the candidates were dropped, and queries with none left "
+                    "are not trained on. Scores that lie close together, as some encoders' do, want a filter that "
+                    "drops less: --max_relative_score nearer to 1, or --min_margin"
                 )
 
     @property
