@@ -220,7 +220,7 @@ find_reading() {
     take_found "$OUT_DIR/.reading"
     [[ "$MAX_RELATIVE_SCORE" =~ ^(auto|off)$ || "$NORMALIZE" == 1 ]] ||
         fail "MAX_RELATIVE_SCORE is a share of the positive's score, and this checkpoint's vectors are not of length 1; give MIN_MARGIN instead"
-    # The demo's filter, as others have it chosen with what else is auto.
+    # The demo has a filter, so that its report shows what one drops.
     ((demo == 0)) || [[ "$MAX_RELATIVE_SCORE" != auto ]] ||
         MAX_RELATIVE_SCORE="$([[ "$LOSS $NORMALIZE" == "contrastive 1" ]] && echo 0.95 || echo off)"
     reading_flags
@@ -235,7 +235,7 @@ choose_settings() {
     # What a launcher starts, it alone knows.
     if [[ -n "$LAUNCHER" ]]; then start=("${launcher[@]}"); else flags+=(--processes "$(training_processes)"); fi
     run "${start[@]}" "$root/drivers/choose_settings.py" --model_name_or_path "$CHECKPOINT" --model_type "$MODEL_TYPE" \
-        --data_dir "$preprocessed" --model_size "$MODEL_SIZE" --normalize "$NORMALIZE" --objective "$OBJECTIVE" \
+        --data_dir "$preprocessed" --model_size "$MODEL_SIZE" --objective "$OBJECTIVE" \
         "${flags[@]}" --settings_file "$OUT_DIR/.chosen"
     take_found "$OUT_DIR/.chosen"
     check_blocks

@@ -40,7 +40,6 @@ class Arguments:
     model_size: str = option("base", "base or large: the published values that differ")
     processes: int = option(0, "processes that train; 0: as many as run this script")
     by_size: int | None = option(None, "1: by size, 0: as published (default: by the number of training queries)")
-    normalize: int | None = option(None, "1: vectors have length 1, 0: any (default: as the checkpoint's files say)")
     loss: str | None = option(None, "pairwise or contrastive")
     queries_together: int | None = option(None, "queries of a block, for a contrastive loss")
     negatives_a_query: int | None = option(None, "negatives of a query in a pass; 0: by the number of passes")
@@ -90,9 +89,8 @@ def read_size(args: Arguments) -> Size:
     queries, passages = (len(TokenStore(Path(args.data_dir, name))) for name in ("train-query", "passages"))
     cache_dir = args.cache_dir or None
     reading = declared_reading(args.model_name_or_path, cache_dir) if args.model_type == AUTO else None
-    normalized = reading is not None and reading.normalized if args.normalize is None else bool(args.normalize)
     width = pretrained_config(args.model_name_or_path, cache_dir).hidden_size
-    return Size(queries, passages, width, reading is not None, args.processes, normalized)
+    return Size(queries, passages, width, reading is not None, args.processes)
 
 
 def text_of(value: Value) -> str:

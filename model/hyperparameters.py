@@ -12,18 +12,19 @@ here (`choose`), by these rules:
                    few of the clusters; otherwise as published
     NEGATIVES      5: one a query in each of the 5 passes that a mined file consists of, so that a step sees as many
                    queries as it can
-    filter         MAX_RELATIVE_SCORE 0.95 with a contrastive loss and vectors of length 1, else none
+    filter         none (MAX_RELATIVE_SCORE off)
     TOPK           √(2 · passages), so 100 of 5,000; at most 200 and half the passages, at least four times NEGATIVES
     a step         √queries / 2 samples, a multiple of 8 from 16 to 512, of all processes together: triplets, or with
                    a contrastive loss lines of the mined file, whole blocks in each process
     CLUSTERS       √queries / 4, from 2 to 50, and at most half as many as a step has samples. With a contrastive loss
                    a step holds as many of them as it has blocks
     EPISODES       2 from an encoder that is made for vectors already, 3 from any other
-    STEPS          half a pass over the queries from the former, the whole mined file (5 passes) for any other; at
+    STEPS          a pass over the queries from the former, the whole mined file (5 passes) for any other; at
                    least 60, unless that is more than the whole file
-    LEARNING_RATE  AdamW 1e-4 up to a width of 384, beyond it falling with the square of the width (2.5e-5 at 768,
-                   1.4e-5 at 1024). With fewer than 1,000 queries, of an encoder that is made for vectors already,
-                   times √(queries / 1,000), at least 0.2: there is more to lose than to learn. LAMB 25 times that
+    LEARNING_RATE  AdamW, of an encoder that is made for vectors already: 5e-5 up to a width of 384, beyond it falling
+                   with the width (2.5e-5 at 768, 1.9e-5 at 1024); with fewer than 250 queries times √(queries / 250),
+                   at least 0.4: there is more to lose than to learn. Of any other: 1e-4 up to a width of 384, beyond
+                   it falling with its square (2.5e-5 at 768, 1.4e-5 at 1024). LAMB 25 times that
     schedule       warm-up over a tenth of the steps, then down to 0 at the episode's last; peaks fall over the run
     SAVE_STEPS     half an episode, from 20 to 5,000
 
@@ -37,7 +38,7 @@ from math import ceil, sqrt
 from typing import NamedTuple
 
 PUBLISHED_QUERIES = 400_000
-FEW_QUERIES = 1_000
+FEW_QUERIES = 250
 MINED_PASSES = 5  # over the training queries, that the negatives of a mined file are dealt into, by default
 TOGETHER = 16  # queries of a block, in steps that have room for two
 OFF = "off"  # no filter
@@ -82,8 +83,7 @@ class Choice(NamedTuple):
 class Size:
     """What is trained on what: rows of the token stores, the encoder's width, and the processes that train.
 
-    `declared`: the encoder's own files say how it is read, so that it is made for vectors already. `normalized`:
-    these have length 1.
+    `declared`: the encoder's own files say how it is read, so that it is made for vectors already.
     """
 
     queries: int
@@ -91,7 +91,6 @@ class Size:
     width: int
     declared: bool
     processes: int = 1
-    normalized: bool = False
 
     @property
     def is_published(self) -> bool:
@@ -141,7 +140,7 @@ def choose(size: Size, given: Mapping[str, Value], objective: str = "idro") -> d
     a_query = settle("NEGATIVES_A_QUERY", int(contrasts), of_loss)
     for name, value in _options(objective, loss).items():
         settle(name, value, of_loss)
-    settle("MAX_RELATIVE_SCORE", "0.95" if contrasts and size.normalized else OFF, of_loss)
+    settle("MAX_RELATIVE_SCORE", OFF, "no gain was seen with a filter")
 
     negatives = settle("NEGATIVES", min(5, given.get("TOPK", 5)), "one a query in each pass")
     # Of few passages the upper half holds no hard negatives, whatever their number.
@@ -193,12 +192,12 @@ def _batch(samples: int, size: Size, given: Mapping[str, Value], block: int) -> 
 
 def _steps(size: Size, mined: int, passes: int, step: int, unit: str) -> tuple[int, str]:
     """Steps of `step` samples an episode, and how much that is of a mined file of `mined` of them in `passes`."""
-    wanted = ceil(mined / passes / 2) if size.declared else mined
+    wanted = ceil(mined / passes) if size.declared else mined
     steps, most = ceil(wanted / step), ceil(mined / step)
     least = min(60, most)
     if steps < least:
         return least, f"at least 60, or the mined file once: {mined:,} {unit}, {step:,} a step"
-    part = "half a pass over the queries" if size.declared else "the mined file once"
+    part = "a pass over the queries" if size.declared else "the mined file once"
     return steps, f"{part}: {wanted:,} {unit}, {step:,} a step"
 
 
@@ -207,8 +206,10 @@ def _learning_rate(size: Size, optimizer: str) -> float:
 
     LAMB's is relative to the size of the weights, whose standard deviation is about 1 / 25 in these encoders.
     """
-    rate = 1e-4 * min(1.0, (384 / size.width) ** 2)
+    narrower = min(1.0, 384 / size.width)
     if size.declared:
-        rate *= min(1.0, max(0.2, sqrt(size.queries / FEW_QUERIES)))
+        rate = 5e-5 * narrower * min(1.0, max(0.4, sqrt(size.queries / FEW_QUERIES)))
+    else:
+        rate = 1e-4 * narrower**2
     rate *= 25 if optimizer == "lamb" else 1
     return float(f"{rate:.1e}")

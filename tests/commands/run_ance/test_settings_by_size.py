@@ -100,7 +100,6 @@ def test_what_is_chosen_reaches_the_drivers_and_is_noted(run):
         "model_type": "rdot_nll_condenser",
         "data_dir": f"{run.out}/preprocessed",
         "model_size": "base",
-        "normalize": "1",
         "objective": "idro",
         "processes": "1",
         "settings_file": f"{run.out}/.chosen",
