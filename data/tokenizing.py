@@ -111,8 +111,8 @@ def write_token_store(
     A row has at most `max_length` tokens, special ones included, and equals what `tokenizer(text)` gives, truncated.
     `source` is the file that the texts come from, `prepared` what was done to them, and `total`, if known, how many
     there are. Texts that are cut are counted, and `flag` is named, which sets the maximum. A text that comes again
-    with its id is left out, see `each_once`. Raises `InputError` where an id comes
-    with two texts; then no store appears.
+    with its id is left out, see `each_once`. Raises `InputError` where an id comes with two texts; then no store
+    appears.
     """
     least = _check_room(tokenizer, prepared, max_length, f"a maximum length of {max_length} tokens")
     backend = tokenizer.backend_tokenizer
